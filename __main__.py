@@ -1,0 +1,5 @@
+"""`python -m cascade_trt`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""The `cascade-trt` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .runtime.errors import CascadeError
+
+DEFAULT_BUNDLE = Path("build/emoji")
+
+
+class Group(click.Group):
+    """Turns CascadeError into one sentence on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CascadeError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cascade-trt")
+def cli() -> None:
+    """Speculative decoding of autoregressive image models on exported engines."""
+
+
+def main() -> None:
+    """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+
+
+PATH = click.Path(path_type=Path)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--checkpoint", type=PATH, help="The transformer's checkpoint (.pt, .safetensors, folder).")
+@click.option("--vq", type=PATH, help="The VQ tokenizer's checkpoint; only its decoder is used.")
+@click.option("--drafter", type=PATH, help="LANTERN drafter (file or folder); without it only rule 'ar' runs.")
+@click.option("--text", default="none", help="Folder of the text encoder (transformers format), or 'none'.")
+@click.option("--config", type=PATH, help="JSON with what the checkpoint cannot tell (grid, n_head, ...).")
+@click.option("--grid", type=int, help="Side of the token grid: 16, 24, 32 (instead of --config).")
+@click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
+@click.option("--tree", "trees", multiple=True, help="Draft tree by name or .json of paths; repeatable.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Most prompts drawn at once.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
+@click.option("--max-top-k", type=int, help="Logits that the engine returns: the largest top_k to be used.")
+@click.option("--dummy-weights", is_flag=True, help="Random weights for a preset: for sizing and benchmarks.")
+@click.option("--out", type=PATH, help="Folder of the bundle. [default: build/<model>]")
+def build(model: str, **options: Any) -> None:
+    """Build a bundle for MODEL: `llamagen` with checkpoints, `emoji` (bundled), or a preset of `models`."""
+    from .commands.build import run
+
+    run(model, **options)
+
+
+@cli.command()
+@click.argument("prompts", nargs=-1)
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--class-id", "class_ids", type=int, multiple=True, help="Class to draw; repeatable.")
+@click.option("--rule", help="ar, exact, strict, ... [default: exact with a drafter, else ar]")
+@click.option("--tree", help="One of the bundle's trees. [default: its first]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--guidance-scale", type=float)
+@click.option("--temperature", type=float)
+@click.option("--top-k", type=int)
+@click.option("--top-p", type=float)
+@click.option("--num-images", type=int, default=1, show_default=True, help="Pictures of each prompt.")
+@click.option("--grid", is_flag=True, help="Also write a contact sheet of all pictures.")
+@click.option("--out", type=PATH, default=Path("outputs"), show_default=True, help="Folder, or a .png file.")
+@click.option("--threads", type=int, help="Threads of each engine. [default: one for each core]")
+@click.option("--json", "as_json", is_flag=True, help="Print files and statistics as JSON.")
+def generate(**options: Any) -> None:
+    """Draw PROMPTS; writes a PNG for each picture and prints its name."""
+    from .commands.generate import run
+
+    run(**options)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--verify", is_flag=True, help="Also compare every file with its hash.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def info(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what is inside BUNDLE."""
+    from .commands.info import run
+
+    run(bundle, verify, as_json)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True)
+def models(as_json: bool) -> None:
+    """List the known models: sizes, sampling defaults, what to download."""
+    from .commands.models import run
+
+    run(as_json)
+
+
+@cli.command()
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--rule", "rules", multiple=True, help="Rules to compare; repeatable. [default: all]")
+@click.option("--tree", "trees", multiple=True, help="Trees to compare; repeatable. [default: all]")
+@click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
+@click.option("--num-images", type=int, default=4, show_default=True, help="Pictures for each setting.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int)
+@click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
+def bench(**options: Any) -> None:
+    """Compare plain decoding and every rule on one bundle, side by side."""
+    from .commands.bench import run
+
+    run(**options)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=1))

@@ -1,0 +1,95 @@
+"""`cascade-trt info`: a bundle at a glance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..runtime.bundle import Manifest, check_files, read_manifest
+
+
+def run(bundle: Path, verify: bool, as_json: bool) -> None:
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest, thorough=verify)
+    if as_json:
+        click.echo(manifest.to_json())
+        return
+    console = Console(highlight=False, width=110)
+    _overview(console, bundle, manifest)
+    _engines(console, manifest)
+    _backends(console, manifest)
+
+
+def human(count: float, unit: str = "B") -> str:
+    """1234567 -> '1.2 MB'."""
+    for prefix in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.0f} {prefix}{unit}" if not prefix else f"{count:.1f} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.1f} T{unit}"
+
+
+def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
+    model, sampling = manifest.model, manifest.sampling
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    weights = "random (--dummy-weights)" if manifest.dummy_weights else ", ".join(
+        f"{part}: {entry.get('file')}" for part, entry in manifest.provenance.items()
+    )  # fmt: skip
+    condition = f"text, {model.prefix_len} slots of {model.caption_dim}"
+    if model.condition == "class":
+        condition = f"{model.num_classes} classes"
+    text = "bring your own features" if manifest.text is None else f"engine, {manifest.text.max_length} tokens"
+    rows = [
+        ("bundle", f"{bundle} ({manifest.tool}, schema {manifest.schema})"),
+        ("model", f"{model.family} {model.variant}: {model.n_layer} layers x {model.dim}, {model.n_head} heads, "
+                  f"{human(model.parameters, '').strip()} weights"),
+        ("picture", f"{model.image_size} x {model.image_size} px from {model.grid} x {model.grid} tokens "
+                    f"of {model.vocab_size}"),
+        ("condition", condition if model.condition == "class" else f"{condition}; text: {text}"),
+        ("drafter", _drafter(manifest)),
+        ("trees", "; ".join(f"{t.name} ({len(t.parents)} nodes, depth {t.tree().depth})" for t in manifest.trees)
+                  or "none: only rule 'ar'"),
+        ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
+                     f"top_k {sampling.top_k} (at most {manifest.target.top_k}), top_p {sampling.top_p}"),
+        ("batch", f"up to {manifest.batch} prompt(s), {manifest.target.slots} cache slots"),
+        ("weights", weights),
+    ]  # fmt: skip
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/bold]", value)
+    console.print(table)
+
+
+def _drafter(manifest: Manifest) -> str:
+    drafter = manifest.drafter
+    if drafter is None:
+        return "none"
+    return f"{drafter.kind}, {human(drafter.parameters, '').strip()} weights"
+
+
+def _engines(console: Console, manifest: Manifest) -> None:
+    table = Table("engine", "precision", "graph", "weights", "against PyTorch", title=None)
+    for name, engine in manifest.engines.items():
+        size = sum(manifest.files[file].bytes for file in engine.weights)
+        graph = manifest.files[engine.file].bytes
+        table.add_row(
+            name, engine.precision, human(graph), f"{', '.join(engine.weights)} ({human(size)})",
+            _parity(manifest.parity.get(name)),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _parity(report: dict | None) -> str:
+    if not report:
+        return "not compared"
+    if "skipped" in report:
+        return report["skipped"]
+    worst = max(report["outputs"].items(), key=lambda item: item[1]["relative"])
+    return f"{worst[0]} within {worst[1]['absolute']:.1e}"
+
+
+def _backends(console: Console, manifest: Manifest) -> None:
+    for backend, verdict in manifest.backends.items():
+        console.print(f"[bold]{backend}[/bold]: {'usable' if verdict == 'yes' else verdict}", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""Staging and publishing of bundle folders: built beside the target, locked, renamed into place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..runtime.bundle import MANIFEST
+from ..runtime.errors import CascadeError
+
+
+@contextmanager
+def staged_bundle(out: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `out`; when the block ends well, that folder becomes `out`.
+
+    After an error or Ctrl-C the staging folder is gone and an older bundle in `out` is as it was. Raises
+    CascadeError when `out` cannot be written, holds something that is not a bundle, or is being built.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).is_file())):
+        raise CascadeError(f"{out} exists and is not a bundle: choose another --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(out.parent / f".{out.name}.lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CascadeError(f"cannot write {out} ({error.strerror}): choose another --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CascadeError(
+                f"another build of {out} is running: wait for it, or choose another --out."
+            ) from None
+        stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+        try:
+            yield stage
+            stage.chmod(0o755)
+            _replace(stage, out)
+        except OSError as error:
+            raise CascadeError(f"cannot write {out} ({error.strerror}): free space or choose another --out.") from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            Path(lock.name).unlink(missing_ok=True)
+
+
+def _replace(stage: Path, out: Path) -> None:
+    """Puts `stage` in the place of `out`; the old bundle is kept until the new one stands."""
+    if not out.exists():
+        os.rename(stage, out)
+        return
+    old = stage.with_suffix(".old")
+    os.rename(out, old)
+    try:
+        os.rename(stage, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

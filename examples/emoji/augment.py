@@ -1,0 +1,49 @@
+"""Views of a picture: background colour, a small shift and scale, a mirror image."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .captions import BACKGROUNDS
+from .data import Picture
+
+_SHIFT, _SCALE = 0.06, 0.08  # of the picture's side
+
+
+def views(rgba: Tensor, pictures: Sequence[Picture], rng: random.Random) -> tuple[Tensor, list[str]]:
+    """One random view of each picture: pixels float32 [B, 3, H, W] in [-1, 1], and the backgrounds' names.
+
+    rgba is uint8 [B, H, W, 4]. Half of the views are on white.
+    """
+    names = list(BACKGROUNDS)
+    chosen = ["white" if rng.random() < 0.5 else rng.choice(names) for _ in pictures]
+    moves = torch.zeros(len(pictures), 2, 3)
+    for i, picture in enumerate(pictures):
+        scale = 1 + rng.uniform(0, _SCALE)  # above 1 the picture gets smaller, so nothing is cut off
+        flip = -1.0 if picture.mirror and rng.random() < 0.3 else 1.0
+        moves[i] = torch.tensor([[scale * flip, 0, rng.uniform(-_SHIFT, _SHIFT)],
+                                 [0, scale, rng.uniform(-_SHIFT, _SHIFT)]])  # fmt: skip
+    return compose(rgba, chosen, moves), chosen
+
+
+def plain(rgba: Tensor, backgrounds: Sequence[str] | None = None) -> Tensor:
+    """The pictures as they are, on white or on the named backgrounds: float32 [B, 3, H, W] in [-1, 1]."""
+    return compose(rgba, backgrounds or ["white"] * len(rgba), None)
+
+
+def compose(rgba: Tensor, backgrounds: Sequence[str], moves: Tensor | None) -> Tensor:
+    """Alpha-blends premultiplied pixels over the backgrounds after the affine `moves` [B, 2, 3]."""
+    x = rgba.float().permute(0, 3, 1, 2) / 255  # [B, 4, H, W]
+    alpha = x[:, 3:]
+    premultiplied = torch.cat([x[:, :3] * alpha, alpha], dim=1)
+    if moves is not None:
+        where = F.affine_grid(moves.to(x.device), list(x.shape), align_corners=False)
+        premultiplied = F.grid_sample(premultiplied, where, align_corners=False)
+    colours = torch.tensor([BACKGROUNDS[name] for name in backgrounds], device=x.device) / 255.0  # [B, 3]
+    blended = premultiplied[:, :3] + (1 - premultiplied[:, 3:]) * colours[:, :, None, None]
+    return blended.clamp(0, 1) * 2 - 1

@@ -1,0 +1,86 @@
+"""Settings of the demo recipe: one for two CPU cores, one for a GPU, one for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...export.models.llamagen import LlamaGenConfig, llamagen_ffn_dim
+from ...export.models.t5 import T5Config
+from ...export.models.vq import VQConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what is trained. Steps are optimiser steps, sizes are pictures."""
+
+    styles: tuple[str, ...]
+    groups: tuple[int, ...]  # emojibase groups: 0 smileys, 3 animals, 4 food, 5 travel, 6 activities, 7 objects
+    image_size: int
+    grid: int
+    codebook_size: int
+    vq_ch: int
+    vq_ch_mult: tuple[int, ...]
+    vq_z_channels: int
+    vq_steps: int
+    vq_batch: int
+    dim: int
+    n_layer: int
+    n_head: int
+    prefix_len: int
+    text_dim: int
+    text_layers: int
+    target_steps: int
+    target_batch: int
+    target_lr: float
+    drafter_samples: int
+    drafter_steps: int
+    drafter_batch: int
+    guidance_scale: float = 3.0
+    top_k: int = 1000
+    caption_dropout: float = 0.1
+    device: str = "cpu"
+
+    def vq(self) -> VQConfig:
+        return VQConfig(
+            codebook_size=self.codebook_size, codebook_dim=8, z_channels=self.vq_z_channels, ch=self.vq_ch,
+            ch_mult=self.vq_ch_mult, num_res_blocks=1,
+        )  # fmt: skip
+
+    def target(self) -> LlamaGenConfig:
+        return LlamaGenConfig(
+            dim=self.dim, n_layer=self.n_layer, n_head=self.n_head, ffn_dim=llamagen_ffn_dim(self.dim),
+            vocab_size=self.codebook_size, grid=self.grid, prefix_len=self.prefix_len, condition="text",
+            caption_dim=self.text_dim,
+        )  # fmt: skip
+
+    def text(self, vocab_size: int) -> T5Config:
+        heads = max(1, self.text_dim // 32)
+        return T5Config(
+            vocab_size=vocab_size, d_model=self.text_dim, d_kv=32, d_ff=2 * self.text_dim,
+            num_layers=self.text_layers, num_heads=heads,
+        )  # fmt: skip
+
+
+RECIPES: dict[str, Recipe] = {
+    "cpu": Recipe(
+        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), image_size=64, grid=16, codebook_size=1024,
+        vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=2600, vq_batch=32,
+        dim=192, n_layer=12, n_head=6, prefix_len=16, text_dim=128, text_layers=2,
+        target_steps=2400, target_batch=16, target_lr=1.5e-3,
+        drafter_samples=384, drafter_steps=700, drafter_batch=16,
+    ),
+    "gpu": Recipe(
+        styles=("noto", "fluent", "twemoji"), groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), image_size=64, grid=16,
+        codebook_size=2048, vq_ch=64, vq_ch_mult=(1, 2, 2), vq_z_channels=128, vq_steps=12000, vq_batch=128,
+        dim=384, n_layer=16, n_head=6, prefix_len=24, text_dim=192, text_layers=3,
+        target_steps=12000, target_batch=128, target_lr=1e-3,
+        drafter_samples=4096, drafter_steps=4000, drafter_batch=64, device="cuda",
+    ),
+    "tiny": Recipe(
+        styles=("noto", "fluent"), groups=(3, 4), image_size=32, grid=8, codebook_size=64,
+        vq_ch=32, vq_ch_mult=(1, 1, 1), vq_z_channels=32, vq_steps=4, vq_batch=4,
+        dim=64, n_layer=2, n_head=2, prefix_len=8, text_dim=32, text_layers=1,
+        target_steps=3, target_batch=4, target_lr=1e-3,
+        drafter_samples=4, drafter_steps=2, drafter_batch=2, top_k=64,
+    ),
+}  # fmt: skip

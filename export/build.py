@@ -1,0 +1,220 @@
+"""From checkpoints to a bundle: open and check everything, write the graphs, compare with PyTorch, publish."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..engines.publish import staged_bundle
+from ..runtime.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    DrafterInfo,
+    EngineInfo,
+    FileInfo,
+    Manifest,
+    ModelInfo,
+    SamplingDefaults,
+    TargetInfo,
+    TextInfo,
+    TreeInfo,
+    describe_file,
+)
+from ..runtime.errors import CascadeError
+from ..runtime.tree import Tree
+from .graphs.builder import GraphBuilder
+from .graphs.condition import build_condition
+from .graphs.decode import build_decode
+from .graphs.draft import DraftGraph, DraftShape, build_draft, draft_shape
+from .graphs.embed import build_embed
+from .graphs.target import HEAD, TargetShape, build_target, target_shape
+from .graphs.text import build_text
+from .graphs.weights import PRECISIONS, WeightFile
+from .parts import Parts
+from .support import backend_support
+
+Progress = Callable[[str, int, int], None]  # what is being done, bytes read, bytes in all
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Settings of a build. `batch` is the largest number of prompts that are drawn at once."""
+
+    out: Path
+    trees: tuple[Tree, ...]
+    sampling: SamplingDefaults
+    batch: int = 1
+    precision: str = "fp32"
+    max_top_k: int = 1000
+
+
+@dataclass
+class _Stage:
+    """The folder being filled, and what is in it so far."""
+
+    folder: Path
+    precision: str
+    engines: dict[str, EngineInfo] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    overflowed: list[str] = field(default_factory=list)
+
+    def save(self, g: GraphBuilder, name: str, weights: list[str]) -> None:
+        g.save(self.folder / f"{name}.onnx")
+        self.engines[name] = EngineInfo(f"{name}.onnx", weights, self.precision)
+
+    def close(self, *weights: WeightFile) -> None:
+        for file in weights:
+            self.digests[file.path.name] = file.digest
+            self.overflowed += file.overflowed
+
+    def files(self) -> dict[str, FileInfo]:
+        paths = sorted(path for path in self.folder.iterdir() if path.name != MANIFEST)
+        return {path.name: describe_file(path, self.digests.get(path.name)) for path in paths}
+
+
+def build_bundle(parts: Parts, options: BuildOptions, progress: Progress) -> Manifest:
+    """Writes the bundle `options.out` and returns its manifest.
+
+    Raises CascadeError when the parts do not fit, a weight cannot be stored in the precision, or an engine
+    disagrees with PyTorch; nothing is left behind then.
+    """
+    _check(parts, options)
+    counted = parts.counted(progress)
+    with staged_bundle(options.out) as folder:
+        stage = _Stage(folder, options.precision)
+        shapes = write_graphs(counted, options, stage)
+        if stage.overflowed:
+            raise CascadeError(
+                f"tensor {stage.overflowed[0]} and {len(stage.overflowed) - 1} more exceed the range of fp16: "
+                "build with --precision bf16 or fp32."
+            )
+        tokenizer = _copy_tokenizer(parts, folder)
+        manifest = _manifest(parts, options, stage, shapes, tokenizer)
+        from .parity import check_parity
+
+        progress("comparing with PyTorch", 0, 0)
+        parity = check_parity(parts, options, folder, manifest)
+        manifest = _with_parity(manifest, parity)
+        (folder / MANIFEST).write_text(manifest.to_json())
+    return manifest
+
+
+def _check(parts: Parts, options: BuildOptions) -> None:
+    if options.precision not in PRECISIONS:
+        raise CascadeError(f"unknown precision {options.precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    if options.batch < 1:
+        raise CascadeError("--batch must be at least 1.")
+    if options.max_top_k < 1:
+        raise CascadeError("--max-top-k must be at least 1.")
+    widest = max((len(c) for tree in options.trees for c in tree.children), default=0)
+    if widest > parts.config.vocab_size:
+        raise CascadeError(f"a tree node has {widest} children, more than the {parts.config.vocab_size} tokens.")
+    names = [tree.name for tree in options.trees]
+    if len(set(names)) != len(names):
+        raise CascadeError(f"two trees are called {max(names, key=names.count)!r}: name them apart.")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    target: TargetShape
+    draft: DraftShape | None
+
+
+def write_graphs(parts: Parts, options: BuildOptions, stage: _Stage) -> Shapes:
+    """Writes every graph of the bundle and its weights."""
+    dtype, config = PRECISIONS[stage.precision], parts.config
+    nodes = max((tree.size for tree in options.trees), default=1)
+    shape = target_shape(config, nodes, options.max_top_k)
+    drafted = None
+    with ExitStack() as stack:
+
+        def weights(name: str) -> WeightFile:
+            return stack.enter_context(WeightFile(stage.folder / f"{name}.data", dtype))
+
+        files = {name: weights(name) for name in ("target", "condition", "decode")}
+        g = GraphBuilder("target", files["target"])
+        build_target(g, parts.target, config, shape)
+        stage.save(g, "target", ["target.data"])
+        g = GraphBuilder("embed", files["target"])
+        build_embed(g, parts.target, config)
+        stage.save(g, "embed", ["target.data"])
+        g = GraphBuilder("condition", files["condition"])
+        build_condition(g, parts.target, config)
+        stage.save(g, "condition", ["condition.data"])
+        g = GraphBuilder("decode", files["decode"])
+        build_decode(g, parts.vq, parts.vq_config, config.grid)
+        stage.save(g, "decode", ["decode.data"])
+        if parts.drafter is not None and parts.drafter_config is not None:
+            files["drafter"] = weights("drafter")
+            depth = max(tree.depth for tree in options.trees)
+            drafted = draft_shape(parts.drafter_config, config.image_tokens, depth)
+            for tree in options.trees:
+                name = f"draft.{tree.name}"
+                shared = files["target"].tensors
+                g = GraphBuilder(name, files["drafter"])
+                d = DraftGraph(
+                    g, parts.drafter, parts.drafter_config, drafted, shared[HEAD], shared["target.tok_embeddings"]
+                )
+                build_draft(d, tree)
+                stage.save(g, name, ["drafter.data", "target.data"])
+        if parts.text is not None and parts.text_config is not None:
+            files["text"] = weights("text")
+            g = GraphBuilder("text", files["text"])
+            build_text(g, parts.text, parts.text_config, config.prefix_len)
+            stage.save(g, "text", ["text.data"])
+    stage.close(*files.values())
+    return Shapes(shape, drafted)
+
+
+def _copy_tokenizer(parts: Parts, folder: Path) -> TextInfo | None:
+    if parts.tokenizer is None or parts.text_config is None:
+        return None
+    shutil.copyfile(parts.tokenizer, folder / "tokenizer.json")
+    return TextInfo("tokenizer.json", parts.config.prefix_len, parts.text_config.pad_token_id, clean=True)
+
+
+def _manifest(
+    parts: Parts, options: BuildOptions, stage: _Stage, shapes: Shapes, text: TextInfo | None
+) -> Manifest:
+    config, drafter = parts.config, parts.drafter_config
+    text_model = config.condition == "text"
+    model = ModelInfo(
+        family="llamagen", variant=parts.variant, condition=config.condition, dim=config.dim,
+        n_layer=config.n_layer, n_head=config.n_head, head_dim=config.head_dim, vocab_size=config.vocab_size,
+        grid=config.grid, prefix_len=config.prefix_len, image_size=config.grid * parts.vq_config.factor,
+        parameters=parts.parameters("target"), caption_dim=config.caption_dim if text_model else None,
+        num_classes=None if text_model else config.num_classes,
+    )  # fmt: skip
+    drafter_info = None
+    if drafter is not None and shapes.draft is not None:
+        drafter_info = DrafterInfo(
+            "eagle-1", drafter.n_head, drafter.head_dim, shapes.draft.slots, parts.parameters("drafter")
+        )
+    return Manifest(
+        schema=SCHEMA_VERSION,
+        name=options.out.name,
+        tool=f"cascade-trt {__version__}",
+        batch=options.batch,
+        model=model,
+        target=TargetInfo(shapes.target.slots, shapes.target.window, shapes.target.top_k),
+        sampling=options.sampling,
+        engines=stage.engines,
+        files=stage.files(),
+        trees=[TreeInfo(t.name, list(t.parents), f"draft.{t.name}") for t in options.trees] if drafter else [],
+        drafter=drafter_info,
+        text=text,
+        dummy_weights=parts.dummy,
+        provenance=parts.provenance(),
+        backends=backend_support(config.head_dim, options.precision),
+    )
+
+
+def _with_parity(manifest: Manifest, parity: dict[str, Any]) -> Manifest:
+    from dataclasses import replace
+
+    return replace(manifest, parity=parity)

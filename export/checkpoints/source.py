@@ -1,0 +1,269 @@
+"""Reading weights one tensor at a time, from every form in which checkpoints are published.
+
+Nothing here loads a whole model: pickles are memory-mapped and safetensors are read lazily. Pickles are opened
+with PyTorch's restricted unpickler, which runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ...runtime.errors import CascadeError
+
+Shape = tuple[int, ...]
+_WRAPPERS = ("model", "module", "state_dict")  # the order in which LlamaGen's own loaders try them
+_LEFTOVERS = ("freqs_cis", "causal_mask", "kv_cache.", "codebook_used", "rotary_emb.inv_freq")
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """Named tensors; `load` gives one of them, as a view of the file where that is possible."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> Shape: ...
+
+    def load(self, name: str) -> torch.Tensor: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+
+class StateDict:
+    """A flat state_dict in (mapped) memory."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.path, self._tensors = path, tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._tensors[name].shape)
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+
+class Safetensors:
+    """One or several safetensors files."""
+
+    def __init__(self, path: Path, files: list[Path]) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = safe_open(file, framework="pt", device="cpu")
+            except FileNotFoundError:
+                raise CascadeError(f"{path} lacks its part {file.name}: download it again.") from None
+            except (SafetensorError, OSError) as error:
+                raise CascadeError(f"{file} is damaged ({error}): download it again.") from None
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                if not _is_leftover(name):
+                    self._files[name] = handle
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor made from others of a source when it is asked for."""
+
+    shape: Shape
+    load: Callable[[], torch.Tensor]
+
+
+class RenamedSource:
+    """A source under other names, some tensors made of several (LANTERN keeps q, k and v apart)."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Derived]) -> None:
+        self.path, self._tensors = path, tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> Shape:
+        return self._tensors[name].shape
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._tensors[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+
+class DummySource:
+    """Random weights of given shapes, the same for the same seed and name, made when they are asked for."""
+
+    def __init__(self, shapes: Mapping[str, Shape], seed: int = 0) -> None:
+        self.path, self._shapes, self._seed = Path("dummy"), dict(shapes), seed
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> Shape:
+        return self._shapes[name]
+
+    def load(self, name: str) -> torch.Tensor:
+        """Norm scales are 1, biases 0, tables and matrices normal with variance 1 / fan-in."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        key = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+        fan_in = max(1, int(torch.Size(shape[1:]).numel()))
+        return torch.empty(shape).normal_(0, fan_in**-0.5, generator=generator)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+
+def open_source(path: Path, what: str) -> TensorSource:
+    """Opens a .pt/.pth/.bin pickle, a .safetensors file, or a folder that holds either (sharded or not).
+
+    `what` names the part in messages ("checkpoint", "drafter", ...). Raises CascadeError for a missing,
+    truncated or unsafe file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CascadeError(f"the {what} {path} does not exist: check the path.")
+    if path.is_dir():
+        return _open_folder(path, what)
+    if path.suffix == ".safetensors":
+        return Safetensors(path, [path])
+    return StateDict(path, _read_pickle(path, what))
+
+
+def _open_folder(folder: Path, what: str) -> TensorSource:
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            parts = sorted(set(read_json(folder / index)["weight_map"].values()))
+            files = [folder / part for part in parts]
+            if index.startswith("model"):
+                return Safetensors(folder, files)
+            merged: dict[str, torch.Tensor] = {}
+            for file in files:
+                if not file.is_file():
+                    raise CascadeError(f"{folder} lacks its part {file.name}: download it again.")
+                merged |= _read_pickle(file, what)
+            return StateDict(folder, merged)
+    if (folder / "model.safetensors").is_file():
+        return Safetensors(folder, [folder / "model.safetensors"])
+    if (folder / "pytorch_model.bin").is_file():
+        return StateDict(folder, _read_pickle(folder / "pytorch_model.bin", what))
+    raise CascadeError(
+        f"the {what} folder {folder} holds no model.safetensors or pytorch_model.bin: give the file itself."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CascadeError when it is missing or malformed."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise CascadeError(f"there is no file {path}: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise CascadeError(f"{path} is not readable JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise CascadeError(f"{path} must hold a JSON object.")
+    return content
+
+
+def _read_pickle(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """The flat state_dict inside a PyTorch file, unwrapped and without leftovers of training."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = _load_mapped(path)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+            raise CascadeError(
+                f"the {what} {path} wants to run code when it is opened ({_offender(error)}), which is refused: "
+                "convert it to safetensors where you trust it."
+            ) from None
+        raise CascadeError(f"the {what} {path} is not a PyTorch checkpoint or is damaged: download it again.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise CascadeError(
+            f"the {what} {path} is truncated or not a PyTorch checkpoint ({reason}): download it again."
+        ) from None
+    return _flatten(path, what, content)
+
+
+def _load_mapped(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _offender(error: Exception) -> str:
+    text = str(error)
+    for marker in ("Unsupported global: GLOBAL ", "GLOBAL "):
+        if marker in text:
+            return text.split(marker, 1)[1].split()[0].strip(".,;")
+    return "unsupported object"
+
+
+def _flatten(path: Path, what: str, content: Any) -> dict[str, torch.Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping):
+        raise CascadeError(f"the {what} {path} holds a {type(content).__name__}, not a state_dict.")
+    found = {
+        name: tensor
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and not _is_leftover(name)
+    }
+    if not found:
+        raise CascadeError(f"the {what} {path} holds no tensors under {', '.join(_WRAPPERS)} or at its top.")
+    return found
+
+
+def _is_leftover(name: str) -> bool:
+    return any(mark in name for mark in _LEFTOVERS)
+
+
+def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -> None:
+    """Compares the tensors that a part needs with what the source holds, before anything is read.
+
+    Raises CascadeError naming the first missing or misshapen tensor.
+    """
+    for name, expected in shapes.items():
+        if name not in source:
+            raise CascadeError(f"the {what} {source.path} lacks the tensor {name}: it is incomplete or of another kind.")
+        if source.shape(name) != tuple(expected):
+            raise CascadeError(
+                f"tensor {name} of the {what} {source.path} has the shape {list(source.shape(name))}, "
+                f"not {list(expected)}: check --config, --grid and --n-head, or the file."
+            )

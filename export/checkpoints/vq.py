@@ -1,0 +1,118 @@
+"""LlamaGen's VQ tokenizers: VQ-16, VQ-8 and small ones; every dimension is read off the decoder's tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import CascadeError
+from ..models.llamagen import LlamaGenConfig
+from ..models.vq import VQConfig
+from .source import Shape, TensorSource, check_shapes, open_source
+
+
+def vq_shapes(config: VQConfig) -> dict[str, Shape]:
+    """Every tensor that decoding needs; the encoder's are not among them."""
+    shapes: dict[str, Shape] = {"quantize.embedding.weight": (config.codebook_size, config.codebook_dim)}
+
+    def conv(name: str, channels_in: int, channels: int, kernel: int) -> None:
+        shapes[f"{name}.weight"] = (channels, channels_in, kernel, kernel)
+        shapes[f"{name}.bias"] = (channels,)
+
+    def norm(name: str, channels: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (channels,)
+
+    def res(name: str, channels_in: int, channels: int) -> None:
+        norm(f"{name}.norm1", channels_in)
+        conv(f"{name}.conv1", channels_in, channels, 3)
+        norm(f"{name}.norm2", channels)
+        conv(f"{name}.conv2", channels, channels, 3)
+        if channels_in != channels:
+            conv(f"{name}.nin_shortcut", channels_in, channels, 1)
+
+    def attention(name: str, channels: int) -> None:
+        norm(f"{name}.norm", channels)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", channels, channels, 1)
+
+    channels = config.ch * config.ch_mult[-1]
+    conv("post_quant_conv", config.codebook_dim, config.z_channels, 1)
+    conv("decoder.conv_in", config.z_channels, channels, 3)
+    res("decoder.mid.0", channels, channels)
+    attention("decoder.mid.1", channels)
+    res("decoder.mid.2", channels, channels)
+    for level, mult in enumerate(reversed(config.ch_mult)):
+        name, out = f"decoder.conv_blocks.{level}", config.ch * mult
+        for j in range(config.num_res_blocks + 1):
+            res(f"{name}.res.{j}", channels, out)
+            channels = out
+            if level == 0:
+                attention(f"{name}.attn.{j}", channels)
+        if level < len(config.ch_mult) - 1:
+            conv(f"{name}.upsample.conv", channels, channels, 3)
+    norm("decoder.norm_out", channels)
+    conv("decoder.conv_out", channels, 3, 3)
+    return shapes
+
+
+def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQConfig]:
+    """Opens a VQ tokenizer and works out its config.
+
+    `overrides` may hold vq_ch_mult, vq_z_channels and vq_codebook_dim of a config file; they are only compared.
+    Raises CascadeError for another kind of file, missing or misshapen tensors, and contradictions.
+    """
+    source = open_source(path, "VQ checkpoint")
+    if any(name.startswith("gen_vision_model.") for name in source.names()):
+        raise CascadeError(f"{path} is a whole Janus checkpoint: give LlamaGen's VQ file with --vq.")
+    for name in ("quantize.embedding.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"):
+        if name not in source:
+            raise CascadeError(f"the VQ checkpoint {path} lacks the tensor {name}: give LlamaGen's vq_ds16 or vq_ds8 file.")
+    config = _infer(source)
+    for name, found in (
+        ("vq_ch_mult", list(config.ch_mult)),
+        ("vq_z_channels", config.z_channels),
+        ("vq_codebook_dim", config.codebook_dim),
+    ):
+        given = overrides.get(name)
+        # ch_mult names widths relative to ch, so [2, 2] at ch 64 and [1, 1] at ch 128 are the same decoder
+        if given is not None and (len(given) != len(found) if name == "vq_ch_mult" else given != found):
+            raise CascadeError(f"the config says {name} {given}, the VQ checkpoint {path} has {found}: correct the config.")
+    check_shapes(source, vq_shapes(config), "VQ checkpoint")
+    return source, config
+
+
+def _infer(source: TensorSource) -> VQConfig:
+    codebook_size, codebook_dim = source.shape("quantize.embedding.weight")
+    z_channels = source.shape("decoder.conv_in.weight")[1]
+    blocks = [
+        (int(m[1]), int(m[2]))
+        for name in source.names()
+        if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.res\.(\d+)\.conv2\.weight$", name))
+    ]
+    if not blocks:
+        raise CascadeError(f"the VQ checkpoint {source.path} lacks decoder.conv_blocks: give LlamaGen's VQ file.")
+    levels, per_level = max(level for level, _ in blocks) + 1, max(j for _, j in blocks) + 1
+    widths = []
+    for level in reversed(range(levels)):  # the highest resolution first, as in ch_mult
+        name = f"decoder.conv_blocks.{level}.res.0.conv2.weight"
+        if name not in source:
+            raise CascadeError(f"the VQ checkpoint {source.path} lacks the tensor {name}: it is incomplete.")
+        widths.append(source.shape(name)[0])
+    ch = widths[0]
+    if any(width % ch for width in widths):
+        ch = 1
+    return VQConfig(
+        codebook_size=codebook_size, codebook_dim=codebook_dim, z_channels=z_channels, ch=ch,
+        ch_mult=tuple(width // ch for width in widths), num_res_blocks=per_level - 1,
+    )  # fmt: skip
+
+
+def check_vq_matches(config: LlamaGenConfig, vq: VQConfig) -> None:
+    """Raises CascadeError when the transformer's tokens are not the tokenizer's codes."""
+    if vq.codebook_size != config.vocab_size:
+        raise CascadeError(
+            f"the VQ checkpoint has {vq.codebook_size} codes, the transformer {config.vocab_size} tokens: "
+            "give the tokenizer that the transformer was trained with."
+        )

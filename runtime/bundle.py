@@ -1,0 +1,245 @@
+"""The engine bundle on disk: its manifest, and the checks that a bundle must pass before it is used.
+
+A bundle is a folder with `manifest.json`, ONNX graphs, their weight files and perhaps a tokenizer. This module
+owns the manifest's schema; `export` and `engines` write what it reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .errors import CascadeError
+from .tree import Tree
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
+_SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the runtime must know of the target.
+
+    `condition` is "text" (features [T, C]) or "class" (an id). `prefix_len` is T, `grid` the side of the token
+    grid, `image_size` the side of the decoded picture in pixels.
+    """
+
+    family: str
+    variant: str
+    condition: str
+    dim: int
+    n_layer: int
+    n_head: int
+    head_dim: int
+    vocab_size: int
+    grid: int
+    prefix_len: int
+    image_size: int
+    parameters: int
+    caption_dim: int | None = None
+    num_classes: int | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return self.grid * self.grid
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """Static sizes of the target's graph: S cache slots, W nodes a call, K kept logits."""
+
+    slots: int
+    window: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class DrafterInfo:
+    """Static sizes of the drafter: its cache of `slots`; `kind` is the architecture."""
+
+    kind: str
+    n_head: int
+    head_dim: int
+    slots: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TreeInfo:
+    """A tree that the bundle was built with, and the engine that drafts it."""
+
+    name: str
+    parents: list[int]
+    engine: str
+
+    def tree(self) -> Tree:
+        return Tree(self.name, tuple(self.parents))
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """The prompt's way in: tokenizer file, length T (left padded with pad_id), whether to clean captions."""
+
+    tokenizer: str
+    max_length: int
+    pad_id: int
+    clean: bool
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    guidance_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One graph: its file, the weight files it reads, and its precision (fp32, fp16, bf16)."""
+
+    file: str
+    weights: list[str]
+    precision: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    bytes: int
+    sha256: str
+    samples: str  # sha256 over evenly spaced samples, for a quick check of large files
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself."""
+
+    schema: int
+    name: str
+    tool: str
+    batch: int
+    model: ModelInfo
+    target: TargetInfo
+    sampling: SamplingDefaults
+    engines: dict[str, EngineInfo]
+    files: dict[str, FileInfo]
+    trees: list[TreeInfo] = field(default_factory=list)
+    drafter: DrafterInfo | None = None
+    text: TextInfo | None = None
+    dummy_weights: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
+
+    def tree(self, name: str | None) -> TreeInfo:
+        """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""
+        if not self.trees:
+            raise CascadeError(
+                f"bundle {self.name} has no drafter: use rule 'ar', or build it again with --drafter."
+            )
+        if name is None:
+            return self.trees[0]
+        for tree in self.trees:
+            if tree.name == name:
+                return tree
+        names = ", ".join(tree.name for tree in self.trees)
+        raise CascadeError(
+            f"bundle {self.name} holds the trees {names}, not {name!r}: build it again with --tree {name}."
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Reads `value` (parsed JSON) as the dataclass, container or scalar `kind`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise CascadeError(f"{where} must be an object: build the bundle again.")
+        hints = get_type_hints(kind)
+        required = {
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        missing, unknown = required - set(value), set(value) - set(hints)
+        if missing or unknown:
+            what = f"lacks {sorted(missing)}" if missing else f"has unknown entries {sorted(unknown)}"
+            raise CascadeError(f"{where} {what}: build the bundle again with this version.")
+        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if origin is dict:
+        return {name: _build(args[1], item, f"{where}.{name}") for name, item in value.items()}
+    if origin is list:
+        return [_build(args[0], item, where) for item in value]
+    if origin is UnionType:
+        return None if value is None else _build(args[0], value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not Any and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        raise CascadeError(f"{where} must be {kind.__name__}, not {value!r}: build the bundle again.")
+    return value
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`. Raises CascadeError when it is missing, damaged or of another age."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CascadeError(
+            f"there is no bundle in {folder} (no {MANIFEST}): build one with `cascade-trt build`."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CascadeError(f"{path} cannot be read ({error}): build the bundle again.") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise CascadeError(
+            f"{path} has schema version {schema}, this cascade-trt reads version {SCHEMA_VERSION}: "
+            "build the bundle again with this version."
+        )
+    return _build(Manifest, content, str(path))
+
+
+def describe_file(path: Path, sha256: str | None = None) -> FileInfo:
+    """Size and digests of a file; pass `sha256` when it is already known."""
+    if sha256 is None:
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(path.stat().st_size, sha256, _sampled_digest(path))
+
+
+def _sampled_digest(path: Path) -> str:
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for index in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * index // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def check_files(folder: Path, manifest: Manifest, thorough: bool = False) -> None:
+    """Compares the bundle's files with the manifest. Raises CascadeError at the first that differs.
+
+    Files over 256 MiB are compared by size and 32 samples of 64 KiB unless `thorough`.
+    """
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CascadeError(f"bundle {folder} lacks its file {name}: build it again.")
+        same = path.stat().st_size == expected.bytes
+        if same and (thorough or expected.bytes <= _HASHED_WHOLE):
+            with open(path, "rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
+        elif same:
+            same = _sampled_digest(path) == expected.samples
+        if not same:
+            raise CascadeError(f"{path} has changed since the bundle was built: build it again.")

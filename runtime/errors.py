@@ -1,0 +1,8 @@
+"""The error that users see."""
+
+
+class CascadeError(Exception):
+    """A mistake that the user can mend: one sentence that says what was wrong and what to do.
+
+    The command line prints the sentence and exits with code 2.
+    """

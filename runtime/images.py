@@ -1,0 +1,55 @@
+"""Pictures: from the decoder's floats to PIL, contact sheets, and PNG files that know how they were made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from .errors import CascadeError
+
+
+def to_images(pixels: np.ndarray) -> list[Image.Image]:
+    """float32 [P, 3, H, W] with a nominal range of [-1, 1] to PIL images (LlamaGen: clamp(127.5 x + 128))."""
+    bytes_ = np.clip(127.5 * pixels + 128.0, 0, 255).astype(np.uint8)
+    return [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in bytes_]
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
+    """A contact sheet on white; as square as possible unless `columns` is given."""
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
+    """Writes a PNG whose text chunk holds `settings`; staged and renamed, so no partial file is ever left.
+
+    Raises CascadeError when the place cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    for name, value in settings.items():
+        info.add_itxt(name, str(value))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise CascadeError(f"cannot write {path} ({error.strerror}): choose another output.") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG", pnginfo=info)
+        os.chmod(staged, 0o644)
+        os.replace(staged, path)
+    except BaseException as error:
+        Path(staged).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CascadeError(f"cannot write {path} ({error.strerror}): choose another output.") from None
+        raise

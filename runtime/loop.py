@@ -1,0 +1,170 @@
+"""Speculative decoding of one batch: draft, verify, accept, commit, emit.
+
+Who owns which length, for prompt p:
+
+| quantity | owner | meaning |
+|---|---|---|
+| `state.done[p]` | `emit` alone advances it | tokens of the picture that are decided, the tree's root included |
+| target cache | derived: T + done - 1 committed slots | the root is not in the cache yet: verification writes it |
+| drafter cache | derived: T + done - 2 pairs after `emit`, before the next draft reads the newest ones | |
+
+An accepted path has at most depth + 1 nodes (the root included); both rows of a guidance pair follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cache import KVCache
+from .calls import DraftBuffers, DraftCall, Layout, TargetCall
+from .noise import Stream
+from .rules import Draws, Node, Rule
+from .rules.exact import draw_token
+from .sampling import Sampling, kept
+from .tree import Tree
+
+
+@dataclass
+class State:
+    """What changes while a batch is drawn. `codes` is int32 [P, HW], `done` int64 [P]."""
+
+    seeds: list[int]
+    codes: np.ndarray
+    done: np.ndarray
+    rounds: np.ndarray  # int64 [P]: decoding calls of the target that the prompt took part in
+    target_calls: int = 0  # decoding calls of the target, prefill not counted
+
+    @classmethod
+    def start(cls, seeds: list[int], image_tokens: int) -> State:
+        shape = (len(seeds), image_tokens)
+        done, rounds = np.zeros((2, len(seeds)), np.int64)
+        return cls(seeds, np.zeros(shape, np.int32), done, rounds)
+
+    @property
+    def image_tokens(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def unfinished(self) -> list[int]:
+        return [p for p in range(len(self.seeds)) if self.done[p] < self.image_tokens]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """One prompt's walk: node numbers from the root on, and the tokens that follow them (bonus last)."""
+
+    path: list[int]
+    tokens: list[int]
+
+
+def draft(call: DraftCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling) -> None:
+    """Drafts the next tree of every prompt. Noise row d belongs to the token after a node of depth d."""
+    stream = None if sampling.greedy else rule.noise
+    for p in state.unfinished:
+        buffers.window.fill(p, state.seeds[p], stream, int(state.done[p]), state.image_tokens)
+    call.run()
+
+
+def verify(call: TargetCall, state: State, layout: Layout, tree: Tree, prefix_len: int) -> None:
+    """Runs the target on every prompt's tree."""
+    start = np.minimum(prefix_len + state.done - 1, prefix_len + state.image_tokens - 1)  # [P]
+    start = start[layout.prompt_of_row()]  # [R]
+    call.write_index[:] = start
+    call.positions[:] = start[:, None] + tree.depths
+    call.run()
+    state.target_calls += 1
+
+
+def accept(
+    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, tree: Tree, sampling: Sampling
+) -> dict[int, Accepted]:
+    """Walks every unfinished prompt's tree; returns what was accepted, cut at the end of the picture."""
+    return {p: walk(call, buffers, state, rule, tree, sampling, p) for p in state.unfinished}
+
+
+def walk(
+    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, tree: Tree, sampling: Sampling, p: int
+) -> Accepted:
+    """Follows the rule's decisions from the root until one is a bonus token."""
+    drafted = buffers.tree_tokens[p]
+    internal = {node: index for index, node in enumerate(tree.internal)}
+    room = state.image_tokens - int(state.done[p])
+    path, tokens, node = [0], [], 0
+    while True:
+        depth = int(tree.depths[node])
+        count = kept(call.logits[p, node], sampling)
+        seen = Node(
+            index=node,
+            ids=call.ids[p, node, :count],
+            logits=call.logits[p, node, :count],
+            tokens=[int(drafted[child]) for child in tree.children[node]],
+            nodes=tree.children[node],
+            log_q=buffers.log_q[p, internal[node]] if node in internal else None,
+            similarity=call.similarity[p],
+        )
+        shared = buffers.noise[p, depth] if rule.noise is Stream.TOKEN and not sampling.greedy else None
+        draws = Draws(state.seeds[p], int(state.done[p]) + depth, buffers.noise.shape[2], shared)
+        decision = rule.decide(seen, draws)
+        tokens.append(decision.token)
+        if decision.child is None or len(tokens) == room:
+            return Accepted(path, tokens)
+        node = decision.child
+        path.append(node)
+
+
+def commit(cache: KVCache, state: State, accepted: dict[int, Accepted], layout: Layout, prefix_len: int) -> None:
+    """Moves the accepted entries of the target's cache to the front of the tree region, for both rows alike."""
+    for p, walked in accepted.items():
+        cache.commit(layout.rows_of(p), prefix_len + int(state.done[p]) - 1, walked.path)
+
+
+def emit(state: State, accepted: dict[int, Accepted], call: DraftCall, layout: Layout, prefix_len: int) -> None:
+    """Writes the new tokens, advances the lengths and tells the drafter what to read next."""
+    start = call.write_index.copy()
+    for p, walked in accepted.items():
+        count, done = len(walked.tokens), int(state.done[p])
+        state.codes[p, done : done + count] = walked.tokens
+        state.done[p] = done + count
+        call.path[p] = walked.path[-1]
+        call.path[p, :count] = walked.path[:count]
+        call.tokens[p] = walked.tokens[-1]
+        call.tokens[p, :count] = walked.tokens
+        call.count[p] = count
+        start[layout.rows_of(p)] = prefix_len + done - 1
+        state.rounds[p] += 1
+    call.place(start)
+
+
+def first_token(call: TargetCall, state: State, sampling: Sampling) -> None:
+    """Draws token 0 of every picture from the last slot of the prefill."""
+    for p in range(len(state.seeds)):
+        state.codes[p, 0] = plain_token(call, state, sampling, p)
+    state.done[:] = 1
+
+
+def plain_token(call: TargetCall, state: State, sampling: Sampling, p: int) -> int:
+    """The next token of prompt p by plain sampling from the call's last node."""
+    logits = call.logits[p, -1]
+    count = kept(logits, sampling)
+    draws = Draws(state.seeds[p], int(state.done[p]), call.vocab_size)
+    return draw_token(call.ids[p, -1, :count], logits[:count], draws)
+
+
+def decode_one(
+    call: TargetCall, embed: Callable[[np.ndarray], None], state: State, layout: Layout, sampling: Sampling,
+    prefix_len: int,
+) -> None:  # fmt: skip
+    """One step of plain decoding, for all prompts."""
+    newest = state.codes[np.arange(len(state.seeds)), state.done - 1]  # [P]
+    embed(newest[layout.prompt_of_row()])
+    call.write_index[:] = prefix_len + state.done[layout.prompt_of_row()] - 1
+    call.positions[:] = call.write_index[:, None]
+    call.run()
+    state.target_calls += 1
+    for p in range(len(state.seeds)):
+        state.codes[p, state.done[p]] = plain_token(call, state, sampling, p)
+    state.done += 1
+    state.rounds += 1

@@ -1,0 +1,71 @@
+"""Prompts to token ids, left padded, with the tokenizer file of the bundle."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import TextInfo
+from .errors import CascadeError
+
+_URL = re.compile(r"\b(?:https?://|www\.)\S+")
+_TAG = re.compile(r"<[^>]{1,200}>")
+_HANDLE = re.compile(r"(?<!\w)@[\w\d]+\b")
+_SPACE = re.compile(r"\s+")
+
+
+def clean_caption(text: str) -> str:
+    """Normalises a caption as LlamaGen's captions were: lower case, no markup, links or handles.
+
+    A dependency-free subset of the DeepFloyd cleaning that LlamaGen applies; ordinary prompts come out alike.
+    """
+    text = html.unescape(unicodedata.normalize("NFKC", text)).lower()
+    for pattern in (_URL, _TAG, _HANDLE):
+        text = pattern.sub(" ", text)
+    text = text.replace("“", '"').replace("”", '"').replace("‘", "'").replace("’", "'")
+    return _SPACE.sub(" ", text).strip()
+
+
+class PromptEncoder:
+    """Tokenises prompts to ids int64 [P, T] and a mask bool [P, T], padding on the left."""
+
+    def __init__(self, folder: Path, info: TextInfo) -> None:
+        from tokenizers import Tokenizer
+
+        self._info = info
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / info.tokenizer))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise CascadeError(
+                f"the tokenizer of bundle {folder} cannot be read ({error}): build the bundle again."
+            ) from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Returns ids [P, T], mask [P, T] and a warning for each prompt that was cut to T tokens.
+
+        Raises CascadeError for an empty prompt.
+        """
+        length = self._info.max_length
+        ids = np.full((len(prompts), length), self._info.pad_id, np.int64)
+        mask = np.zeros((len(prompts), length), bool)
+        warnings = []
+        for row, prompt in enumerate(prompts):
+            text = clean_caption(prompt) if self._info.clean else prompt.strip()
+            if not text:
+                raise CascadeError(f"prompt {row + 1} is empty: say what to draw.")
+            tokens = self._tokenizer.encode(text).ids
+            if len(tokens) > length:
+                warnings.append(
+                    f"prompt {row + 1} has {len(tokens)} tokens, the model reads {length}: the rest was cut."
+                )
+                tokens = [*tokens[: length - 1], tokens[-1]]  # keep the end-of-text token
+            ids[row, length - len(tokens) :] = tokens
+            mask[row, length - len(tokens) :] = True
+        return ids, mask, warnings

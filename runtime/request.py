@@ -1,0 +1,150 @@
+"""Checks of what a caller asks for, before any engine runs. Every refusal says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bundle import Manifest
+from .errors import CascadeError
+from .sampling import Sampling
+
+_MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What to draw: prompts, or text features [P, T, C] with their mask bool [P, T], or class ids [P]."""
+
+    prompts: Sequence[str] | None = None
+    features: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    class_ids: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        for given in (self.prompts, self.features, self.class_ids):
+            if given is not None:
+                return len(given)
+        return 0
+
+    def part(self, part: slice) -> Conditioning:
+        fields = (self.prompts, self.features, self.mask, self.class_ids)
+        return Conditioning(*(None if given is None else given[part] for given in fields))
+
+
+def check_conditioning(
+    manifest: Manifest,
+    prompts: Sequence[str] | str | None,
+    features: np.ndarray | None,
+    features_mask: np.ndarray | None,
+    class_ids: Sequence[int] | None,
+) -> Conditioning:
+    """Exactly one kind of conditioning, of the kind the model takes."""
+    model = manifest.model
+    if sum(given is not None for given in (prompts, features, class_ids)) != 1:
+        raise CascadeError("give exactly one of prompts, features and class_ids.")
+    if model.condition == "class":
+        if class_ids is None:
+            raise CascadeError(
+                f"{manifest.name} draws classes: give class_ids from 0 to {(model.num_classes or 0) - 1}."
+            )
+        return Conditioning(class_ids=_check_class_ids(class_ids, model.num_classes or 0))
+    if class_ids is not None:
+        raise CascadeError(f"{manifest.name} draws from text: give prompts, not class_ids.")
+    if prompts is not None:
+        return Conditioning(prompts=_check_prompts(manifest, prompts))
+    return _check_features(manifest, np.asarray(features), features_mask)
+
+
+def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str]:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise CascadeError("prompts must be a non-empty list of texts.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise CascadeError(f"prompt {number} is empty: say what to draw.")
+    if manifest.text is None:
+        raise CascadeError(
+            f"bundle {manifest.name} was built with --text none: give features, or build it with a text encoder."
+        )
+    return prompts
+
+
+def _check_class_ids(class_ids: Sequence[int], classes: int) -> np.ndarray:
+    ids = np.asarray(class_ids)
+    if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+        raise CascadeError("class_ids must be a non-empty list of integers.")
+    if ids.min() < 0 or ids.max() >= classes:
+        raise CascadeError(f"class_ids must lie between 0 and {classes - 1}.")
+    return ids.astype(np.int64)
+
+
+def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray | None) -> Conditioning:
+    length, width = manifest.model.prefix_len, manifest.model.caption_dim
+    if features.ndim != 3 or features.shape[1:] != (length, width) or not len(features):
+        raise CascadeError(
+            f"features must have the shape [P, {length}, {width}], not {list(features.shape)}."
+        )
+    if mask is None:
+        mask = np.ones(features.shape[:2], bool)
+    mask = np.asarray(mask).astype(bool)
+    if mask.shape != features.shape[:2]:
+        raise CascadeError(
+            f"features_mask must have the shape {list(features.shape[:2])}, not {list(mask.shape)}."
+        )
+    if not mask.any(axis=1).all():
+        raise CascadeError("features_mask hides every slot of a prompt: mark the slots that hold features.")
+    if not np.isfinite(features[mask]).all():
+        raise CascadeError("features hold NaN or infinite values.")
+    # LlamaGen moves the valid slots to the end, whichever side the caller padded, and zeroes the others.
+    order = np.argsort(mask, axis=1, kind="stable")
+    mask = np.take_along_axis(mask, order, axis=1)
+    features = np.take_along_axis(features, order[:, :, None], axis=1)
+    return Conditioning(features=np.where(mask[:, :, None], features, 0), mask=mask)
+
+
+def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """Seeds of `count` pictures: seed + i, or the given ones."""
+    single = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    seeds = [int(seed) + i for i in range(count)] if single else [int(s) for s in seed]  # type: ignore[arg-type,union-attr]
+    if len(seeds) != count:
+        raise CascadeError(f"there are {len(seeds)} seeds for {count} pictures: give one each, or one in all.")
+    if any(not 0 <= s < _MAX_SEED for s in seeds):
+        raise CascadeError("a seed must lie between 0 and 2**63 - 1.")
+    return seeds
+
+
+def check_sampling(
+    manifest: Manifest,
+    guidance_scale: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+) -> Sampling:
+    """The caller's settings over the bundle's defaults."""
+    defaults = manifest.sampling
+    sampling = Sampling(
+        defaults.guidance_scale if guidance_scale is None else float(guidance_scale),
+        defaults.temperature if temperature is None else float(temperature),
+        defaults.top_k if top_k is None else int(top_k),
+        defaults.top_p if top_p is None else float(top_p),
+    )
+    kept, vocab = manifest.target.top_k, manifest.model.vocab_size
+    if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
+        raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
+    if not math.isfinite(sampling.temperature) or sampling.temperature < 0:
+        raise CascadeError("temperature must be a number of at least 0 (0 is greedy).")
+    if not 0 < sampling.top_p <= 1:
+        raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
+    if sampling.top_k < 0:
+        raise CascadeError("top_k must be at least 0 (0 switches it off).")
+    if sampling.top_k > kept or (sampling.top_k == 0 and kept < vocab and not sampling.greedy):
+        asked = "no top_k" if sampling.top_k == 0 else f"top_k {sampling.top_k}"
+        raise CascadeError(
+            f"{asked} asks for more logits than the {kept} that this bundle's engine returns: "
+            f"lower it, or build again with --max-top-k {sampling.top_k or vocab}."
+        )
+    return sampling

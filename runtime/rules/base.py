@@ -1,0 +1,84 @@
+"""What an acceptance rule sees, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ..noise import Stream, gumbel, uniform_of_token
+from ..sampling import probabilities
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers that belong to one token position of one picture."""
+
+    seed: int
+    position: int
+    vocab_size: int
+    token_noise: np.ndarray | None = None  # float32 [V], the TOKEN stream's Gumbel noise if it is at hand
+
+    def gumbel(self, stream: Stream) -> np.ndarray:
+        """float32 [V] of Gumbel noise."""
+        if stream is Stream.TOKEN and self.token_noise is not None:
+            return self.token_noise
+        return gumbel(self.seed, self.position, stream, self.vocab_size)
+
+    def uniform(self, stream: Stream, token: int) -> float:
+        """The number in [0, 1) of a token id."""
+        return uniform_of_token(self.seed, self.position, stream, token)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the tree, as a rule sees it.
+
+    ids int64 [k] are the token ids that the sampler keeps, the likeliest first, logits float32 [k] their
+    guided logits over temperature; tokens are the children's token ids in the drafter's order, nodes their
+    node numbers; log_q float32 [V] is the drafter's law here (None at a leaf), similarity float32 [N, N] the
+    cosines between the tree's guided hidden states.
+    """
+
+    index: int
+    ids: np.ndarray
+    logits: np.ndarray
+    tokens: Sequence[int]
+    nodes: Sequence[int]
+    log_q: np.ndarray | None
+    similarity: np.ndarray
+
+    @cached_property
+    def p(self) -> np.ndarray:
+        """float32 [k]: the sampler's law over `ids`."""
+        return probabilities(self.logits)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The next token, and the child that carries it; without a child it is the bonus token and the walk ends."""
+
+    token: int
+    child: int | None
+
+
+class Rule(Protocol):
+    """An acceptance rule.
+
+    `noise` names the stream of Gumbel noise that the drafter adds to log q, or None for its plain top-k.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def noise(self) -> Stream | None: ...
+
+    def decide(self, node: Node, draws: Draws) -> Decision:
+        """Accepts one of the node's children, or answers with the bonus token."""
+        ...
+
+

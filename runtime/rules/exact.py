@@ -1,0 +1,35 @@
+"""`exact`: the Gumbel-coupled tree, token for token the picture of plain decoding.
+
+The target's token at a position is argmax(log p + g), g being the noise of (seed, position): the same draw that
+plain decoding makes. The drafter adds the same g to log q before its top-k, so its children are the tokens the
+target is likeliest to draw. The walk goes to the child that carries the target's token, if one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..noise import Stream
+from .base import Decision, Draws, Node
+
+
+@dataclass(frozen=True)
+class Exact:
+    name: str = "exact"
+    noise: Stream | None = Stream.TOKEN
+
+    def decide(self, node: Node, draws: Draws) -> Decision:
+        token = draw_token(node.ids, node.logits, draws)
+        for drafted, child in zip(node.tokens, node.nodes, strict=True):
+            if drafted == token:
+                return Decision(token, child)
+        return Decision(token, None)
+
+
+def draw_token(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> int:
+    """The target's own draw from the kept logits [k]: argmax(logits + noise)."""
+    if len(ids) == 1:
+        return int(ids[0])
+    return int(ids[np.argmax(logits + draws.gumbel(Stream.TOKEN)[ids])])

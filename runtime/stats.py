@@ -1,0 +1,67 @@
+"""What a generation cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
+
+
+@dataclass
+class Stats:
+    """Counts and seconds of one generation.
+
+    `tau` is tokens per target call, the bonus token included (1 for plain decoding; prefill and its token not
+    counted), averaged over the prompts' rounds. `seconds` holds wall time per stage: verify, draft and decode
+    are engine calls with the writing of their small inputs, accept, commit and emit are host work.
+    """
+
+    rule: str
+    tree: str | None
+    images: int = 0
+    tokens: int = 0
+    rounds: int = 0
+    target_calls: int = 0
+    total_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def tau(self) -> float:
+        return self.tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.total_seconds if self.total_seconds else 0.0
+
+    @property
+    def host_share(self) -> float:
+        """Share of the decoding rounds that is not spent inside engines."""
+        rounds = sum(self.seconds[stage] for stage in ("draft", "verify", "accept", "commit", "emit"))
+        host = sum(self.seconds[stage] for stage in ("accept", "commit", "emit"))
+        return host / rounds if rounds else 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self) | {
+            "tau": self.tau,
+            "images_per_second": self.images_per_second,
+            "host_share": self.host_share,
+        }
+
+    def add(self, other: Stats) -> None:
+        """Adds the counts and seconds of another generation with the same settings."""
+        for name in ("images", "tokens", "rounds", "target_calls", "total_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds

@@ -1,0 +1,146 @@
+"""Static draft trees: which continuations one target call verifies.
+
+A tree is a list of nodes in breadth-first order; node 0 is the root, the last token that is already decided.
+The k-th child of a node is the drafter's k-th choice there. Everything that verification needs (parents,
+depths, ancestor mask) is a constant of the tree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CascadeError
+
+# Children of each node, level by level in breadth-first order; nodes left out at the end have none.
+# The first five are the published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the
+# cost of verifying grows with every node.
+_BRANCHING: dict[str, list[list[int]]] = {
+    "chain": [[1], [1], [1], [1], [1]],
+    "mc_sim_7b_63": [[4], [3, 2, 2, 1], [3, 2, 2, 1], [3], [2]],
+    "mc_sim_7b_63_balanced": [[3], [3, 3, 2], [3, 2, 0, 2, 2], [3], [2]],
+    "reverse_balanced_25": [[3], [2, 1, 1], [3, 2, 1], [3, 2], [4, 3]],
+    "naive_extend_57": [
+        [5], [4, 3, 3, 2, 1], [4, 3, 3, 2, 2, 1, 0, 1], [4, 3, 2, 1, 2, 1, 0, 1], [3, 2, 0, 0, 2, 1, 0, 1],
+    ],
+    "chain_2": [[1], [1]],
+    "chain_3": [[1], [1], [1]],
+    "pair_4": [[2], [1, 1]],
+    "small_6": [[2], [2], [1]],
+    "small_9": [[3], [2, 1], [1], [1]],
+    "small_12": [[3], [2, 1, 1], [2], [1], [1]],
+}  # fmt: skip
+
+TREE_NAMES: tuple[str, ...] = tuple(_BRANCHING)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A static tree. `parents[n]` is the parent of node n (-1 for the root); breadth-first, siblings adjacent."""
+
+    name: str
+    parents: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of nodes N, the root included."""
+        return len(self.parents)
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """int64 [N]: 0 for the root."""
+        depths = np.zeros(self.size, np.int64)
+        for node in range(1, self.size):
+            depths[node] = depths[self.parents[node]] + 1
+        return depths
+
+    @property
+    def depth(self) -> int:
+        """Most tokens that one round can accept from the tree (the bonus token not counted)."""
+        return int(self.depths[-1])
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """Children of every node, the drafter's first choice first."""
+        found: list[list[int]] = [[] for _ in self.parents]
+        for node in range(1, self.size):
+            found[self.parents[node]].append(node)
+        return tuple(tuple(nodes) for nodes in found)
+
+    @cached_property
+    def internal(self) -> tuple[int, ...]:
+        """Nodes with children, in node order: those where the drafter is run."""
+        return tuple(node for node, nodes in enumerate(self.children) if nodes)
+
+    @cached_property
+    def ancestors(self) -> np.ndarray:
+        """bool [N, N]: row n marks the nodes that node n sees, itself included."""
+        mask = np.eye(self.size, dtype=bool)
+        for node in range(1, self.size):
+            mask[node] |= mask[self.parents[node]]
+        return mask
+
+    def paths(self) -> list[list[int]]:
+        """Child indices from the root to each node (the root left out), the form EAGLE's choices have."""
+        paths: list[list[int]] = [[]]
+        for node in range(1, self.size):
+            parent = self.parents[node]
+            paths.append([*paths[parent], self.children[parent].index(node)])
+        return paths[1:]
+
+
+def tree_from_branching(name: str, levels: Sequence[Sequence[int]]) -> Tree:
+    """The tree whose node i of level d has levels[d][i] children."""
+    parents, frontier = [-1], [0]
+    for counts in levels:
+        following: list[int] = []
+        for node, count in zip(frontier, counts, strict=False):
+            following.extend(range(len(parents), len(parents) + count))
+            parents.extend([node] * count)
+        frontier = following
+    return Tree(name, tuple(parents))
+
+
+def tree_from_paths(name: str, paths: Sequence[Sequence[int]]) -> Tree:
+    """The tree that holds `paths`, each a list of child indices from the root, like EAGLE's tree choices.
+
+    Raises CascadeError when a path is empty, a prefix is missing, or a node's children skip an index.
+    """
+    unique = {tuple(path) for path in paths}
+    if not unique or () in unique or any(not isinstance(k, int) or k < 0 for path in unique for k in path):
+        raise CascadeError(
+            f"tree {name!r} must be a non-empty list of paths, each a list of child indices such as [0, 1]."
+        )
+    for path in unique:
+        if len(path) > 1 and path[:-1] not in unique:
+            raise CascadeError(f"tree {name!r} holds the path {list(path)} but not its parent {list(path[:-1])}.")
+        if path[-1] > 0 and (*path[:-1], path[-1] - 1) not in unique:
+            raise CascadeError(f"tree {name!r} holds the path {list(path)} but not the sibling before it.")
+    order = sorted(unique, key=lambda path: (len(path), path))
+    index = {(): 0} | {path: node for node, path in enumerate(order, start=1)}
+    return Tree(name, (-1, *(index[path[:-1]] for path in order)))
+
+
+def get_tree(spec: str) -> Tree:
+    """A tree by name, or from a JSON file that lists its paths. Raises CascadeError for anything else."""
+    if spec in _BRANCHING:
+        return tree_from_branching(spec, _BRANCHING[spec])
+    path = Path(spec)
+    if path.suffix == ".json":
+        try:
+            paths = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise CascadeError(f"there is no tree file {spec}: give a JSON list of paths.") from None
+        except ValueError as error:
+            raise CascadeError(f"{spec} is not JSON ({error}): give a list of paths such as [[0], [0, 0]].") from None
+        if not isinstance(paths, list) or not all(isinstance(p, list) for p in paths):
+            raise CascadeError(f"{spec} must hold a list of paths such as [[0], [1], [0, 0]].")
+        return tree_from_paths(path.stem, paths)
+    raise CascadeError(
+        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, or a .json file that lists its paths."
+    )
