@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..engines.publish import staged_bundle
@@ -35,6 +34,7 @@ from .graphs.embed import build_embed
 from .graphs.target import HEAD, TargetShape, build_target, target_shape
 from .graphs.text import build_text
 from .graphs.weights import PRECISIONS, WeightFile
+from .parity import check_parity
 from .parts import Parts
 from .support import backend_support
 
@@ -54,7 +54,7 @@ class BuildOptions:
 
 
 @dataclass
-class _Stage:
+class Stage:
     """The folder being filled, and what is in it so far."""
 
     folder: Path
@@ -86,7 +86,7 @@ def build_bundle(parts: Parts, options: BuildOptions, progress: Progress) -> Man
     _check(parts, options)
     counted = parts.counted(progress)
     with staged_bundle(options.out) as folder:
-        stage = _Stage(folder, options.precision)
+        stage = Stage(folder, options.precision)
         shapes = write_graphs(counted, options, stage)
         if stage.overflowed:
             raise CascadeError(
@@ -95,11 +95,9 @@ def build_bundle(parts: Parts, options: BuildOptions, progress: Progress) -> Man
             )
         tokenizer = _copy_tokenizer(parts, folder)
         manifest = _manifest(parts, options, stage, shapes, tokenizer)
-        from .parity import check_parity
-
         progress("comparing with PyTorch", 0, 0)
         parity = check_parity(parts, options, folder, manifest)
-        manifest = _with_parity(manifest, parity)
+        manifest = replace(manifest, parity=parity)
         (folder / MANIFEST).write_text(manifest.to_json())
     return manifest
 
@@ -125,7 +123,7 @@ class Shapes:
     draft: DraftShape | None
 
 
-def write_graphs(parts: Parts, options: BuildOptions, stage: _Stage) -> Shapes:
+def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
     """Writes every graph of the bundle and its weights."""
     dtype, config = PRECISIONS[stage.precision], parts.config
     nodes = max((tree.size for tree in options.trees), default=1)
@@ -141,7 +139,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: _Stage) -> Shapes:
         build_target(g, parts.target, config, shape)
         stage.save(g, "target", ["target.data"])
         g = GraphBuilder("embed", files["target"])
-        build_embed(g, parts.target, config)
+        build_embed(g, parts.target)
         stage.save(g, "embed", ["target.data"])
         g = GraphBuilder("condition", files["condition"])
         build_condition(g, parts.target, config)
@@ -179,7 +177,7 @@ def _copy_tokenizer(parts: Parts, folder: Path) -> TextInfo | None:
 
 
 def _manifest(
-    parts: Parts, options: BuildOptions, stage: _Stage, shapes: Shapes, text: TextInfo | None
+    parts: Parts, options: BuildOptions, stage: Stage, shapes: Shapes, text: TextInfo | None
 ) -> Manifest:
     config, drafter = parts.config, parts.drafter_config
     text_model = config.condition == "text"
@@ -213,8 +211,3 @@ def _manifest(
         backends=backend_support(config.head_dim, options.precision),
     )
 
-
-def _with_parity(manifest: Manifest, parity: dict[str, Any]) -> Manifest:
-    from dataclasses import replace
-
-    return replace(manifest, parity=parity)

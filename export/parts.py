@@ -71,6 +71,17 @@ class Parts:
         )
 
 
+    def rounded(self, dtype: torch.dtype) -> Parts:
+        """The same parts with every weight rounded to `dtype` and back."""
+
+        def wrap(source: TensorSource | None) -> Any:
+            return None if source is None else _RoundedSource(source, dtype)
+
+        return replace(
+            self, target=wrap(self.target), vq=wrap(self.vq), drafter=wrap(self.drafter), text=wrap(self.text)
+        )
+
+
 class _Counter:
     """Weights read so far, of the total; a tensor that is read twice counts once."""
 
@@ -85,11 +96,11 @@ class _Counter:
         self._progress(what, self._done, self._total)
 
 
-class _CountedSource:
-    """A source that tells a counter of every tensor it loads."""
+class _View:
+    """A source seen through a change of `load`."""
 
-    def __init__(self, source: TensorSource, what: str, counter: _Counter) -> None:
-        self._source, self._what, self._counter = source, what, counter
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
         self.path = source.path
 
     def names(self) -> list[str]:
@@ -99,9 +110,31 @@ class _CountedSource:
         return self._source.shape(name)
 
     def load(self, name: str) -> torch.Tensor:
+        return self._source.load(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+
+class _CountedSource(_View):
+    """Tells a counter of every tensor that is loaded."""
+
+    def __init__(self, source: TensorSource, what: str, counter: _Counter) -> None:
+        super().__init__(source)
+        self._what, self._counter = what, counter
+
+    def load(self, name: str) -> torch.Tensor:
         tensor = self._source.load(name)
         self._counter.count(self._what, name, tensor.numel())
         return tensor
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
+
+class _RoundedSource(_View):
+    """Rounds every tensor to a dtype; what is returned is float32."""
+
+    def __init__(self, source: TensorSource, dtype: torch.dtype) -> None:
+        super().__init__(source)
+        self._dtype = dtype
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._source.load(name).to(self._dtype).float()

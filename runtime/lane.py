@@ -75,7 +75,7 @@ class Lane:
         self._temperature[:] = sampling.engine_temperature
         with stats.stage("prefill"):
             self._run_prefill(prefix, prefix_mask)
-            loop.first_token(self.prefill, state, sampling)
+            loop.sample_next(self.prefill, state, sampling)
         progress(state)
         if rule is None or self.tree is None:
             self._plain(state, sampling, stats, progress)
@@ -101,9 +101,9 @@ class Lane:
 
         while state.unfinished:
             with stats.stage("verify"):
-                loop.decode_one(
-                    self.step, embed, state, self.layout, sampling, self.manifest.model.prefix_len
-                )
+                loop.decode_one(self.step, embed, state, self.layout, self.manifest.model.prefix_len)
+            with stats.stage("accept"):
+                loop.sample_next(self.step, state, sampling)
             progress(state)
 
     def _speculative(

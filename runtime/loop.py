@@ -138,33 +138,24 @@ def emit(state: State, accepted: dict[int, Accepted], call: DraftCall, layout: L
     call.place(start)
 
 
-def first_token(call: TargetCall, state: State, sampling: Sampling) -> None:
-    """Draws token 0 of every picture from the last slot of the prefill."""
-    for p in range(len(state.seeds)):
-        state.codes[p, 0] = plain_token(call, state, sampling, p)
-    state.done[:] = 1
-
-
-def plain_token(call: TargetCall, state: State, sampling: Sampling, p: int) -> int:
-    """The next token of prompt p by plain sampling from the call's last node."""
-    logits = call.logits[p, -1]
-    count = kept(logits, sampling)
-    draws = Draws(state.seeds[p], int(state.done[p]), call.vocab_size)
-    return draw_token(call.ids[p, -1, :count], logits[:count], draws)
-
-
 def decode_one(
-    call: TargetCall, embed: Callable[[np.ndarray], None], state: State, layout: Layout, sampling: Sampling,
-    prefix_len: int,
-) -> None:  # fmt: skip
-    """One step of plain decoding, for all prompts."""
+    call: TargetCall, embed: Callable[[np.ndarray], None], state: State, layout: Layout, prefix_len: int
+) -> None:
+    """Runs the target on the newest token of every prompt: plain decoding."""
     newest = state.codes[np.arange(len(state.seeds)), state.done - 1]  # [P]
     embed(newest[layout.prompt_of_row()])
     call.write_index[:] = prefix_len + state.done[layout.prompt_of_row()] - 1
     call.positions[:] = call.write_index[:, None]
     call.run()
     state.target_calls += 1
-    for p in range(len(state.seeds)):
-        state.codes[p, state.done[p]] = plain_token(call, state, sampling, p)
-    state.done += 1
     state.rounds += 1
+
+
+def sample_next(call: TargetCall, state: State, sampling: Sampling) -> None:
+    """Draws every prompt's next token from the call's last node by plain sampling."""
+    for p, seed in enumerate(state.seeds):
+        position = int(state.done[p])
+        count = kept(call.logits[p, -1], sampling)
+        draws = Draws(seed, position, call.vocab_size)
+        state.codes[p, position] = draw_token(call.ids[p, -1, :count], call.logits[p, -1, :count], draws)
+    state.done += 1

@@ -15,6 +15,7 @@ class Recipe:
 
     styles: tuple[str, ...]
     groups: tuple[int, ...]  # emojibase groups: 0 smileys, 3 animals, 4 food, 5 travel, 6 activities, 7 objects
+    target_groups: tuple[int, ...]  # groups that the target learns to draw; the tokenizer sees all
     image_size: int
     grid: int
     codebook_size: int
@@ -39,6 +40,7 @@ class Recipe:
     top_k: int = 1000
     caption_dropout: float = 0.1
     device: str = "cpu"
+    compile: bool = False  # torch.compile the target: 25 % faster on a CPU, after two minutes
 
     def vq(self) -> VQConfig:
         return VQConfig(
@@ -63,21 +65,21 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cpu": Recipe(
-        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), image_size=64, grid=16, codebook_size=1024,
-        vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=2600, vq_batch=32,
-        dim=192, n_layer=12, n_head=6, prefix_len=16, text_dim=128, text_layers=2,
-        target_steps=2400, target_batch=16, target_lr=1.5e-3,
-        drafter_samples=384, drafter_steps=700, drafter_batch=16,
+        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), target_groups=(0, 3, 4), image_size=64, grid=16, codebook_size=1024,
+        vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=1600, vq_batch=32,
+        dim=192, n_layer=12, n_head=6, prefix_len=20, text_dim=128, text_layers=2,
+        target_steps=1800, target_batch=16, target_lr=1.5e-3,
+        drafter_samples=384, drafter_steps=700, drafter_batch=16, compile=True,
     ),
     "gpu": Recipe(
-        styles=("noto", "fluent", "twemoji"), groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), image_size=64, grid=16,
+        styles=("noto", "fluent", "twemoji"), groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), target_groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), image_size=64, grid=16,
         codebook_size=2048, vq_ch=64, vq_ch_mult=(1, 2, 2), vq_z_channels=128, vq_steps=12000, vq_batch=128,
         dim=384, n_layer=16, n_head=6, prefix_len=24, text_dim=192, text_layers=3,
         target_steps=12000, target_batch=128, target_lr=1e-3,
         drafter_samples=4096, drafter_steps=4000, drafter_batch=64, device="cuda",
     ),
     "tiny": Recipe(
-        styles=("noto", "fluent"), groups=(3, 4), image_size=32, grid=8, codebook_size=64,
+        styles=("noto", "fluent"), groups=(3, 4), target_groups=(3, 4), image_size=32, grid=8, codebook_size=64,
         vq_ch=32, vq_ch_mult=(1, 1, 1), vq_z_channels=32, vq_steps=4, vq_batch=4,
         dim=64, n_layer=2, n_head=2, prefix_len=8, text_dim=32, text_layers=1,
         target_steps=3, target_batch=4, target_lr=1e-3,

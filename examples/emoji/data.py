@@ -52,8 +52,13 @@ class DataSet:
     rgba: np.ndarray
     pictures: list[Picture]
 
-    def split(self, held_out: bool) -> list[int]:
-        return [i for i, picture in enumerate(self.pictures) if picture.held_out == held_out]
+    def split(self, held_out: bool, groups: tuple[int, ...] | None = None) -> list[int]:
+        """Indices of the pictures on one side of the split, of some groups only where asked."""
+        return [
+            i
+            for i, picture in enumerate(self.pictures)
+            if picture.held_out == held_out and (groups is None or picture.group in groups)
+        ]
 
 
 def build_data(recipe: Recipe, out: Path) -> DataSet:

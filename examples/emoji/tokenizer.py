@@ -23,7 +23,7 @@ from .data import DataSet
 from .progress import Run, cosine_rate
 
 _WARM = 0.1  # share of the steps without quantisation, before the codebook is made
-_CROPS = 0.85  # share of the steps that see crops
+_CROPS = 0.9  # share of the steps that see crops
 _EVERY = 200
 _RATE = 2e-3
 
@@ -56,12 +56,13 @@ def train_tokenizer(recipe: Recipe, data: DataSet, out: Path) -> VQModel:
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.vq_steps:
             if warm <= step < recipe.vq_steps * 0.8:
                 revive(model, x, used)
-            run.log(step + 1, loss=float(loss), mse=float(reconstruction), codes=float((used > 0).sum()))
+            run.log(step + 1, loss=float(loss.detach()), mse=float(reconstruction.detach()), codes=float((used > 0).sum()))
             used.zero_()
             run.save({"model": model}, optimizer, step + 1)
-    run.log(recipe.vq_steps, psnr=psnr(model, recipe, data))
-    run.plot()
-    return model.eval()
+    if start < recipe.vq_steps:
+        run.log(recipe.vq_steps, psnr=psnr(model, recipe, data))
+        run.plot()
+    return model.eval().requires_grad_(False)
 
 
 def batch_views(recipe: Recipe, data: DataSet, indices: list[int], rng: random.Random) -> Tensor:

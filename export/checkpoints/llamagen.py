@@ -17,7 +17,18 @@ import torch
 from ...runtime.errors import CascadeError
 from ..models.drafter import DrafterConfig
 from ..models.llamagen import LlamaGenConfig
-from .source import Derived, RenamedSource, Shape, TensorSource, check_shapes, open_source, read_json
+from .settings import positive, whole
+from .source import (
+    Derived,
+    RenamedSource,
+    Shape,
+    TensorSource,
+    check_shapes,
+    looks_like,
+    matrix,
+    open_source,
+    read_json,
+)
 
 _HEADS = {3200: 32}  # GPT-3B: head_dim 100; every other published model has head_dim 64
 _LANTERN = {
@@ -58,8 +69,8 @@ def open_llamagen(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSourc
     """Opens a LlamaGen transformer under its original names and works out its config.
 
     `overrides` may hold the keys of a config file: dim, n_layer, n_head, vocab_size, grid (or block_size),
-    cls_token_num, caption_dim, num_classes, norm_eps, rope_base. Where they contradict the weights, or the grid
-    is nowhere to be found, CascadeError says so.
+    cls_token_num, caption_dim, num_classes, norm_eps, rope_base. Where they contradict the weights, or the
+    grid is nowhere to be found, CascadeError says so.
     """
     source = open_source(path, "checkpoint")
     settings = dict(overrides)
@@ -67,51 +78,38 @@ def open_llamagen(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSourc
         settings = _hf_settings(path) | settings
         source = lantern_to_original(source)
     if "tok_embeddings.weight" not in source:
-        raise CascadeError(f"{path} is not a LlamaGen transformer{_looks_like(source)}.")
+        raise CascadeError(f"{path} is not a LlamaGen transformer but {looks_like(source)}.")
     config = _infer(source, settings)
     check_shapes(source, llamagen_shapes(config), "checkpoint")
     return source, config
 
 
-def _looks_like(source: TensorSource) -> str:
-    if "quantize.embedding.weight" in source:
-        return " but a VQ tokenizer: pass it with --vq"
-    if "fc.weight" in source and "embed_tokens.weight" in source:
-        return " but a drafter: pass it with --drafter"
-    if "shared.weight" in source:
-        return " but a text encoder: pass its folder with --text"
-    return f" (it starts with the tensors {', '.join(source.names()[:3])}): check the path"
-
-
 def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
-    vocab, dim = _matrix(source, "tok_embeddings.weight")
+    vocab, dim = matrix(source, "tok_embeddings.weight")
     layers = [int(m[1]) for name in source.names() if (m := re.match(r"layers\.(\d+)\.", name))]
     n_layer = max(layers, default=-1) + 1
     if not n_layer:
         raise CascadeError(f"the checkpoint {source.path} lacks the tensor layers.0.attention.wqkv.weight.")
-    first = "layers.0.feed_forward.w1.weight"
-    if first not in source:
-        raise CascadeError(f"the checkpoint {source.path} lacks the tensor {first}: it is incomplete.")
-    ffn = source.shape(first)[0]
+    ffn, _ = matrix(source, "layers.0.feed_forward.w1.weight")
     text = "cls_embedding.uncond_embedding" in source
     found: dict[str, Any] = {"dim": dim, "n_layer": n_layer, "vocab_size": vocab}
     if text:
-        found["cls_token_num"], found["caption_dim"] = _matrix(source, "cls_embedding.uncond_embedding")
+        found["cls_token_num"], found["caption_dim"] = matrix(source, "cls_embedding.uncond_embedding")
     elif "cls_embedding.embedding_table.weight" in source:
         found["cls_token_num"] = 1
-        found["num_classes"] = _matrix(source, "cls_embedding.embedding_table.weight")[0] - 1
+        found["num_classes"] = matrix(source, "cls_embedding.embedding_table.weight")[0] - 1
     else:
         raise CascadeError(
             f"the checkpoint {source.path} lacks the tensor cls_embedding.uncond_embedding (text) or "
             "cls_embedding.embedding_table.weight (classes): it is incomplete."
         )
     for name, value in found.items():
-        if name in settings and int(settings[name]) != value:
+        if whole(settings, name, value) != value:
             raise CascadeError(
                 f"the config says {name} {settings[name]}, the checkpoint {source.path} has {value}: "
                 "correct the config or give the checkpoint it belongs to."
             )
-    n_head = int(settings.get("n_head") or _HEADS.get(dim) or max(1, dim // 64))
+    n_head = whole(settings, "n_head", _HEADS.get(dim, max(1, dim // 64)))
     if dim % n_head or (dim // n_head) % 4:
         raise CascadeError(
             f"{n_head} heads do not divide the width {dim} into multiples of 4: give the right --n-head."
@@ -120,32 +118,23 @@ def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
         dim=dim, n_layer=n_layer, n_head=n_head, ffn_dim=ffn, vocab_size=vocab, grid=_grid(settings),
         prefix_len=found["cls_token_num"], condition="text" if text else "class",
         caption_dim=found.get("caption_dim", 2048), num_classes=found.get("num_classes", 1000),
-        norm_eps=float(settings.get("norm_eps", 1e-5)), rope_base=float(settings.get("rope_base", 10000.0)),
+        norm_eps=positive(settings, "norm_eps", 1e-5), rope_base=positive(settings, "rope_base", 10000.0),
     )  # fmt: skip
-
-
-def _matrix(source: TensorSource, name: str) -> tuple[int, int]:
-    shape = source.shape(name)
-    if len(shape) != 2:
-        raise CascadeError(f"tensor {name} of {source.path} has the shape {list(shape)}, not two dimensions.")
-    return shape[0], shape[1]
 
 
 def _grid(settings: Mapping[str, Any]) -> int:
     """The side of the token grid, which no tensor tells: rotary tables are not in the checkpoint."""
-    grid = settings.get("grid")
-    if settings.get("block_size"):
-        block = int(settings["block_size"])
-        root = math.isqrt(block)
-        if root * root != block or (grid is not None and int(grid) != root):
-            raise CascadeError(f"block_size {block} is not the square of the grid {grid or root}: correct the config.")
-        grid = root
-    if grid is None:
+    block = whole(settings, "block_size", 0)
+    grid = whole(settings, "grid", math.isqrt(block))
+    if not grid:
         raise CascadeError(
-            "the checkpoint does not tell its token grid: give --grid 16 (256 px), 24 (384 px) or 32 (512 px)."
+            "the checkpoint does not tell its token grid: give --grid 16 (256 px), "
+            "24 (384 px) or 32 (512 px)."
         )
-    if isinstance(grid, bool) or not isinstance(grid, int) or not 1 <= grid <= 256:
-        raise CascadeError(f"the grid must be a whole number from 1 to 256, not {grid!r}.")
+    if block and grid * grid != block:
+        raise CascadeError(f"block_size {block} is not the square of the grid {grid}: correct the config.")
+    if grid > 256:
+        raise CascadeError(f"the grid must be a whole number from 1 to 256, not {grid}.")
     return grid
 
 
@@ -184,7 +173,9 @@ def lantern_to_original(source: TensorSource) -> TensorSource:
             parts = [name.replace("q_proj", f"{p}_proj") for p in "qkv"]
             missing = [part for part in parts if part not in source]
             if missing:
-                raise CascadeError(f"the checkpoint {source.path} lacks the tensor {missing[0]}: it is incomplete.")
+                raise CascadeError(
+                    f"the checkpoint {source.path} lacks the tensor {missing[0]}: it is incomplete."
+                )
             rows = sum(source.shape(part)[0] for part in parts)
             tensors[f"layers.{match[1]}.attention.wqkv.weight"] = Derived(
                 (rows, *source.shape(name)[1:]),
@@ -216,30 +207,31 @@ def open_drafter(path: Path, target: LlamaGenConfig) -> tuple[TensorSource, Draf
     """
     source = open_source(path, "drafter")
     if "fc.weight" not in source or "embed_tokens.weight" not in source:
-        raise CascadeError(f"{path} is not a LANTERN drafter: it lacks the tensors fc.weight and embed_tokens.weight.")
-    vocab, dim = _matrix(source, "embed_tokens.weight")
+        raise CascadeError(f"{path} is not a LANTERN drafter but {looks_like(source)}.")
+    vocab, dim = matrix(source, "embed_tokens.weight")
     if dim != target.dim or vocab != target.vocab_size:
         raise CascadeError(
             f"the drafter {path} is {dim} wide with {vocab} tokens, the target is {target.dim} wide with "
             f"{target.vocab_size}: give the drafter that was trained for this target."
         )
     settings = _drafter_settings(Path(path))
-    gate = "layers.0.mlp.gate_proj.weight"
-    if gate not in source:
-        raise CascadeError(f"the drafter {path} lacks the tensor {gate}: it is incomplete.")
+    ffn, _ = matrix(source, "layers.0.mlp.gate_proj.weight")
     config = DrafterConfig(
         dim=dim,
-        n_head=int(settings.get("num_attention_heads", target.n_head)),
-        ffn_dim=source.shape(gate)[0],
+        n_head=whole(settings, "num_attention_heads", target.n_head),
+        ffn_dim=ffn,
         vocab_size=vocab,
         grid=_drafter_grid(settings, target),
         prefix_len=target.prefix_len,
         bias="fc.bias" in source,
-        norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
+        norm_eps=positive(settings, "rms_norm_eps", 1e-6),
         rope_base=target.rope_base,
     )
-    if dim % config.n_head:
-        raise CascadeError(f"the drafter's config says {config.n_head} heads, which do not divide its width {dim}.")
+    if dim % config.n_head or config.head_dim % 4:
+        raise CascadeError(
+            f"the drafter's {config.n_head} heads do not divide its width {dim} into multiples of 4: "
+            "correct num_attention_heads in its config."
+        )
     check_shapes(source, drafter_shapes(config), "drafter")
     return source, config
 

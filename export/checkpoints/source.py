@@ -1,7 +1,7 @@
 """Reading weights one tensor at a time, from every form in which checkpoints are published.
 
-Nothing here loads a whole model: pickles are memory-mapped and safetensors are read lazily. Pickles are opened
-with PyTorch's restricted unpickler, which runs no code of the file.
+Nothing here loads a whole model: pickles are memory-mapped and safetensors are read lazily. Pickles are
+opened with PyTorch's restricted unpickler, which runs no code of the file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +163,10 @@ def open_source(path: Path, what: str) -> TensorSource:
 def _open_folder(folder: Path, what: str) -> TensorSource:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
-            parts = sorted(set(read_json(folder / index)["weight_map"].values()))
+            weight_map = read_json(folder / index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+                raise CascadeError(f"{folder / index} has no weight_map that names files: download it again.")
+            parts = sorted(set(weight_map.values()))
             files = [folder / part for part in parts]
             if index.startswith("model"):
                 return Safetensors(folder, files)
@@ -200,17 +203,16 @@ def _read_pickle(path: Path, what: str) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = _load_mapped(path)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+    except PermissionError:
+        raise CascadeError(f"the {what} {path} may not be read: change its permissions.") from None
+    except Exception as error:  # damaged pickles raise anything: struct.error, IndexError, ...
+        if offender := _offender(error):
             raise CascadeError(
-                f"the {what} {path} wants to run code when it is opened ({_offender(error)}), which is refused: "
+                f"the {what} {path} wants to run code when it is opened ({offender}), which is refused: "
                 "convert it to safetensors where you trust it."
             ) from None
-        raise CascadeError(f"the {what} {path} is not a PyTorch checkpoint or is damaged: download it again.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
         raise CascadeError(
-            f"the {what} {path} is truncated or not a PyTorch checkpoint ({reason}): download it again."
+            f"the {what} {path} is truncated, damaged or not a PyTorch checkpoint: download it again."
         ) from None
     return _flatten(path, what, content)
 
@@ -222,15 +224,15 @@ def _load_mapped(path: Path) -> Any:
         if "mmap can only be used" not in str(error):
             raise
         # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged files also warn; they get one sentence
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _offender(error: Exception) -> str:
-    text = str(error)
-    for marker in ("Unsupported global: GLOBAL ", "GLOBAL "):
-        if marker in text:
-            return text.split(marker, 1)[1].split()[0].strip(".,;")
-    return "unsupported object"
+    """The function or class that the restricted unpickler refused, or nothing if that was not the trouble."""
+    _, found, rest = str(error).partition("GLOBAL ")
+    return rest.split()[0].strip(".,;") if found and rest.split() else ""
 
 
 def _flatten(path: Path, what: str, content: Any) -> dict[str, torch.Tensor]:
@@ -254,6 +256,29 @@ def _is_leftover(name: str) -> bool:
     return any(mark in name for mark in _LEFTOVERS)
 
 
+def matrix(source: TensorSource, name: str) -> tuple[int, int]:
+    """The shape of a tensor that has to be there and have two dimensions. Raises CascadeError otherwise."""
+    if name not in source:
+        raise CascadeError(f"{source.path} lacks the tensor {name}: it is incomplete or of another kind.")
+    shape = source.shape(name)
+    if len(shape) != 2:
+        raise CascadeError(f"tensor {name} of {source.path} has the shape {list(shape)}, not two dimensions.")
+    return shape[0], shape[1]
+
+
+def looks_like(source: TensorSource) -> str:
+    """What a file given in the wrong place is, and where it belongs: the end of a sentence."""
+    if "quantize.embedding.weight" in source:
+        return "a VQ tokenizer: pass it with --vq"
+    if "fc.weight" in source and "embed_tokens.weight" in source:
+        return "a drafter: pass it with --drafter"
+    if "tok_embeddings.weight" in source or "model.embed_tokens.weight" in source:
+        return "a transformer: pass it with --checkpoint"
+    if "shared.weight" in source:
+        return "a text encoder: pass its folder with --text"
+    return f"unknown (it starts with the tensors {', '.join(source.names()[:3])}): check the path"
+
+
 def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -> None:
     """Compares the tensors that a part needs with what the source holds, before anything is read.
 
@@ -261,7 +286,9 @@ def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -
     """
     for name, expected in shapes.items():
         if name not in source:
-            raise CascadeError(f"the {what} {source.path} lacks the tensor {name}: it is incomplete or of another kind.")
+            raise CascadeError(
+                f"the {what} {source.path} lacks the tensor {name}: it is incomplete or of another kind."
+            )
         if source.shape(name) != tuple(expected):
             raise CascadeError(
                 f"tensor {name} of the {what} {source.path} has the shape {list(source.shape(name))}, "

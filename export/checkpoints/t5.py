@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from ...runtime.errors import CascadeError
 from ..models.llamagen import LlamaGenConfig
 from ..models.t5 import T5Config
+from .settings import whole
 from .source import Shape, TensorSource, check_shapes, open_source, read_json
 
 
@@ -43,20 +44,25 @@ def open_t5(folder: Path) -> tuple[TensorSource, T5Config, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CascadeError(f"the text encoder {folder} is not a folder: give a transformers folder, or --text none.")
+        raise CascadeError(f"the text encoder {folder} is not a folder: give a transformers folder or none.")
     content = read_json(folder / "config.json")
-    needed = {field.name for field in fields(T5Config)} & {"vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"}
-    missing = sorted(needed - set(content))
+    missing = [
+        field.name for field in fields(T5Config) if field.default is MISSING and field.name not in content
+    ]
     if missing:
         raise CascadeError(f"{folder / 'config.json'} is not a T5 config: it lacks {missing[0]}.")
+    for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
+        whole(content, name, 1)
     gated = content.get("feed_forward_proj", "gated-gelu")
     if gated != "gated-gelu":
-        raise CascadeError(f"the text encoder {folder} uses {gated!r}: only T5 v1.1 and flan-t5 (gated-gelu) are supported.")
+        raise CascadeError(
+            f"the text encoder {folder} uses {gated!r}: give a T5 v1.1 or a flan-t5, which use gated-gelu."
+        )
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         raise CascadeError(
-            f"{folder} has no tokenizer.json: make one with "
-            f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})` of transformers."
+            f"{folder} has no tokenizer.json: make one with transformers' "
+            f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`."
         )
     config = T5Config.from_dict(content)
     source = open_source(folder, "text encoder")

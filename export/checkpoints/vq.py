@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import CascadeError
 from ..models.llamagen import LlamaGenConfig
 from ..models.vq import VQConfig
-from .source import Shape, TensorSource, check_shapes, open_source
+from .source import Shape, TensorSource, check_shapes, looks_like, matrix, open_source
 
 
 def vq_shapes(config: VQConfig) -> dict[str, Shape]:
@@ -60,15 +60,14 @@ def vq_shapes(config: VQConfig) -> dict[str, Shape]:
 def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQConfig]:
     """Opens a VQ tokenizer and works out its config.
 
-    `overrides` may hold vq_ch_mult, vq_z_channels and vq_codebook_dim of a config file; they are only compared.
-    Raises CascadeError for another kind of file, missing or misshapen tensors, and contradictions.
+    `overrides` may hold vq_ch_mult, vq_z_channels and vq_codebook_dim of a config file; they are only
+    compared. Raises CascadeError for another kind of file, missing or misshapen tensors, and contradictions.
     """
     source = open_source(path, "VQ checkpoint")
     if any(name.startswith("gen_vision_model.") for name in source.names()):
         raise CascadeError(f"{path} is a whole Janus checkpoint: give LlamaGen's VQ file with --vq.")
-    for name in ("quantize.embedding.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"):
-        if name not in source:
-            raise CascadeError(f"the VQ checkpoint {path} lacks the tensor {name}: give LlamaGen's vq_ds16 or vq_ds8 file.")
+    if "quantize.embedding.weight" not in source:
+        raise CascadeError(f"{path} is not a VQ tokenizer but {looks_like(source)}.")
     config = _infer(source)
     for name, found in (
         ("vq_ch_mult", list(config.ch_mult)),
@@ -76,30 +75,62 @@ def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQC
         ("vq_codebook_dim", config.codebook_dim),
     ):
         given = overrides.get(name)
-        # ch_mult names widths relative to ch, so [2, 2] at ch 64 and [1, 1] at ch 128 are the same decoder
-        if given is not None and (len(given) != len(found) if name == "vq_ch_mult" else given != found):
-            raise CascadeError(f"the config says {name} {given}, the VQ checkpoint {path} has {found}: correct the config.")
+        if given is not None and not _agree(given, found):
+            raise CascadeError(
+                f"the config says {name} {given}, the VQ checkpoint {path} has {found}: correct the config."
+            )
     check_shapes(source, vq_shapes(config), "VQ checkpoint")
     return source, config
 
 
+def _agree(given: Any, found: int | list[int]) -> bool:
+    """Whether a setting says what the weights say.
+
+    ch_mult names widths relative to ch, so [2, 2] at ch 64 and [1, 1] at ch 128 are the same decoder.
+    """
+    if isinstance(found, int):
+        return given == found
+    if not isinstance(given, list) or not all(isinstance(mult, int) for mult in given) or not given:
+        return False
+    return [mult * found[0] for mult in given] == [width * given[0] for width in found]
+
+
+def _kernel(source: TensorSource, name: str) -> Shape:
+    """The shape [out, in, height, width] of a convolution that has to be there."""
+    if name not in source:
+        raise CascadeError(
+            f"the VQ checkpoint {source.path} lacks the tensor {name}: give LlamaGen's VQ file."
+        )
+    shape = source.shape(name)
+    if len(shape) != 4:
+        raise CascadeError(
+            f"tensor {name} of {source.path} has the shape {list(shape)}, not four dimensions."
+        )
+    return shape
+
+
 def _infer(source: TensorSource) -> VQConfig:
-    codebook_size, codebook_dim = source.shape("quantize.embedding.weight")
-    z_channels = source.shape("decoder.conv_in.weight")[1]
+    codebook_size, codebook_dim = matrix(source, "quantize.embedding.weight")
+    z_channels = _kernel(source, "decoder.conv_in.weight")[1]
     blocks = [
         (int(m[1]), int(m[2]))
         for name in source.names()
         if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.res\.(\d+)\.conv2\.weight$", name))
     ]
     if not blocks:
-        raise CascadeError(f"the VQ checkpoint {source.path} lacks decoder.conv_blocks: give LlamaGen's VQ file.")
+        raise CascadeError(
+            f"the VQ checkpoint {source.path} lacks decoder.conv_blocks: give LlamaGen's VQ file."
+        )
     levels, per_level = max(level for level, _ in blocks) + 1, max(j for _, j in blocks) + 1
     widths = []
     for level in reversed(range(levels)):  # the highest resolution first, as in ch_mult
-        name = f"decoder.conv_blocks.{level}.res.0.conv2.weight"
-        if name not in source:
-            raise CascadeError(f"the VQ checkpoint {source.path} lacks the tensor {name}: it is incomplete.")
-        widths.append(source.shape(name)[0])
+        widths.append(_kernel(source, f"decoder.conv_blocks.{level}.res.0.conv2.weight")[0])
+    groups = VQConfig.groups
+    if any(width % groups for width in widths):
+        raise CascadeError(
+            f"the VQ checkpoint {source.path} has {widths} channels, not multiples of {groups}: "
+            "give LlamaGen's VQ file."
+        )
     ch = widths[0]
     if any(width % ch for width in widths):
         ch = 1

@@ -179,6 +179,11 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(torch.where(uncond, self.num_classes, class_ids))[:, None]
 
 
+def condition_embedder(config: LlamaGenConfig) -> CaptionEmbedder | LabelEmbedder:
+    """The part of the model that turns captions or classes into prefix embeddings."""
+    return CaptionEmbedder(config) if config.condition == "text" else LabelEmbedder(config)
+
+
 class LlamaGen(nn.Module):
     """The transformer: prefix slots, then the image tokens in raster order."""
 
@@ -187,7 +192,7 @@ class LlamaGen(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = config
-        self.cls_embedding = CaptionEmbedder(config) if config.condition == "text" else LabelEmbedder(config)
+        self.cls_embedding = condition_embedder(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)

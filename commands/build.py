@@ -1,0 +1,102 @@
+"""`cascade-trt build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from ..runtime.errors import CascadeError
+
+_CONSOLE = Console(stderr=True)
+DEFAULT_TREES = ("small_6",)
+
+
+def run(
+    model: str, *, checkpoint: Path | None, vq: Path | None, drafter: Path | None, text: str, config: Path | None,
+    grid: int | None, n_head: int | None, trees: tuple[str, ...], batch: int, precision: str,
+    max_top_k: int | None, dummy_weights: bool, out: Path | None,
+) -> None:  # fmt: skip
+    """Opens the parts, builds the bundle, says what was built and what to do next."""
+    from ..runtime.tree import get_tree
+
+    chosen = tuple(get_tree(name) for name in trees or DEFAULT_TREES)
+    try:
+        from ..export.build import BuildOptions, build_bundle
+        from ..export.open import open_checkpoints, open_demo, open_dummy
+    except ImportError as error:
+        raise CascadeError(
+            f"{error.name} is not installed: run `pip install 'cascade-trt[export,cpu]'` to build bundles."
+        ) from None
+    if model == "emoji" and not dummy_weights:
+        parts, sampling = open_demo()
+    elif dummy_weights:
+        parts, sampling = open_dummy(model, grid)
+    elif model == "llamagen":
+        if checkpoint is None or vq is None:
+            raise CascadeError("give the checkpoint and the VQ tokenizer: --checkpoint F --vq F.")
+        overrides = {name: value for name, value in (("grid", grid), ("n_head", n_head)) if value is not None}
+        parts, sampling = open_checkpoints(
+            checkpoint, vq, drafter, None if text == "none" else Path(text), config, overrides
+        )
+    else:
+        raise CascadeError(
+            f"{model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add --dummy-weights."
+        )
+    options = BuildOptions(
+        out=out or Path("build") / model,
+        trees=chosen if parts.drafter is not None else (),
+        sampling=sampling,
+        batch=batch,
+        precision=precision,
+        max_top_k=max_top_k or max(1000, sampling.top_k),
+    )
+    with _Bar() as bar:
+        manifest = build_bundle(parts, options, bar.update)
+    _report(options.out, manifest)
+
+
+class _Bar:
+    """A progress bar over all weights of all parts."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=_CONSOLE, transient=True)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        self._task = self._progress.add_task("exporting", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        self._progress.update(self._task, description=what, completed=done, total=total or None)
+
+
+def _report(out: Path, manifest: Any) -> None:
+    size = sum(file.bytes for file in manifest.files.values())
+    from .info import human
+
+    click.echo(f"{out}: {len(manifest.engines)} engines, {human(size)}")
+    for backend, verdict in manifest.backends.items():
+        if verdict != "yes":
+            click.echo(f"{backend}: {verdict}")
+    worst = [
+        (output["relative"], f"{name}.{key}")
+        for name, report in manifest.parity.items()
+        for key, output in report.get("outputs", {}).items()
+    ]
+    if worst:
+        click.echo(f"largest difference from PyTorch: {max(worst)[0]:.1e} of the scale, in {max(worst)[1]}")
+    what = '--class-id 1' if manifest.model.condition == "class" else '"a red apple"'
+    if manifest.model.condition == "class" or manifest.text is not None:
+        click.echo(f"next: cascade-trt generate {what} --bundle {out}")
+    else:
+        click.echo(f'next: Pipeline.load("{out}").generate(features=..., features_mask=...)')
+
+

@@ -1,0 +1,63 @@
+"""`python -m cascade_trt.examples.emoji STEP`: trains the demo model, step by step or all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+STEPS = ("data", "tokenizer", "target", "drafter", "ship")
+
+
+@click.command()
+@click.argument("step", type=click.Choice([*STEPS, "all"]))
+@click.option("--config", "name", default="cpu", show_default=True, help="cpu, gpu or tiny (config.py).")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
+@click.option("--threads", type=int, help="PyTorch threads.")
+def main(step: str, name: str, out: Path, threads: int | None) -> None:
+    """Runs STEP and, where they are missing, the steps before it. Interrupted steps go on where they were."""
+    import torch
+
+    from ...runtime.errors import CascadeError
+    from .config import RECIPES
+
+    if name not in RECIPES:
+        raise click.UsageError(f"unknown config {name!r}: choose one of {', '.join(RECIPES)}.")
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        run_until(STEPS[-1] if step == "all" else step, name, out)
+    except CascadeError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def run_until(last: str, name: str, out: Path) -> None:
+    """Runs the steps up to `last`; each is quick when it was finished before."""
+    from .config import RECIPES
+    from .data import build_data
+    from .drafter import train_drafter
+    from .ship import ship
+    from .target import train_target
+    from .text import train_text_tokenizer
+    from .tokenizer import train_tokenizer
+
+    recipe, until = RECIPES[name], STEPS.index(last)
+    data = build_data(recipe, out)
+    if until < 1:
+        return
+    vq = train_tokenizer(recipe, data, out)
+    if until < 2:
+        return
+    words = train_text_tokenizer(data, out)
+    model = train_target(recipe, data, vq, words, out)
+    if until < 3:
+        return
+    drafter = train_drafter(recipe, data, words, model, out)
+    if until < 4:
+        return
+    ship(recipe, model, vq, drafter, words, out / "weights")
+    click.echo(f"weights in {out / 'weights'}: copy them to examples/emoji/weights to make them the demo's")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Trains the drafter in LANTERN's LlamaGen format on the target's own samples.
+
+Loss per EAGLE (arXiv 2401.15077): smooth L1 between predicted and true hidden states of both guidance streams,
+plus the soft cross-entropy between the target's and the drafter's guided laws. A second pass reads the
+drafter's own predictions in place of the target's states, as drafting does below the first level.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from ...export.models.drafter import Drafter, DrafterConfig
+from ...export.models.llamagen import LlamaGen
+from .captions import BACKGROUNDS, caption
+from .config import Recipe
+from .data import DataSet
+from .progress import Run, cosine_rate
+from .sample import sample
+from .target import TextToImage
+
+_RATE = 2e-3
+_PASSES = (1.0, 0.6)  # weights of the passes' losses
+_EVERY = 50
+_BATCH = 64
+
+
+def make_samples(recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path) -> dict[str, Tensor]:
+    """codes [S, HW] and hidden states [S, 2, T + HW - 1, D] (float16) of the target's samples; kept in `out`."""
+    file = out / "drafter" / "samples.pt"
+    if file.is_file():
+        return torch.load(file, weights_only=True)
+    rng = random.Random(1)
+    pool = data.split(held_out=False, groups=recipe.target_groups)
+    codes, hidden = [], []
+    for begin in tqdm(range(0, recipe.drafter_samples, _BATCH), desc="sampling", unit="batch"):
+        count = min(_BATCH, recipe.drafter_samples - begin)
+        pictures = [data.pictures[rng.choice(pool)] for _ in range(count)]
+        texts = [caption(p, rng.choice(["white", rng.choice(list(BACKGROUNDS))]), rng) for p in pictures]
+        drawn, cond, uncond = sample(recipe, model, tokenizer, texts, seed=begin)
+        codes.append(drawn.cpu())
+        hidden.append(torch.stack([cond, uncond], dim=1).half().cpu())
+    samples = {"codes": torch.cat(codes), "hidden": torch.cat(hidden)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(samples, file)
+    return samples
+
+
+def drafter_config(recipe: Recipe) -> DrafterConfig:
+    target = recipe.target()
+    return DrafterConfig(
+        dim=target.dim, n_head=target.n_head, ffn_dim=target.ffn_dim, vocab_size=target.vocab_size,
+        grid=target.grid, prefix_len=target.prefix_len,
+    )  # fmt: skip
+
+
+def train_drafter(
+    recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path
+) -> Drafter:
+    """Trains (or goes on training) and returns the drafter."""
+    samples = make_samples(recipe, data, tokenizer, model, out)
+    run = Run(out, "drafter")
+    torch.manual_seed(0)
+    drafter = Drafter(drafter_config(recipe)).to(recipe.device)
+    drafter.embed_tokens.weight.data.copy_(model.target.tok_embeddings.weight)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    start = run.resume({"model": drafter}, optimizer)
+    target = model.target.eval().requires_grad_(False)
+    for step in tqdm(range(start, recipe.drafter_steps), desc="drafter", initial=start, total=recipe.drafter_steps):
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(samples["codes"]), (recipe.drafter_batch,), generator=generator)
+        codes = samples["codes"][rows].to(recipe.device)
+        hidden = samples["hidden"][rows].float().to(recipe.device)
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * cosine_rate(step, recipe.drafter_steps, 50)
+        loss, overlap = losses(recipe, drafter, target, codes, hidden)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(drafter.parameters(), 0.5)
+        optimizer.step()
+        if (step + 1) % _EVERY == 0 or step + 1 == recipe.drafter_steps:
+            run.log(step + 1, loss=float(loss.detach()), overlap_1=overlap[0], overlap_2=overlap[-1])
+            run.save({"model": drafter}, optimizer, step + 1)
+    if start < recipe.drafter_steps:
+        run.plot()
+    return drafter.eval()
+
+
+def losses(
+    recipe: Recipe, drafter: Drafter, target: LlamaGen, codes: Tensor, hidden: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Loss of codes [B, HW] and states [B, 2, T + HW - 1, D]; and, per pass, the mean of sum(min(p, q)).
+
+    The overlap sum(min(p, q)) is the probability with which strict acceptance takes a single draft.
+    """
+    states = hidden.transpose(0, 1).flatten(0, 1)  # [2B, L, D], conditional rows first
+    prefix = recipe.prefix_len
+    ids = F.pad(codes, (prefix - 1, 0)).repeat(2, 1)  # slot s holds the token of slot s + 1
+    wanted = states[:, prefix:]  # what slots prefix - 1 ... L - 2 should predict
+    p = guided_law(recipe, target, wanted)
+    inputs, total, overlaps = states, codes.new_zeros((), dtype=torch.float32), []
+    for weight in _PASSES:
+        features = drafter(inputs, ids)
+        predicted = features[:, prefix - 1 : -1]
+        q = guided_law(recipe, target, predicted)
+        regression = F.smooth_l1_loss(predicted, wanted)
+        total = total + weight * (regression - 0.1 * (p.exp() * q).sum(-1).mean())
+        overlaps.append(float(torch.minimum(p.exp(), q.exp()).sum(-1).mean().detach()))
+        inputs = torch.cat([states[:, :prefix], predicted], dim=1)
+    return total, overlaps
+
+
+def guided_law(recipe: Recipe, target: LlamaGen, states: Tensor) -> Tensor:
+    """Log-probabilities [B, n, V] of states [2B, n, D] under the recipe's guidance."""
+    cond, uncond = states.chunk(2)
+    return target.logits(uncond + recipe.guidance_scale * (cond - uncond)).log_softmax(-1)

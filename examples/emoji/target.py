@@ -1,0 +1,124 @@
+"""Trains the target: a LlamaGen text-to-image transformer, with its text encoder.
+
+Every step sees fresh views of random pictures, encoded on the fly, so no code sequence is seen twice. An
+exponential average of the weights is what gets shipped.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...export.models.llamagen import LlamaGen, prefix_causal_mask
+from ...export.models.t5 import T5Encoder
+from ...export.models.vq import VQModel
+from .augment import views
+from .captions import caption
+from .config import Recipe
+from .data import DataSet
+from .progress import Run, cosine_rate
+from .text import encode
+
+_EVERY = 50
+_AVERAGE = 0.997
+
+
+class TextToImage(nn.Module):
+    """Target and text encoder under one roof while they are trained together."""
+
+    def __init__(self, recipe: Recipe, vocab_size: int) -> None:
+        super().__init__()
+        self.text = T5Encoder(recipe.text(vocab_size))
+        self.target = LlamaGen(recipe.target())
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.1)
+
+    def prefix(self, ids: Tensor, mask: Tensor, uncond: Tensor) -> Tensor:
+        """Prefix embeddings [R, T, D] of token ids [R, T]; rows marked uncond [R] get the null caption."""
+        return self.target.cls_embedding(self.text(ids, mask), uncond)
+
+    def forward(self, ids: Tensor, mask: Tensor, uncond: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [R, HW, V] of codes [R, HW] under teacher forcing, and the hidden states [R, T + HW - 1, D]."""
+        prefix = self.prefix(ids, mask, uncond)
+        x = torch.cat([prefix, self.target.tok_embeddings(codes[:, :-1])], dim=1)
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        hidden = self.target.stack(x, positions, prefix_causal_mask(mask, x.shape[1]))
+        return self.target.logits(hidden[:, prefix.shape[1] - 1 :]), hidden
+
+
+def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, out: Path) -> TextToImage:
+    """Trains (or goes on training) and returns the averaged model."""
+    run = Run(out, "target")
+    torch.manual_seed(0)
+    model = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
+    average = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
+    start = run.resume({"model": model, "average": average}, optimizer)
+    train = data.split(held_out=False, groups=recipe.target_groups)
+    forward = torch.compile(model) if recipe.compile else model
+    for step in tqdm(range(start, recipe.target_steps), desc="target", initial=start, total=recipe.target_steps):
+        rng = random.Random(step)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.target_lr * cosine_rate(step, recipe.target_steps, 100)
+        ids, mask, uncond, codes = batch(recipe, data, vq, tokenizer, train, rng)
+        logits, _ = forward(ids, mask, uncond, codes)
+        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        update_average(average, model, min(_AVERAGE, (step + 1) / (step + 10)))
+        if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
+            run.log(step + 1, loss=float(loss.detach()))
+            if (step + 1) % (4 * _EVERY) == 0 or step + 1 == recipe.target_steps:
+                run.log(step + 1, **validate(recipe, data, vq, tokenizer, average))
+            run.save({"model": model, "average": average}, optimizer, step + 1)
+    if start < recipe.target_steps:
+        run.plot()
+    return average.eval()
+
+
+@torch.no_grad()
+def batch(
+    recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, pool: list[int], rng: random.Random
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views of pictures of the pool."""
+    chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
+    pictures = [data.pictures[i] for i in chosen]
+    pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), pictures, rng)
+    texts = [caption(p, b, rng) for p, b in zip(pictures, backgrounds, strict=True)]
+    ids, mask = encode(tokenizer, texts, recipe.prefix_len)
+    uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
+    device = recipe.device
+    return ids.to(device), mask.to(device), uncond.to(device), vq.encode(pixels)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
+    for mean, now in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(now, 1 - keep)
+
+
+@torch.no_grad()
+def validate(
+    recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, model: TextToImage
+) -> dict[str, float]:
+    """Nats per token of the averaged model on seen and on held-out pictures, in fresh views."""
+    figures = {}
+    for name, held_out in (("train_nats", False), ("held_out_nats", True)):
+        pool = data.split(held_out, recipe.target_groups) or data.split(False, recipe.target_groups)
+        losses = []
+        for seed in range(3):
+            ids, mask, uncond, codes = batch(recipe, data, vq, tokenizer, pool, random.Random(10_000 + seed))
+            logits, _ = model(ids, mask, torch.zeros_like(uncond), codes)
+            losses.append(float(F.cross_entropy(logits.flatten(0, 1), codes.flatten())))
+        figures[name] = sum(losses) / len(losses)
+    return figures

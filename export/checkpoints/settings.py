@@ -1,0 +1,31 @@
+"""Values of config files and options, checked as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...runtime.errors import CascadeError
+
+
+def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """The positive whole number called `name`, or the default where it is absent or null.
+
+    Raises CascadeError for anything else: text, fractions, zero and negative numbers.
+    """
+    value = settings.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CascadeError(f"{name} must be a positive whole number, not {value!r}: correct the config.")
+    return value
+
+
+def positive(settings: Mapping[str, Any], name: str, default: float) -> float:
+    """The positive number called `name`, or the default. Raises CascadeError as `whole` does."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise CascadeError(f"{name} must be a positive number, not {value!r}: correct the config.")
+    return float(value)
