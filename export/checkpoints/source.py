@@ -201,7 +201,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_pickle(path: Path, what: str) -> dict[str, torch.Tensor]:
     """The flat state_dict inside a PyTorch file, unwrapped and without leftovers of training."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged files also warn; they get one sentence
             content = _load_mapped(path)
     except PermissionError:
         raise CascadeError(f"the {what} {path} may not be read: change its permissions.") from None
@@ -224,9 +225,7 @@ def _load_mapped(path: Path) -> Any:
         if "mmap can only be used" not in str(error):
             raise
         # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged files also warn; they get one sentence
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _offender(error: Exception) -> str:

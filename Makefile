@@ -1,0 +1,71 @@
+# Everything sets itself up: a machine needs Python 3.11 and make.
+#
+#   make generate PROMPT="a red apple"     build the demo's engines if they are missing, draw, name the PNG
+#   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
+#                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
+#   make test | lint | bench
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  := torch==2.13.0
+
+MODEL     ?= emoji
+PROMPT    ?=
+PRECISION ?= fp32
+BATCH     ?= 1
+TREE      ?=
+OUT       ?= build/$(MODEL)
+SEED      ?= 0
+
+.PHONY: help setup engines generate test test-fast lint bench clean
+help:
+	@sed -n '3,6p' Makefile | cut -c3-
+
+# The virtual environment: the runtime alone, then export tools, then what tests need. Stamps make each step
+# run once, and again when pyproject.toml changes.
+$(VENV)/.base:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.export: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.export pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,dev]'
+	touch $@
+
+setup: $(VENV)/.export
+
+# An empty option is left out, so the command's own default holds.
+OPTIONS := $(if $(CKPT),--checkpoint '$(CKPT)') $(if $(VQ),--vq '$(VQ)') $(if $(DRAFTER),--drafter '$(DRAFTER)') \
+	$(if $(TEXT),--text '$(TEXT)') $(if $(CONFIG),--config '$(CONFIG)') $(if $(GRID),--grid $(GRID)) \
+	$(foreach tree,$(TREE),--tree '$(tree)') $(if $(DUMMY),--dummy-weights)
+
+engines: $(VENV)/.export
+	$(BIN)/cascade-trt build '$(MODEL)' $(OPTIONS) --precision $(PRECISION) --batch $(BATCH) --out '$(OUT)'
+
+build/emoji/manifest.json: $(VENV)/.export
+	@test -f $@ || $(BIN)/cascade-trt build emoji --out build/emoji
+
+generate: build/emoji/manifest.json
+	@$(BIN)/cascade-trt generate --seed $(SEED) --bundle '$(OUT)' -- "$(PROMPT)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m cascade_trt.benchmarks
+
+clean:
+	rm -rf build/emoji .pytest_cache .ruff_cache

@@ -1,0 +1,156 @@
+"""VQ tokenizers and text encoders: dims from shapes and configs, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cascade_trt.export.checkpoints.source import read_json
+from cascade_trt.export.checkpoints.t5 import check_text_matches, open_t5, t5_shapes
+from cascade_trt.export.checkpoints.vq import check_vq_matches, open_vq, vq_shapes
+from cascade_trt.export.models.llamagen import LlamaGenConfig
+from cascade_trt.export.models.t5 import T5Config, T5Encoder
+from cascade_trt.export.models.vq import VQConfig, VQModel
+from cascade_trt.runtime.errors import CascadeError
+
+TARGET = LlamaGenConfig(
+    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text", caption_dim=12
+)
+VQ16 = VQConfig()
+VQ8 = VQConfig(ch_mult=(1, 2, 2, 4))
+SMALL = VQConfig(codebook_size=48, codebook_dim=4, z_channels=16, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1)
+
+
+def save_vq(path: Path, config: VQConfig, **changes: torch.Tensor | None) -> Path:
+    """A file of zeros that takes no room: every tensor is one element, expanded."""
+    tensors = {name: torch.zeros(1).expand(shape) for name, shape in vq_shapes(config).items()}
+    torch.save({"model": {name: t for name, t in (tensors | changes).items() if t is not None}}, path / "vq.pt")
+    return path / "vq.pt"
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, ch_mult=(1, 2))])
+def test_vq_shapes_are_those_of_the_decoder(config: VQConfig) -> None:
+    module = VQModel(config, with_encoder=False).state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in module.items()} == vq_shapes(config)
+
+
+def test_the_vq_16_decoder_is_counted() -> None:
+    sizes = {name: torch.Size(shape).numel() for name, shape in vq_shapes(VQ16).items()}
+    assert sum(size for name, size in sizes.items() if name.startswith("decoder.")) == 42_449_795
+    assert (VQ16.factor, VQ8.factor) == (16, 8)
+
+
+@pytest.mark.parametrize("config", [VQ16, VQ8, SMALL], ids=["VQ-16", "VQ-8", "small"])
+def test_vq_dims_come_from_the_decoder(tmp_path: Path, config: VQConfig) -> None:
+    source, found = open_vq(save_vq(tmp_path, config), {})
+    assert found == config
+    assert set(vq_shapes(config)) <= set(source.names())
+
+
+def test_the_vq_fixture(llamagen_fixture: Path) -> None:
+    """It holds the encoder too, in float16."""
+    source, config = open_vq(llamagen_fixture / "vq.pt", read_json(llamagen_fixture / "config.json"))
+    assert (config.ch_mult, config.z_channels, config.codebook_size) == ((1, 1), 64, 512)
+    assert source.load("quantize.embedding.weight").dtype == torch.float16
+    assert "quantize.codebook_used" not in source
+
+
+BAD_VQ_SETTINGS = [{"vq_ch_mult": [1, 2]}, {"vq_ch_mult": [1, 2, 2]}, {"vq_ch_mult": 3}, {"vq_ch_mult": ["a"]},
+                   {"vq_z_channels": 32}, {"vq_codebook_dim": 8}]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", BAD_VQ_SETTINGS)
+def test_contradicting_vq_settings_are_a_sentence(tmp_path: Path, settings: dict) -> None:
+    with pytest.raises(CascadeError, match=f"the config says {next(iter(settings))}"):
+        open_vq(save_vq(tmp_path, SMALL), settings)
+
+
+def test_ch_mult_is_compared_by_ratio(tmp_path: Path) -> None:
+    assert open_vq(save_vq(tmp_path, SMALL), {"vq_ch_mult": [2, 2, 4]})[1] == SMALL
+
+
+def test_bad_vq_files_are_sentences(tmp_path: Path, llamagen_fixture: Path) -> None:
+    for name in vq_shapes(SMALL):
+        with pytest.raises(CascadeError) as caught:
+            open_vq(save_vq(tmp_path, SMALL, **{name: None}), {})
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CascadeError, match="shape|channels"):
+            open_vq(save_vq(tmp_path, SMALL, **{name: torch.zeros(5)}), {})
+    with pytest.raises(CascadeError, match="a transformer: pass it with --checkpoint"):
+        open_vq(llamagen_fixture / "gpt_t2i.pt", {})
+    torch.save({"gen_vision_model.quantize.embedding.weight": torch.zeros(2, 2)}, tmp_path / "janus.bin")
+    with pytest.raises(CascadeError, match="Janus"):
+        open_vq(tmp_path / "janus.bin", {})
+
+
+def test_group_norm_needs_multiples_of_32(tmp_path: Path) -> None:
+    with pytest.raises(CascadeError, match="not multiples of 32"):
+        open_vq(save_vq(tmp_path, replace(SMALL, ch=24)), {})
+
+
+def test_codes_and_tokens_must_agree() -> None:
+    check_vq_matches(TARGET, SMALL)
+    with pytest.raises(CascadeError, match="16384 codes, the transformer 48 tokens"):
+        check_vq_matches(TARGET, VQ16)
+
+
+# Text encoder
+
+T5 = T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=24, num_layers=2, num_heads=3)
+
+
+def t5_folder(folder: Path, weights: str = "model.safetensors", **config: object) -> Path:
+    tensors = {name: torch.randn(shape) for name, shape in t5_shapes(T5).items()}
+    tensors |= {"decoder.final_layer_norm.weight": torch.ones(12), "lm_head.weight": torch.ones(40, 12)}
+    content = asdict(T5) | {"model_type": "t5", "feed_forward_proj": "gated-gelu", "num_decoder_layers": 2} | config
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").write_text("{}")
+    save = save_file if weights.endswith("safetensors") else torch.save
+    save(tensors, folder / weights)
+    return folder
+
+
+def test_t5_shapes_are_those_of_the_module() -> None:
+    module = T5Encoder(T5).state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in module.items()} == t5_shapes(T5)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_whole_t5_gives_its_encoder(tmp_path: Path, weights: str) -> None:
+    source, config, tokenizer = open_t5(t5_folder(tmp_path, weights))
+    assert config == T5
+    assert tokenizer == tmp_path / "tokenizer.json"
+    assert source.load("shared.weight").shape == (40, 12)
+
+
+def test_bad_text_folders_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(CascadeError, match="is not a folder"):
+        open_t5(tmp_path / "nowhere")
+    with pytest.raises(CascadeError, match=r"no file .*config\.json"):
+        open_t5(tmp_path)
+    t5_folder(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CascadeError, match=r"no tokenizer\.json: make one with .*AutoTokenizer"):
+        open_t5(tmp_path)
+    with pytest.raises(CascadeError, match="'relu': give a T5 v1.1 or a flan-t5"):
+        open_t5(t5_folder(tmp_path, feed_forward_proj="relu"))
+    with pytest.raises(CascadeError, match="num_heads must be a positive whole number"):
+        open_t5(t5_folder(tmp_path, num_heads="x"))
+    with pytest.raises(CascadeError, match=r"encoder\.block\.2\.layer\.0"):
+        open_t5(t5_folder(tmp_path, num_layers=3))
+    (tmp_path / "config.json").write_text('{"hidden_size": 12}')
+    with pytest.raises(CascadeError, match="is not a T5 config: it lacks vocab_size"):
+        open_t5(tmp_path)
+
+
+def test_features_must_have_the_width_that_the_target_reads() -> None:
+    check_text_matches(TARGET, T5)
+    with pytest.raises(CascadeError, match="features of 16, the checkpoint reads 12"):
+        check_text_matches(TARGET, replace(T5, d_model=16))
+    with pytest.raises(CascadeError, match="draws classes"):
+        check_text_matches(replace(TARGET, condition="class"), T5)
