@@ -7,12 +7,13 @@ hidden states that the target wrote.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from .backends import Engine
+from .backends import BoundCall, Engine
 from .bundle import Manifest
 from .cache import KVCache
 from .noise import NoiseWindow
@@ -68,15 +69,30 @@ class TargetCall:
         past, present = cache.bindings(r)
         inputs = {name: getattr(self, name) for name in ("embeds", "positions", "write_index", "tree_mask")}
         outputs = {name: getattr(self, name) for name in ("logits", "ids", "log_sum_exp", "hidden", "similarity")}
+        self.seconds = 0.0  # spent inside the engine so far
         self._call = engine.bind({**inputs, **shared, **past}, {**outputs, **present})
 
     def run(self) -> None:
-        self._call.run()
+        self.seconds += timed(self._call)
 
 
-def embed_call(engine: Engine, ids: np.ndarray, embeds: np.ndarray):
-    """The `embed` engine bound to ids int64 [R, N] and the target call's embeds [R, N, D]."""
-    return engine.bind({"ids": ids}, {"embeds": embeds})
+def timed(call: BoundCall) -> float:
+    """Runs a call; returns its seconds."""
+    start = time.perf_counter()
+    call.run()
+    return time.perf_counter() - start
+
+
+class EmbedCall:
+    """The `embed` engine, from ids int64 [R, N] to the target call's embeds [R, N, D]."""
+
+    def __init__(self, engine: Engine, embeds: np.ndarray) -> None:
+        self.ids = np.zeros(embeds.shape[:2], np.int64)
+        self.seconds = 0.0  # spent inside the engine so far
+        self._call = engine.bind({"ids": self.ids}, {"embeds": embeds})
+
+    def run(self) -> None:
+        self.seconds += timed(self._call)
 
 
 class DraftBuffers:
@@ -106,6 +122,7 @@ class DraftCall:
         self.write_index = np.zeros(r, np.int64)
         past, present = cache.bindings(r)
         inputs = {name: getattr(self, name) for name in ("path", "tokens", "count", "positions", "write_index")}
+        self.seconds = 0.0  # spent inside the engine so far
         self._call = engine.bind(
             {"hidden": hidden, "noise": buffers.noise, **inputs, **shared, **past},
             {"tree_tokens": buffers.tree_tokens, "log_q": buffers.log_q, "embeds": buffers.embeds, **present},
@@ -117,4 +134,4 @@ class DraftCall:
         self.positions[:] = start[:, None] + np.arange(self.positions.shape[1])
 
     def run(self) -> None:
-        self._call.run()
+        self.seconds += timed(self._call)

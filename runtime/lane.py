@@ -11,7 +11,7 @@ from . import loop
 from .backends import Engine
 from .bundle import Manifest
 from .cache import KVCache
-from .calls import DraftBuffers, DraftCall, Layout, TargetCall, embed_call
+from .calls import DraftBuffers, DraftCall, EmbedCall, Layout, TargetCall
 from .rules import Rule
 from .sampling import Sampling
 from .stats import Stats
@@ -49,9 +49,8 @@ class Lane:
         nodes = 1 if tree is None else tree.size
         self.step = TargetCall(engines.target, manifest, cache, layout, nodes, shared)
         self.step.tree_mask[:, :, :nodes] = True if tree is None else tree.ancestors
-        self._embed_ids = np.zeros((r, 1), np.int64)
         if tree is None:
-            self._embed = embed_call(engines.embed, self._embed_ids, self.step.embeds)
+            self._embed = EmbedCall(engines.embed, self.step.embeds)
             return
         assert manifest.drafter is not None and drafter_cache is not None  # a tree comes with its drafter
         self.buffers = DraftBuffers(manifest, layout, tree, self.step.embeds)
@@ -77,13 +76,20 @@ class Lane:
             self._run_prefill(prefix, prefix_mask)
             loop.sample_next(self.prefill, state, sampling)
         progress(state)
+        before = self._engine_seconds()
         if rule is None or self.tree is None:
             self._plain(state, sampling, stats, progress)
         else:
             self._speculative(state, rule, sampling, stats, progress)
+        stats.engine_seconds += self._engine_seconds() - before
         stats.rounds += int(state.rounds.sum())
         stats.tokens += int((state.done - 1).sum())
         stats.target_calls += state.target_calls
+
+    def _engine_seconds(self) -> float:
+        """Seconds spent inside the engines of decoding rounds since the lane was made."""
+        calls = [self._embed] if self.tree is None else [self._first_draft, self._draft]
+        return self.step.seconds + sum(call.seconds for call in calls)
 
     def _run_prefill(self, prefix: np.ndarray, prefix_mask: np.ndarray) -> None:
         """One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's mask)."""
@@ -95,13 +101,9 @@ class Lane:
         self.prefill.run()
 
     def _plain(self, state: loop.State, sampling: Sampling, stats: Stats, progress: Progress) -> None:
-        def embed(ids: np.ndarray) -> None:
-            self._embed_ids[:, 0] = ids
-            self._embed.run()
-
         while state.unfinished:
             with stats.stage("verify"):
-                loop.decode_one(self.step, embed, state, self.layout, self.manifest.model.prefix_len)
+                loop.decode_one(self.step, self._embed, state, self.layout, self.manifest.model.prefix_len)
             with stats.stage("accept"):
                 loop.sample_next(self.step, state, sampling)
             progress(state)

@@ -13,13 +13,12 @@ An accepted path has at most depth + 1 nodes (the root included); both rows of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .cache import KVCache
-from .calls import DraftBuffers, DraftCall, Layout, TargetCall
+from .calls import DraftBuffers, DraftCall, EmbedCall, Layout, TargetCall
 from .noise import Stream
 from .rules import Draws, Node, Rule
 from .rules.exact import draw_token
@@ -139,11 +138,12 @@ def emit(state: State, accepted: dict[int, Accepted], call: DraftCall, layout: L
 
 
 def decode_one(
-    call: TargetCall, embed: Callable[[np.ndarray], None], state: State, layout: Layout, prefix_len: int
+    call: TargetCall, embed: EmbedCall, state: State, layout: Layout, prefix_len: int
 ) -> None:
     """Runs the target on the newest token of every prompt: plain decoding."""
     newest = state.codes[np.arange(len(state.seeds)), state.done - 1]  # [P]
-    embed(newest[layout.prompt_of_row()])
+    embed.ids[:, 0] = newest[layout.prompt_of_row()]
+    embed.run()
     call.write_index[:] = prefix_len + state.done[layout.prompt_of_row()] - 1
     call.positions[:] = call.write_index[:, None]
     call.run()

@@ -20,7 +20,6 @@ from .backends import Engine, open_backend
 from .bundle import Manifest, check_files, read_manifest
 from .cache import KVCache
 from .calls import Layout
-from .errors import CascadeError
 from .images import to_images
 from .lane import Engines, Lane
 from .prompts import PromptEncoder

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+ROUND = ("draft", "verify", "accept", "commit", "emit")  # the stages of one decoding round
 STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
 
 
@@ -15,8 +16,9 @@ class Stats:
     """Counts and seconds of one generation.
 
     `tau` is tokens per target call, the bonus token included (1 for plain decoding; prefill and its token not
-    counted), averaged over the prompts' rounds. `seconds` holds wall time per stage: verify, draft and decode
-    are engine calls with the writing of their small inputs, accept, commit and emit are host work.
+    counted), averaged over the prompts' rounds. `seconds` holds wall time per stage: condition, prefill, verify,
+    draft and decode run engines, accept, commit and emit are host work. `engine_seconds` is the part of the
+    decoding rounds that was spent inside engines; the rest of them is the host's.
     """
 
     rule: str
@@ -26,6 +28,7 @@ class Stats:
     rounds: int = 0
     target_calls: int = 0
     total_seconds: float = 0.0
+    engine_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
@@ -39,9 +42,8 @@ class Stats:
     @property
     def host_share(self) -> float:
         """Share of the decoding rounds that is not spent inside engines."""
-        rounds = sum(self.seconds[stage] for stage in ("draft", "verify", "accept", "commit", "emit"))
-        host = sum(self.seconds[stage] for stage in ("accept", "commit", "emit"))
-        return host / rounds if rounds else 0.0
+        rounds = sum(self.seconds[stage] for stage in ROUND)
+        return 1 - self.engine_seconds / rounds if rounds else 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -61,7 +63,7 @@ class Stats:
 
     def add(self, other: Stats) -> None:
         """Adds the counts and seconds of another generation with the same settings."""
-        for name in ("images", "tokens", "rounds", "target_calls", "total_seconds"):
+        for name in ("images", "tokens", "rounds", "target_calls", "total_seconds", "engine_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds

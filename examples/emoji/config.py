@@ -65,15 +65,17 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cpu": Recipe(
-        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), target_groups=(0, 3, 4), image_size=64, grid=16, codebook_size=1024,
+        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), target_groups=(0, 3, 4),
+        image_size=64, grid=16, codebook_size=1024,
         vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=1600, vq_batch=32,
         dim=192, n_layer=12, n_head=6, prefix_len=20, text_dim=128, text_layers=2,
         target_steps=1800, target_batch=16, target_lr=1.5e-3,
         drafter_samples=384, drafter_steps=700, drafter_batch=16, compile=True,
     ),
     "gpu": Recipe(
-        styles=("noto", "fluent", "twemoji"), groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), target_groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), image_size=64, grid=16,
-        codebook_size=2048, vq_ch=64, vq_ch_mult=(1, 2, 2), vq_z_channels=128, vq_steps=12000, vq_batch=128,
+        styles=("noto", "fluent", "twemoji"), groups=(0, 1, 3, 4, 5, 6, 7, 8, 9),
+        target_groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), image_size=64, grid=16, codebook_size=2048,
+        vq_ch=64, vq_ch_mult=(1, 2, 2), vq_z_channels=128, vq_steps=12000, vq_batch=128,
         dim=384, n_layer=16, n_head=6, prefix_len=24, text_dim=192, text_layers=3,
         target_steps=12000, target_batch=128, target_lr=1e-3,
         drafter_samples=4096, drafter_steps=4000, drafter_batch=64, device="cuda",

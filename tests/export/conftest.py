@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+
 from cascade_trt.export.checkpoints.source import StateDict
 from cascade_trt.export.graphs.builder import GraphBuilder
 from cascade_trt.export.graphs.weights import PRECISIONS, WeightFile

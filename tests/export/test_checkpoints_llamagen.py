@@ -23,8 +23,9 @@ from cascade_trt.export.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_trt.runtime.errors import CascadeError
 
 CONFIG = LlamaGenConfig(
-    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text", caption_dim=12
-)
+    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text",
+    caption_dim=12,
+)  # fmt: skip
 CLASSES = replace(CONFIG, prefix_len=1, condition="class", caption_dim=2048, num_classes=9)
 SETTINGS = {"grid": 4, "n_head": 2}
 Weights = dict[str, torch.Tensor]
@@ -176,7 +177,7 @@ def hf_folder(folder: Path, tensors: Weights, shards: int = 1, **config: object)
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("config", [CONFIG, CLASSES], ids=["text", "class"])
-def test_lantern_layout_gives_the_original_tensors(tmp_path: Path, config: LlamaGenConfig, shards: int) -> None:
+def test_lantern_gives_the_original_tensors(tmp_path: Path, config: LlamaGenConfig, shards: int) -> None:
     """q, k and v may lie in different shards; grid, heads and eps come from config.json."""
     tensors = weights(llamagen_shapes(config))
     source, found = open_llamagen(hf_folder(tmp_path, relayout(tensors), shards), {})

@@ -19,8 +19,9 @@ from cascade_trt.export.models.vq import VQConfig, VQModel
 from cascade_trt.runtime.errors import CascadeError
 
 TARGET = LlamaGenConfig(
-    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text", caption_dim=12
-)
+    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text",
+    caption_dim=12,
+)  # fmt: skip
 VQ16 = VQConfig()
 VQ8 = VQConfig(ch_mult=(1, 2, 2, 4))
 SMALL = VQConfig(codebook_size=48, codebook_dim=4, z_channels=16, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1)
@@ -79,7 +80,7 @@ def test_bad_vq_files_are_sentences(tmp_path: Path, llamagen_fixture: Path) -> N
         with pytest.raises(CascadeError) as caught:
             open_vq(save_vq(tmp_path, SMALL, **{name: None}), {})
         assert "\n" not in str(caught.value)
-        with pytest.raises(CascadeError, match="shape|channels"):
+        with pytest.raises(CascadeError, match=r"shape|channels"):
             open_vq(save_vq(tmp_path, SMALL, **{name: torch.zeros(5)}), {})
     with pytest.raises(CascadeError, match="a transformer: pass it with --checkpoint"):
         open_vq(llamagen_fixture / "gpt_t2i.pt", {})
@@ -107,7 +108,7 @@ T5 = T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=24, num_layers=2, num_head
 def t5_folder(folder: Path, weights: str = "model.safetensors", **config: object) -> Path:
     tensors = {name: torch.randn(shape) for name, shape in t5_shapes(T5).items()}
     tensors |= {"decoder.final_layer_norm.weight": torch.ones(12), "lm_head.weight": torch.ones(40, 12)}
-    content = asdict(T5) | {"model_type": "t5", "feed_forward_proj": "gated-gelu", "num_decoder_layers": 2} | config
+    content = asdict(T5) | {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | config
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "tokenizer.json").write_text("{}")
     save = save_file if weights.endswith("safetensors") else torch.save
@@ -137,7 +138,7 @@ def test_bad_text_folders_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CascadeError, match=r"no tokenizer\.json: make one with .*AutoTokenizer"):
         open_t5(tmp_path)
-    with pytest.raises(CascadeError, match="'relu': give a T5 v1.1 or a flan-t5"):
+    with pytest.raises(CascadeError, match=r"'relu': give a T5 v1\.1 or a flan-t5"):
         open_t5(t5_folder(tmp_path, feed_forward_proj="relu"))
     with pytest.raises(CascadeError, match="num_heads must be a positive whole number"):
         open_t5(t5_folder(tmp_path, num_heads="x"))

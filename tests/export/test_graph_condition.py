@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from cascade_trt.export.graphs.condition import build_condition
 from cascade_trt.export.models.llamagen import CaptionEmbedder, LabelEmbedder, LlamaGenConfig
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from cascade_trt.export.graphs.decode import build_decode, latent_table
 from cascade_trt.export.models.vq import VQConfig, VQModel
 

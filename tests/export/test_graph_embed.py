@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from cascade_trt.export.graphs.builder import GraphBuilder
 from cascade_trt.export.graphs.embed import EMBEDDINGS, build_embed
 from cascade_trt.export.graphs.weights import PRECISIONS, WeightFile

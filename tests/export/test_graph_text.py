@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from cascade_trt.export.graphs.text import build_text
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
 

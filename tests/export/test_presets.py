@@ -41,8 +41,8 @@ def test_sizes_are_those_of_the_original_models(name: str) -> None:
     assert preset.ffn_dim == llamagen_ffn_dim(preset.dim)
     config = LlamaGenConfig(
         dim=preset.dim, n_layer=preset.n_layer, n_head=preset.n_head, ffn_dim=preset.ffn_dim,
-        vocab_size=preset.vocab_size, grid=preset.grid, prefix_len=preset.prefix_len, condition=preset.condition,
-        caption_dim=preset.caption_dim, num_classes=preset.num_classes,
+        vocab_size=preset.vocab_size, grid=preset.grid, prefix_len=preset.prefix_len,
+        condition=preset.condition, caption_dim=preset.caption_dim, num_classes=preset.num_classes,
     )  # fmt: skip
     shapes = llamagen_shapes(config)
     assert len(shapes) == tensors
@@ -53,7 +53,8 @@ def test_sizes_are_those_of_the_original_models(name: str) -> None:
 def test_defaults(name: str) -> None:
     preset = get_preset(name)
     text = preset.condition == "text"
-    assert (preset.prefix_len, preset.guidance_scale, preset.top_k) == ((120, 7.5, 1000) if text else (1, 4.0, 2000))
+    expected = (120, 7.5, 1000) if text else (1, 4.0, 2000)
+    assert (preset.prefix_len, preset.guidance_scale, preset.top_k) == expected
     assert preset.image_size == 16 * preset.grid == {16: 256, 24: 384, 32: 512}[preset.grid]
     assert preset.dim // preset.n_head == (100 if "-3b-" in name else 64)
 

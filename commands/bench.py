@@ -1,0 +1,125 @@
+"""`cascade-trt bench`: plain decoding and every rule on one bundle, in turn: a drifting machine hits all alike."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..runtime.bundle import Manifest
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+from ..runtime.rules import RULE_NAMES
+from ..runtime.rules.registry import PLAIN
+from ..runtime.stats import ROUND, Stats
+
+PROMPTS = ("a red apple", "a cat face", "a slice of pizza", "a sunflower", "a smiling face", "a green frog")
+
+
+@dataclass
+class Setting:
+    """One row of the table: a rule with a tree, and the statistics of its runs."""
+
+    rule: str
+    tree: str | None
+    runs: list[Stats] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Median seconds of one picture."""
+        return statistics.median(run.total_seconds / run.images for run in self.runs)
+
+    def figures(self, plain: Setting) -> dict[str, Any]:
+        """What is reported: speed, speed-up over plain decoding run by run, tau, ms per round and stage."""
+        rounds = sum(run.rounds for run in self.runs)
+        stages = {name: 1e3 * sum(run.seconds[name] for run in self.runs) / rounds for name in ROUND}
+        ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, self.runs, strict=True)]
+        return {
+            "rule": self.rule, "tree": self.tree, "images_per_second": 1 / self.seconds(),
+            "speed_up": statistics.median(ratios), "tau": sum(r.tokens for r in self.runs) / rounds,
+            "ms_per_stage": stages, "ms_per_round": sum(stages.values()),
+            "decode_ms": 1e3 * statistics.median(run.seconds["decode"] / run.images for run in self.runs),
+            "host_share": statistics.median(run.host_share for run in self.runs),
+        }  # fmt: skip
+
+
+def run(
+    *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
+    seed: int, threads: int | None, json_file: Path | None,
+) -> None:  # fmt: skip
+    if num_images < 1:
+        raise CascadeError("--num-images must be at least 1.")
+    pipe = Pipeline.load(bundle, threads=threads)
+    settings = choose(pipe.manifest, rules, trees)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        measure(pipe, settings, prompts, num_images, seed, bar)
+    rows = [setting.figures(settings[0]) for setting in settings]
+    show(rows)
+    if json_file is not None:
+        from ..benchmarks.machine import describe_machine
+
+        machine = describe_machine(threads)
+        content = {"bundle": pipe.manifest.name, "images": num_images, "machine": machine, "rows": rows}
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
+    """Plain decoding first, then every asked rule with every asked tree."""
+    unknown = [rule for rule in rules if rule not in RULE_NAMES]
+    if unknown:
+        raise CascadeError(f"unknown rule {unknown[0]!r}: choose one of {', '.join(RULE_NAMES)}.")
+    names = [manifest.tree(tree).name for tree in trees] or [tree.name for tree in manifest.trees]
+    wanted = [rule for rule in rules or RULE_NAMES if rule != PLAIN]
+    return [Setting(PLAIN, None), *(Setting(rule, tree) for rule in wanted for tree in names)]
+
+
+def measure(
+    pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress
+) -> None:
+    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture."""
+    task = bar.add_task("drawing", total=(images + 1) * len(settings))
+    for number in range(-1, images):
+        for setting in settings:
+            subject = conditioning(pipe.manifest, prompts, max(number, 0))
+            output = pipe.generate(**subject, seed=seed + max(number, 0), rule=setting.rule, tree=setting.tree)
+            if output.interrupted:
+                raise KeyboardInterrupt
+            if number >= 0:
+                setting.runs.append(output.stats)
+            bar.advance(task)
+
+
+def conditioning(manifest: Manifest, prompts: tuple[str, ...], number: int) -> dict[str, Any]:
+    """What picture `number` shows: a prompt, a class, or (bundles without a text engine) random features."""
+    model = manifest.model
+    if model.condition == "class":
+        return {"class_ids": [number % (model.num_classes or 1)]}
+    if manifest.text is not None:
+        chosen = prompts or PROMPTS
+        return {"prompts": [chosen[number % len(chosen)]]}
+    rng = np.random.default_rng(number)
+    mask = np.arange(model.prefix_len)[None] >= model.prefix_len * 3 // 4
+    return {"features": rng.normal(size=(1, model.prefix_len, model.caption_dim or 0)).astype(np.float32),
+            "features_mask": mask}  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    columns = ("rule", "tree", "images/s", "speed-up", "tau", "draft", "verify", "accept", "commit", "ms/round", "host")
+    table = Table(*columns)
+    for row in rows:
+        stages = row["ms_per_stage"]
+        table.add_row(
+            row["rule"], row["tree"] or "-", f"{row['images_per_second']:.3f}", f"{row['speed_up']:.2f}x",
+            f"{row['tau']:.2f}", *(f"{stages[name]:.2f}" for name in ("draft", "verify", "accept", "commit")),
+            f"{row['ms_per_round']:.1f}", f"{100 * row['host_share']:.1f} %",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print("stages in ms per round; speed-up: median over pictures against rule ar in this run", highlight=False)
