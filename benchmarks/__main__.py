@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build"), help="Where bundles are built.")
 def main(threads: int, folder: Path) -> None:
     """GPT-B dims with random weights: ONNX Runtime against PyTorch eager, and the host's share of a round."""
-    result = {"machine": describe_machine(threads)} | compare(folder, threads)
+    result: dict[str, Any] = {"machine": describe_machine(threads)} | compare(folder, threads)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "gpt_b.json").write_text(json.dumps(result, indent=1) + "\n")
     times = result["ms_per_token"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .parts import Parts
 # worst cases (fixtures and full-size random weights): fp32 2e-5; fp16 and bf16 follow from their mantissas
 # over the depth of the model.
 _LIMITS = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
+Module = TypeVar("Module", bound=nn.Module)
 Runner = Callable[[str, Mapping[str, np.ndarray], list[str]], dict[str, np.ndarray]]
 
 
@@ -87,7 +88,7 @@ def _ort_runner(folder: Path, manifest: Manifest) -> Runner:
             if value.name.startswith("past_"):
                 shape = [len(given["positions"]), *value.shape[1:]]
                 given[value.name] = np.zeros(shape, np.float16 if value.name in half else np.float32)
-        return dict(zip(outputs, session.run(outputs, given), strict=True))
+        return dict(zip(outputs, (np.asarray(x) for x in session.run(outputs, given)), strict=True))
 
     return run
 
@@ -113,7 +114,7 @@ def _judge(engine: str, precision: str, pairs: Mapping[str, tuple[np.ndarray, Te
     return {"outputs": report, "limit": _LIMITS[precision]}
 
 
-def _load(module: nn.Module, source: TensorSource, prefix: str = "") -> nn.Module:
+def _load(module: Module, source: TensorSource, prefix: str = "") -> Module:
     """Fills a module from the source in float32, by name."""
     state = {name: source.load(prefix + name).float() for name in module.state_dict()}
     module.load_state_dict(state, assign=True)
@@ -283,4 +284,5 @@ def _first_child_spine(tree: Tree) -> list[int]:
 def _decode(parts: Parts, run: Runner, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, Tensor]]:
     codes = rng.integers(0, parts.config.vocab_size, (1, parts.config.image_tokens))
     module = _load(VQModel(parts.vq_config, with_encoder=False), parts.vq)
-    return {"image": (run("decode", {"codes": codes}, ["image"])["image"], module.decode_codes(torch.from_numpy(codes)))}  # type: ignore[operator]
+    wanted = module.decode_codes(torch.from_numpy(codes))
+    return {"image": (run("decode", {"codes": codes}, ["image"])["image"], wanted)}

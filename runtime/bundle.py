@@ -162,7 +162,7 @@ class Manifest:
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Reads `value` (parsed JSON) as the dataclass, container or scalar `kind`."""
     origin, args = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise CascadeError(f"{where} must be an object: build the bundle again.")
         hints = get_type_hints(kind)

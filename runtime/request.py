@@ -31,8 +31,12 @@ class Conditioning:
         return 0
 
     def part(self, part: slice) -> Conditioning:
-        fields = (self.prompts, self.features, self.mask, self.class_ids)
-        return Conditioning(*(None if given is None else given[part] for given in fields))
+        return Conditioning(
+            None if self.prompts is None else self.prompts[part],
+            None if self.features is None else self.features[part],
+            None if self.mask is None else self.mask[part],
+            None if self.class_ids is None else self.class_ids[part],
+        )
 
 
 def check_conditioning(

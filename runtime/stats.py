@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 ROUND = ("draft", "verify", "accept", "commit", "emit")  # the stages of one decoding round
 STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
@@ -53,7 +54,7 @@ class Stats:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self) | {
             "tau": self.tau,

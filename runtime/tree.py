@@ -111,18 +111,19 @@ def tree_from_paths(name: str, paths: Sequence[Sequence[int]]) -> Tree:
 
     Raises CascadeError when a path is empty, a prefix is missing, or a node's children skip an index.
     """
-    unique = {tuple(path) for path in paths}
+    unique: set[tuple[int, ...]] = {tuple(path) for path in paths}
     if not unique or () in unique or any(not isinstance(k, int) or k < 0 for path in unique for k in path):
         raise CascadeError(
             f"tree {name!r} must be a non-empty list of paths, each a list of child indices such as [0, 1]."
         )
     for path in unique:
-        if len(path) > 1 and path[:-1] not in unique:
-            raise CascadeError(f"tree {name!r} holds the path {list(path)} but not its parent {list(path[:-1])}.")
-        if path[-1] > 0 and (*path[:-1], path[-1] - 1) not in unique:
+        parent, last = path[:-1], path[len(path) - 1]
+        if parent and parent not in unique:
+            raise CascadeError(f"tree {name!r} holds the path {list(path)} but not its parent {list(parent)}.")
+        if last > 0 and (*parent, last - 1) not in unique:
             raise CascadeError(f"tree {name!r} holds the path {list(path)} but not the sibling before it.")
     order = sorted(unique, key=lambda path: (len(path), path))
-    index = {(): 0} | {path: node for node, path in enumerate(order, start=1)}
+    index: dict[tuple[int, ...], int] = {(): 0} | {path: node for node, path in enumerate(order, start=1)}
     return Tree(name, (-1, *(index[path[:-1]] for path in order)))
 
 

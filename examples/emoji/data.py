@@ -98,7 +98,8 @@ def fetch(name: str, out: Path) -> Path:
     result = subprocess.run([npm, "pack", PACKAGES[name]], cwd=folder, capture_output=True, text=True)
     found = sorted(folder.glob(f"{stem}-*.tgz"))
     if result.returncode or not found:
-        raise CascadeError(f"npm could not fetch {PACKAGES[name]}: {result.stderr.strip().splitlines()[-1:] or 'no file'}.")
+        reason = (result.stderr.strip().splitlines() or ["no file came"])[-1]
+        raise CascadeError(f"npm could not fetch {PACKAGES[name]} ({reason}): put its .tgz into {folder}.")
     return found[0]
 
 
@@ -140,7 +141,7 @@ def render(recipe: Recipe, names: list[dict[str, Any]], icons: dict[str, dict[st
         for style in have:
             svg = next(icons[style][code] for code in sorted(codes) if code in icons[style])
             png = resvg_py.svg_to_bytes(svg_string=svg, width=recipe.image_size, height=recipe.image_size)
-            image = Image.open(BytesIO(bytes(png))).convert("RGBA").resize((recipe.image_size,) * 2)
+            image = Image.open(BytesIO(bytes(png))).convert("RGBA").resize((recipe.image_size, recipe.image_size))
             pixels.append(np.asarray(image))
             pictures.append(
                 Picture(
@@ -157,5 +158,6 @@ def is_held_out(concept: str, style: str, styles: list[str]) -> bool:
     """5 % of (concept, style) pairs, never all styles of a concept; decided by a hash, so it never moves."""
     if len(styles) < 2:
         return False
-    drawn = {s: int.from_bytes(hashlib.sha256(f"{concept}|{s}".encode()).digest()[:4], "big") / 2**32 for s in styles}
+    digests = {s: hashlib.sha256(f"{concept}|{s}".encode()).digest() for s in styles}
+    drawn = {s: int.from_bytes(digest[:4], "big") / 2**32 for s, digest in digests.items()}
     return drawn[style] < _HELD_OUT and drawn[style] == min(drawn.values())

@@ -31,7 +31,9 @@ _EVERY = 50
 _BATCH = 64
 
 
-def make_samples(recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path) -> dict[str, Tensor]:
+def make_samples(
+    recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path
+) -> dict[str, Tensor]:
     """codes [S, HW] and hidden states [S, 2, T + HW - 1, D] (float16) of the target's samples; kept in `out`."""
     file = out / "drafter" / "samples.pt"
     if file.is_file():

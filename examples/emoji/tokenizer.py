@@ -56,7 +56,8 @@ def train_tokenizer(recipe: Recipe, data: DataSet, out: Path) -> VQModel:
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.vq_steps:
             if warm <= step < recipe.vq_steps * 0.8:
                 revive(model, x, used)
-            run.log(step + 1, loss=float(loss.detach()), mse=float(reconstruction.detach()), codes=float((used > 0).sum()))
+            figures = {"loss": loss.detach(), "mse": reconstruction.detach(), "codes": (used > 0).sum()}
+            run.log(step + 1, **{name: float(value) for name, value in figures.items()})
             used.zero_()
             run.save({"model": model}, optimizer, step + 1)
     if start < recipe.vq_steps:

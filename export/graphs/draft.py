@@ -251,7 +251,7 @@ def visible_cache(d, cache, write_index, count_of_row, cache_mask) -> Committed:
     length = g.reshape(g.op("Add", write_index, count_of_row), [-1, 1])
     seen = g.op("And", g.op("Less", g.constant(blocks.cache_positions(d.shape.slots), "slots"), length), cache_mask)
     bias = g.op("Where", seen, g.constant(np.float32(0)), g.constant(_NEVER))  # [R, S]
-    return Committed(*cache, g.reshape(bias, [-1, 1, 1, d.shape.slots]))
+    return Committed(cache[0], cache[1], g.reshape(bias, [-1, 1, 1, d.shape.slots]))
 
 
 def walk_tree(d, tree, state, root, root_position, committed, for_rows, noise, guidance, temperature):

@@ -69,7 +69,7 @@ class WeightFile:
         align = _PAGE if array.nbytes >= 1 << 20 else _LINE
         self._write(b"\0" * (-start % align))
         offset = self._file.tell()
-        self._write(memoryview(array.reshape(-1).view(np.uint8)))
+        self._write(array.reshape(-1).view(np.uint8).data)
         tensor = ir.ExternalTensor(
             self.path.name, offset, array.nbytes, dtype, shape=ir.Shape(array.shape), name=name,
             base_dir=str(self.path.parent),

@@ -217,7 +217,7 @@ class LlamaGen(nn.Module):
         h = embeds
         for index, block in enumerate(self.layers):
             store = None
-            if cache is not None:
+            if cache is not None and slots is not None:
                 store = lambda k, v, i=index: cache.update(i, slots, k, v)  # noqa: E731
             h = block(h, rope, mask, store)
         return self.norm(h)

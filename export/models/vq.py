@@ -89,16 +89,16 @@ class Level(nn.Module):
             ResBlock(channels_in if j == 0 else channels, channels, groups) for j in range(blocks)
         )
         self.attn = nn.ModuleList(AttnBlock(channels, groups) for _ in range(blocks if attention else 0))
+        self.upsample: Resample | None = None
+        self.downsample: Resample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for j, block in enumerate(self.res):
             x = block(x)
             if len(self.attn):
                 x = self.attn[j](x)
-        if hasattr(self, "upsample"):
-            x = self.upsample(x)
-        if hasattr(self, "downsample"):
-            x = self.downsample(x)
+        for resample in (self.upsample, self.downsample):
+            x = x if resample is None else resample(x)
         return x
 
 
