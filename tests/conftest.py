@@ -1,0 +1,40 @@
+"""Bundles that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints
+
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.tree import TREE_NAMES
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden(dict(np.load(FIXTURE / "golden.npz")))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture's bundle with every named tree, for batches of three."""
+    out = tmp_path_factory.mktemp("bundles") / "llamagen-tiny"
+    build(*fixture_arguments(out), "--batch", 3, *(part for name in TREE_NAMES for part in ("--tree", name)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Eight tokens: trees hold most of them, so long paths are accepted."""
+    folder = tmp_path_factory.mktemp("small")
+    arguments = save_checkpoints(folder / "checkpoints", vocab=8, grid=6)
+    trees = ("chain", "small_9", "naive_extend_57")
+    build(*arguments, "--batch", 3, *(part for name in trees for part in ("--tree", name)), "--out", folder / "bundle")
+    return Pipeline.load(folder / "bundle", threads=1)
