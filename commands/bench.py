@@ -57,7 +57,8 @@ def run(
         raise CascadeError("--num-images must be at least 1.")
     pipe = Pipeline.load(bundle, threads=threads)
     settings = choose(pipe.manifest, rules, trees)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         measure(pipe, settings, prompts, num_images, seed, bar)
     rows = [setting.figures(settings[0]) for setting in settings]
     show(rows)

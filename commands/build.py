@@ -52,7 +52,7 @@ def run(
         sampling=sampling,
         batch=batch,
         precision=precision,
-        max_top_k=max_top_k or max(1000, sampling.top_k),
+        max_top_k=max(1000, sampling.top_k) if max_top_k is None else max_top_k,
     )
     with _Bar() as bar:
         manifest = build_bundle(parts, options, bar.update)
@@ -64,7 +64,7 @@ class _Bar:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=_CONSOLE, transient=True)
+        self._progress = Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal)
 
     def __enter__(self) -> _Bar:
         self._progress.start()

@@ -112,7 +112,7 @@ def _draw(
     merged: Output | None = None
     per_image, batch = pipe.manifest.model.image_tokens, pipe.manifest.batch
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_CONSOLE, transient=True) as bar:
+    with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
         task = bar.add_task("tokens", total=len(subjects) * per_image)
         for begin in range(0, len(subjects), batch):
             part = subjects[begin : begin + batch]

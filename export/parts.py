@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..runtime.errors import CascadeError
 from .checkpoints.source import TensorSource
 from .models.drafter import DrafterConfig
 from .models.llamagen import LlamaGenConfig
@@ -117,7 +118,7 @@ class _View:
 
 
 class _CountedSource(_View):
-    """Tells a counter of every tensor that is loaded."""
+    """Tells a counter of every tensor that is loaded, and refuses damaged ones."""
 
     def __init__(self, source: TensorSource, what: str, counter: _Counter) -> None:
         super().__init__(source)
@@ -125,6 +126,8 @@ class _CountedSource(_View):
 
     def load(self, name: str) -> torch.Tensor:
         tensor = self._source.load(name)
+        if not torch.isfinite(tensor).all():
+            raise CascadeError(f"tensor {name} of {self.path} holds NaN or infinite values: the file is damaged.")
         self._counter.count(self._what, name, tensor.numel())
         return tensor
 

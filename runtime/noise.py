@@ -37,7 +37,11 @@ def uniforms(seed: int, position: int, stream: Stream, count: int) -> np.ndarray
 
 def gumbel(seed: int, position: int, stream: Stream, count: int) -> np.ndarray:
     """float32 [count] of standard Gumbel noise: argmax(log p + gumbel) is a draw from p."""
-    noise = uniforms(seed, position, stream, count)
+    return to_gumbel(uniforms(seed, position, stream, count))
+
+
+def to_gumbel(noise: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise from uniform numbers, in place."""
     # In float32, (2**24 - 1 + 0.5) rounds to 2**24, so the largest draw would be exactly 1 and its noise infinite.
     np.minimum(noise, np.float32(1 - 2.0**-24), out=noise)
     np.log(noise, out=noise)

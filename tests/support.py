@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from cascade_trt.cli import cli
 from cascade_trt.export.models.drafter import Drafter, DrafterConfig
 from cascade_trt.export.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_trt.export.models.t5 import T5Config, T5Encoder
 from cascade_trt.export.models.vq import VQConfig, VQModel
 from cascade_trt.runtime.pipeline import Pipeline
 
@@ -73,3 +74,23 @@ def random_features(pipe: Pipeline, count: int, seed: int = 0) -> dict[str, np.n
     features = rng.normal(size=(count, model.prefix_len, model.caption_dim or 0)).astype(np.float32)
     hidden = np.arange(count) % (model.prefix_len - 1)
     return {"features": features, "features_mask": np.arange(model.prefix_len)[None] >= hidden[:, None]}
+
+
+def save_text_encoder(folder: Path, width: int, words: tuple[str, ...] = ("a", "red", "apple", "cat")) -> Path:
+    """A random T5 encoder with a word-level tokenizer, as a transformers folder."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(1)
+    config = {"vocab_size": 16, "d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+              "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "model_type": "t5"}  # fmt: skip
+    save_file(T5Encoder(T5Config.from_dict(config)).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i for i, word in enumerate(words, start=3)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

@@ -44,7 +44,7 @@ def open_t5(folder: Path) -> tuple[TensorSource, T5Config, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CascadeError(f"the text encoder {folder} is not a folder: give a transformers folder or none.")
+        raise CascadeError(f"the text encoder {folder} is not a folder: give a transformers folder, or --text none.")
     content = read_json(folder / "config.json")
     missing = [
         field.name for field in fields(T5Config) if field.default is MISSING and field.name not in content

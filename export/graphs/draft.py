@@ -137,7 +137,7 @@ def catch_up(
 ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:  # fmt: skip
     """Reads the pairs (hidden [R, M, D], tokens [R, M]) causally; returns features [R, M, D] and the cache."""
     g = d.g
-    first = g.op("Slice", positions, g.constant([0]), g.constant([1]), g.constant([1]))  # [R, 1]
+    first = g.op("Gather", positions, g.constant([0]), axis=1)  # [R, 1]
     own_slot = g.op("Add", g.op("Sub", positions, first), g.reshape(write_index, [-1, 1]))  # [R, M]
     slots = g.constant(np.arange(d.shape.slots, dtype=np.int64)[None, None], "slots")
     causal = g.op("LessOrEqual", slots, g.op("Unsqueeze", own_slot, g.constant([2])))  # [R, M, S]
@@ -228,7 +228,7 @@ def build_draft(d: DraftGraph, tree: Tree) -> None:
         last_rows = g.reshape(for_rows(last), [-1, 1])  # [R, 1]
         state = g.op("Unsqueeze", g.op("GatherND", features, last_rows, batch_dims=1), g.constant([1]))
         root = g.op("GatherND", tokens, g.reshape(last, [-1, 1]), batch_dims=1)  # [P]
-        first = g.op("Slice", positions, g.constant([0]), g.constant([1]), g.constant([1]))
+        first = g.op("Gather", positions, g.constant([0]), axis=1)
         root_position = g.op("Add", first, last_rows)  # [R, 1]
         committed = visible_cache(d, cache, write_index, for_rows(count), cache_mask)
     all_tokens, laws = walk_tree(

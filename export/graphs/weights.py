@@ -16,8 +16,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from ...runtime.errors import CascadeError
-
 PRECISIONS: dict[str, ir.DataType] = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
@@ -78,8 +76,6 @@ class WeightFile:
         return tensor
 
     def _cast(self, name: str, array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-        if not np.isfinite(array).all():
-            raise CascadeError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged.")
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(array.astype(_NUMPY[dtype], copy=False))
         if dtype == ir.DataType.FLOAT16 and not np.isfinite(cast).all():

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..noise import Stream, gumbel, uniform_of_token
+from ..noise import Stream, to_gumbel, uniform_of_token, uniforms
 from ..sampling import probabilities
 
 
@@ -22,11 +22,12 @@ class Draws:
     vocab_size: int
     token_noise: np.ndarray | None = None  # float32 [V], the TOKEN stream's Gumbel noise if it is at hand
 
-    def gumbel(self, stream: Stream) -> np.ndarray:
-        """float32 [V] of Gumbel noise."""
+    def gumbel(self, stream: Stream, ids: np.ndarray) -> np.ndarray:
+        """float32 [k] of Gumbel noise, that of the token ids [k]."""
         if stream is Stream.TOKEN and self.token_noise is not None:
-            return self.token_noise
-        return gumbel(self.seed, self.position, stream, self.vocab_size)
+            return self.token_noise[ids]
+        # The logarithms cost more than the random bits, so only those of the asked ids are taken.
+        return to_gumbel(uniforms(self.seed, self.position, stream, self.vocab_size)[ids])
 
     def uniform(self, stream: Stream, token: int) -> float:
         """The number in [0, 1) of a token id."""

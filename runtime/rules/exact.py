@@ -32,4 +32,4 @@ def draw_token(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> int:
     """The target's own draw from the kept logits [k]: argmax(logits + noise)."""
     if len(ids) == 1:
         return int(ids[0])
-    return int(ids[np.argmax(logits + draws.gumbel(Stream.TOKEN)[ids])])
+    return int(ids[np.argmax(logits + draws.gumbel(Stream.TOKEN, ids))])

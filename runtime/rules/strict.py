@@ -83,4 +83,4 @@ class Residual:
         if len(self.ids) == 1:
             return int(self.ids[0])
         with np.errstate(divide="ignore"):
-            return int(self.ids[np.argmax(np.log(self.p) + draws.gumbel(Stream.RESIDUAL)[self.ids])])
+            return int(self.ids[np.argmax(np.log(self.p) + draws.gumbel(Stream.RESIDUAL, self.ids))])

@@ -1,0 +1,275 @@
+"""Building from the command line: every refusal is a sentence, and an older bundle survives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from support import FIXTURE, build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
+
+from cascade_trt.cli import cli
+from cascade_trt.export import presets
+from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.pipeline import Pipeline
+
+Change = Callable[[dict[str, torch.Tensor]], None]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["build", *map(str, arguments)])
+
+
+def refused(result: Result, out: Path, *parts: str) -> None:
+    """One sentence, exit code 2, nothing half-written."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    for part in parts:
+        assert part in result.stderr
+    assert not out.exists()
+    assert not list(out.parent.glob(f".{out.name}*"))
+
+
+def changed(folder: Path, name: str, change: Change) -> Path:
+    """A copy of a fixture checkpoint with its state_dict changed."""
+    content = torch.load(FIXTURE / name, weights_only=True)
+    change(content.get("model", content))
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def arguments(out: Path, **replaced: object) -> list[object]:
+    given = fixture_arguments(out)
+    for option, value in replaced.items():
+        place = given.index(f"--{option}") + 1
+        if value is None:
+            del given[place - 1 : place + 1]
+        else:
+            given[place] = value
+    return given
+
+
+def test_manifest_and_parity(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    assert manifest.model.parameters == 1205120
+    assert (manifest.target.top_k, manifest.batch, manifest.sampling.guidance_scale) == (512, 3, 3.0)
+    assert not manifest.dummy_weights
+    assert set(manifest.parity) == set(manifest.engines)
+    for engine, report in manifest.parity.items():
+        for output, difference in report["outputs"].items():
+            assert difference["relative"] < 2e-5, (engine, output)
+    assert set(manifest.parity["target"]["outputs"]) == {"hidden", "logits", "log_sum_exp", "similarity"}
+
+
+def test_info(tiny_bundle: Path) -> None:
+    result = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--verify"])
+    assert result.exit_code == 0, result.output
+    for part in ("4 layers x 128", "8 x 8 tokens of 512", "naive_extend_57 (58 nodes, depth 5)", "ort-cpu: usable"):
+        assert part in result.output
+    printed = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--json"])
+    assert json.loads(printed.output)["model"]["dim"] == 128
+
+
+def test_models() -> None:
+    result = CliRunner().invoke(cli, ["models"])
+    assert result.exit_code == 0
+    assert "llamagen-t2i-xl-stage1" in result.output
+    assert len(json.loads(CliRunner().invoke(cli, ["models", "--json"]).output)) == len(presets.PRESETS)
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "vq", "drafter", "config"])
+def test_missing_files(tmp_path: Path, option: str) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(out, **{option: tmp_path / "none.pt"})), out, "none.pt")
+
+
+@pytest.mark.parametrize(("option", "name"), [("checkpoint", "gpt_t2i.pt"), ("vq", "vq.pt"), ("drafter", "drafter.pt")])
+def test_truncated_files(tmp_path: Path, option: str, name: str) -> None:
+    content = (FIXTURE / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    out = tmp_path / "out"
+    refused(run(*arguments(out, **{option: tmp_path / name})), out, name, "truncated")
+
+
+def narrower(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensors[name] = tensor[..., :64].clone() if tensor.ndim > 1 else tensor
+
+
+CHANGES: list[tuple[str, str, Change, list[str]]] = [
+    ("checkpoint", "gpt_t2i.pt", lambda t: t.pop("layers.2.attention.wo.weight"), ["layers.2.attention.wo.weight"]),  # type: ignore[list-item]
+    ("checkpoint", "gpt_t2i.pt", lambda t: t.update({"layers.1.ffn_norm.weight": torch.ones(7)}),
+     ["layers.1.ffn_norm.weight", "[7]", "[128]"]),
+    ("vq", "vq.pt", lambda t: t.pop("decoder.conv_out.bias"), ["decoder.conv_out.bias"]),  # type: ignore[list-item]
+    ("drafter", "drafter.pt", narrower, ["drafter", "64 wide", "128 wide"]),
+    ("checkpoint", "gpt_t2i.pt", lambda t: t["norm.weight"].fill_(torch.nan), ["norm.weight", "NaN"]),  # type: ignore[list-item]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "name", "change", "parts"), CHANGES)
+def test_bad_tensors_are_named(tmp_path: Path, option: str, name: str, change: Change, parts: list[str]) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(out, **{option: changed(tmp_path, name, change)})), out, *parts)
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        (["--grid", 0], ["grid"]),
+        (["--grid", 400], ["grid"]),
+        (["--n-head", 3], ["3 heads", "128"]),
+        (["--tree", "oak"], ["unknown tree 'oak'", "chain"]),
+        (["--tree", "chain", "--tree", "chain"], ["two trees"]),
+        (["--precision", "int3"], ["unknown precision", "fp16"]),
+        (["--batch", 0], ["--batch"]),
+        (["--max-top-k", 0], ["--max-top-k"]),
+        (["--text", "nowhere"], ["nowhere", "--text none"]),
+    ],
+)
+def test_bad_options(tmp_path: Path, extra: list[object], parts: list[str]) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(out), *extra), out, *parts)
+
+
+def test_without_config_the_grid_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(out, config=None)), out, "--grid 16")
+
+
+def test_a_tokenizer_of_another_codebook(tmp_path: Path) -> None:
+    save_checkpoints(tmp_path / "other", vocab=16)
+    (tmp_path / "config.json").write_text('{"grid": 8, "n_head": 4}')
+    out, other = tmp_path / "out", tmp_path / "other" / "vq.pt"
+    refused(run(*arguments(out, vq=other, config=tmp_path / "config.json")), out, "16 codes", "512 tokens")
+
+
+def test_a_text_encoder_of_another_width(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = save_text_encoder(tmp_path / "t5", width=24)
+    refused(run(*arguments(out, text=text)), out, "features of 24", "reads 32")
+    (text / "tokenizer.json").unlink()
+    refused(run(*arguments(out, text=text)), out, "tokenizer.json")
+
+
+def test_swapped_options_say_where_the_file_belongs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(out, checkpoint=FIXTURE / "vq.pt")), out, "--vq")
+    refused(run(*arguments(out, checkpoint=FIXTURE / "drafter.pt")), out, "--drafter")
+
+
+def test_a_failed_build_leaves_the_old_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(*arguments(out, drafter=None))
+    before = (out / "manifest.json").read_text()
+    damaged = changed(tmp_path, "gpt_t2i.pt", lambda t: t["norm.weight"].fill_(torch.nan))  # type: ignore[arg-type,return-value]
+    result = run(*arguments(out, checkpoint=damaged))
+    assert result.exit_code == 2
+    assert (out / "manifest.json").read_text() == before
+    Pipeline.load(out, threads=1)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "photos"
+    out.mkdir()
+    (out / "holiday.jpg").write_text("precious")
+    result = run(*arguments(out))
+    assert result.exit_code == 2
+    assert "is not a bundle" in result.stderr
+    assert (out / "holiday.jpg").read_text() == "precious"
+
+
+def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path) -> None:
+    """Interrupted while weights are written: no staging folder stays, the old bundle works."""
+    out = tmp_path / "bundle"
+    build(*arguments(out, drafter=None))
+    before = (out / "manifest.json").read_text()
+    command = [sys.executable, "-m", "cascade_trt", "build", *map(str, arguments(out)), "--tree", "naive_extend_57"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".bundle.*.part/target.data")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (out / "manifest.json").read_text() == before
+
+
+def test_only_one_build_at_a_time(tmp_path: Path) -> None:
+    from cascade_trt.engines.publish import staged_bundle
+
+    out = tmp_path / "bundle"
+    with staged_bundle(out) as stage:
+        result = run(*arguments(out))
+        assert result.exit_code == 2
+        assert "another build" in result.stderr
+        assert stage.is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_out(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "cannot write" in run(*arguments(tmp_path / "out")).stderr
+
+
+def test_out_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(*arguments(tmp_path / "file" / "out"))
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(tmp_path: Path, precision: str) -> None:
+    """fp16 runs on the CPU and draws much the same; bf16 is for GPUs, which the bundle and the loader say."""
+    out = tmp_path / "bundle"
+    saved = save_checkpoints(tmp_path / "checkpoints", vocab=16, grid=4)
+    build(*saved, "--precision", precision, "--tree", "small_6", "--out", out)
+    manifest = read_manifest(out)
+    assert {engine.precision for engine in manifest.engines.values()} == {precision}
+    assert set(manifest.parity) == set(manifest.engines)
+    if precision == "bf16":
+        assert "bfloat16" in manifest.backends["ort-cpu"]
+        with pytest.raises(CascadeError, match="--precision fp32"):
+            Pipeline.load(out)
+        return
+    pipe = Pipeline.load(out, threads=1)
+    given = random_features(pipe, 1)
+    exact, plain = pipe.generate(**given, seed=2), pipe.generate(**given, seed=2, rule="ar")
+    assert (exact.codes == plain.codes).mean() > 0.8  # near ties may fall differently in half precision
+
+
+def test_dummy_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset at full size, here a small one; the bundle says that its weights are random."""
+    small = presets.Preset("small", 64, 2, 1, 4, "text", 8, 2.0, 10, "nothing", vocab_size=32, caption_dim=16,
+                           vq_ch_mult=(1, 1))  # fmt: skip
+    monkeypatch.setitem(presets.PRESETS, "small", small)
+    out = tmp_path / "small"
+    printed = build("small", "--dummy-weights", "--tree", "chain_2", "--out", out)
+    assert "5 engines" in printed
+    assert read_manifest(out).dummy_weights
+    assert "random (--dummy-weights)" in CliRunner().invoke(cli, ["info", str(out)]).output
+    pipe = Pipeline.load(out, threads=1)
+    np.testing.assert_array_equal(
+        pipe.generate(**random_features(pipe, 1)).codes, pipe.generate(**random_features(pipe, 1), rule="ar").codes
+    )
+
+
+def test_presets_need_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(run("llamagen-t2i-b", "--out", out), out, "--dummy-weights")
+    refused(run("nonsense", "--dummy-weights", "--out", out), out, "cascade-trt models")
+    refused(run("llamagen", "--out", out), out, "--checkpoint")

@@ -1,0 +1,187 @@
+"""Drawing from the command line, as a user would: files, settings inside them, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from support import build, save_checkpoints, save_text_encoder
+
+from cascade_trt.cli import cli
+from cascade_trt.runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-to-image model with its own text encoder, batches of two."""
+    folder = tmp_path_factory.mktemp("text")
+    arguments = save_checkpoints(folder / "checkpoints", vocab=32, grid=6)
+    text = save_text_encoder(folder / "encoder", width=16)
+    build(*arguments, "--text", text, "--batch", 2, "--tree", "pair_4", "--out", folder / "bundle")
+    return folder / "bundle"
+
+
+def generate(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["generate", *map(str, arguments)])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One sentence on stderr, exit code 2, nothing on stdout."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_a_picture_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
+    result = generate("A Red apple", "--bundle", text_bundle, "--out", tmp_path, "--seed", 3, "--top-k", 20)
+    assert result.exit_code == 0, result.output
+    path = Path(result.stdout.strip())
+    assert path == tmp_path / "a-red-apple-3.png"
+    image = Image.open(path)
+    assert image.size == (12, 12)
+    written = {name: str(value) for name, value in image.text.items()}  # type: ignore[attr-defined]
+    assert written["prompt"] == "A Red apple"
+    assert written["seed"] == "3"
+    assert (written["rule"], written["tree"], written["top_k"]) == ("exact", "pair_4", "20")
+    assert written["guidance_scale"] == "2.0"
+    pipe = Pipeline.load(text_bundle)
+    again = pipe.generate(["A Red apple"], seed=3, top_k=20).images[0]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
+
+
+def test_several_pictures_a_sheet_and_json(text_bundle: Path, tmp_path: Path) -> None:
+    result = generate("red", "apple", "--bundle", text_bundle, "--num-images", 2, "--grid", "--json", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    names = [Path(file).name for file in report["files"]]
+    assert names == ["red-0.png", "red-1.png", "apple-2.png", "apple-3.png", "grid.png"]
+    assert all((tmp_path / name).is_file() for name in names)
+    assert report["stats"]["images"] == 4
+    assert report["stats"]["tau"] >= 1
+    assert Image.open(tmp_path / "grid.png").size == (28, 28)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_one_png_by_name(text_bundle: Path, tmp_path: Path) -> None:
+    result = generate("red", "--bundle", text_bundle, "--out", tmp_path / "new" / "apple.png", "--rule", "ar")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "apple.png").is_file()
+
+
+def test_word_order_and_case(text_bundle: Path) -> None:
+    pipe = Pipeline.load(text_bundle)
+    codes = [pipe.generate([text], seed=1).codes for text in ("red apple", "  RED   apple ", "apple red")]
+    np.testing.assert_array_equal(codes[0], codes[1])
+    assert not np.array_equal(codes[0], codes[2])
+
+
+def test_a_long_prompt_is_cut_with_a_warning(text_bundle: Path, tmp_path: Path) -> None:
+    result = generate("red apple " * 20, "--bundle", text_bundle, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "Warning: prompt 1 has 41 tokens, the model reads 6" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([""], ["prompt 1 is empty"]),
+        (["   "], ["prompt 1 is empty"]),
+        ([], ["say what to draw"]),
+        (["red", "--seed", "-1"], ["a seed must lie between"]),
+        (["red", "--top-k", "33"], ["top_k 33", "32", "--max-top-k 33"]),
+        (["red", "--top-k", "-1"], ["top_k must be"]),
+        (["red", "--top-p", "0"], ["top_p must"]),
+        (["red", "--temperature", "-1"], ["temperature must"]),
+        (["red", "--temperature", "nan"], ["temperature must"]),
+        (["red", "--guidance-scale", "-0.5"], ["guidance_scale must"]),
+        (["red", "--rule", "magic"], ["unknown rule 'magic'", "exact"]),
+        (["red", "--tree", "chain"], ["pair_4", "--tree chain"]),
+        (["red", "--num-images", "0"], ["--num-images"]),
+        (["red", "--class-id", "1"], ["not both"]),
+        (["--class-id", "1"], ["draws from text"]),
+    ],
+)
+def test_refusals(text_bundle: Path, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    refused(generate("--bundle", text_bundle, "--out", tmp_path / "out", "--", *arguments)
+            if arguments and not arguments[0].startswith("--") and len(arguments) == 1
+            else generate(*arguments, "--bundle", text_bundle, "--out", tmp_path / "out"), *parts)  # fmt: skip
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_unwritable_output(text_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(generate("red", "--bundle", text_bundle, "--out", tmp_path / "file" / "sub"), "cannot write", "--out")
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    refused(generate("red", "--bundle", tmp_path / "none"), "there is no bundle", "cascade-trt build")
+
+
+@pytest.mark.parametrize("name", ["target.data", "draft.pair_4.onnx", "tokenizer.json"])
+def test_changed_files(text_bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(text_bundle, tmp_path / "bundle")
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    refused(generate("red", "--bundle", copy), name, "has changed")
+    (copy / name).unlink()
+    refused(generate("red", "--bundle", copy), name, "lacks")
+
+
+def test_other_schema_and_damaged_manifest(text_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(text_bundle, tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"schema": 99}))
+    refused(generate("red", "--bundle", copy), "schema version 99", "build the bundle again")
+    del manifest["model"]["grid"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    refused(generate("red", "--bundle", copy), "grid")
+    (copy / "manifest.json").write_text("{")
+    refused(generate("red", "--bundle", copy), "cannot be read")
+
+
+def test_ctrl_c_keeps_finished_pictures(text_bundle: Path, tmp_path: Path) -> None:
+    """400 pictures would take minutes; the first ones are on disk and whole, and no partial file is left."""
+    command = [sys.executable, "-m", "cascade_trt", "generate", "red", "--num-images", "400", "--bundle",
+               str(text_bundle), "--out", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    files = sorted(tmp_path.iterdir())
+    assert 3 <= len(files) < 400
+    assert all(file.suffix == ".png" for file in files)
+    for file in files:
+        Image.open(file).load()
+    assert {Path(line) for line in stdout.split()} == set(files)
+    assert "Traceback" not in stderr
+
+
+def test_class_conditional(tmp_path: Path) -> None:
+    arguments = save_checkpoints(tmp_path / "checkpoints", vocab=16, grid=4, condition="class")
+    build(*arguments, "--tree", "chain_2", "--out", tmp_path / "bundle")
+    result = generate("--class-id", 3, "--class-id", 9, "--bundle", tmp_path / "bundle", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.split()] == ["3-0.png", "9-1.png"]
+    pipe = Pipeline.load(tmp_path / "bundle")
+    exact = pipe.generate(class_ids=[3, 3, 4], seed=[1, 1, 1])
+    np.testing.assert_array_equal(exact.codes, pipe.generate(class_ids=[3, 3, 4], seed=[1, 1, 1], rule="ar").codes)
+    np.testing.assert_array_equal(exact.codes[0], exact.codes[1])
+    assert not np.array_equal(exact.codes[0], exact.codes[2])
+    refused(generate("--class-id", 10, "--bundle", tmp_path / "bundle"), "between 0 and 9")
+    refused(generate("red", "--bundle", tmp_path / "bundle"), "draws classes")
