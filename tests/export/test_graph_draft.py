@@ -1,0 +1,148 @@
+"""The draft engine itself: the original drafter's states, and the laws of every node of a tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from support import FIXTURE
+
+from cascade_trt.export.models.drafter import Drafter, DrafterConfig
+from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.tree import TREE_NAMES, Tree, get_tree
+
+PREFIX, DIM, VOCAB, SCALE = 120, 128, 512, 3.0
+
+
+class Draft:
+    """One draft engine, fed call by call; keeps its cache."""
+
+    def __init__(self, bundle: Path, tree: Tree, rows: int, guidance: np.ndarray) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        file = bundle / f"draft.{tree.name}.onnx"
+        self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        drafter = read_manifest(bundle).drafter
+        assert drafter is not None
+        self._tree, self._rows, self._guidance = tree, rows, guidance
+        self._slots = drafter.slots
+        shape = (rows, drafter.n_head, drafter.slots, drafter.head_dim)
+        self.cache = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
+
+    def __call__(
+        self, hidden: np.ndarray, path: np.ndarray, tokens: np.ndarray, count: np.ndarray, start: int,
+        noise: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        prompts, pairs = path.shape
+        if noise is None:
+            noise = np.zeros((prompts, self._tree.depth + 1, VOCAB), np.float32)
+        inputs = {
+            "hidden": hidden, "path": path, "tokens": tokens, "count": count,
+            "positions": np.tile(start + np.arange(pairs), (self._rows, 1)),
+            "write_index": np.full(self._rows, start), "cache_mask": np.ones((self._rows, self._slots), bool),
+            "prompt_of_row": np.arange(self._rows) % prompts, "noise": noise, "guidance": self._guidance,
+            "temperature": np.ones(prompts, np.float32), "past_key.0": self.cache[0], "past_value.0": self.cache[1],
+        }  # fmt: skip
+        names = ["tree_tokens", "embeds", "log_q", "features", "present_key.0", "present_value.0"]
+        got = dict(zip(names, self._session.run(names, inputs), strict=True))
+        self.cache = [got["present_key.0"], got["present_value.0"]]
+        return got
+
+
+@pytest.fixture(scope="module")
+def reference() -> Drafter:
+    """PyTorch's drafter with the fixture's weights; its rotary grid is that of a 256 pixel picture (16)."""
+    drafter = Drafter(DrafterConfig(DIM, 4, 256, VOCAB, 16, PREFIX))
+    weights = torch.load(FIXTURE / "drafter.pt", weights_only=True)
+    config = drafter.config
+    ffn = weights["layers.0.mlp.gate_proj.weight"].shape[0]
+    if ffn != config.ffn_dim:
+        drafter = Drafter(DrafterConfig(DIM, 4, ffn, VOCAB, 16, PREFIX))
+    drafter.load_state_dict({name: weights[name] for name in drafter.state_dict()})
+    return drafter.eval()
+
+
+@pytest.fixture(scope="module")
+def head() -> np.ndarray:
+    return torch.load(FIXTURE / "gpt_t2i.pt", weights_only=True)["model"]["output.weight"].float().numpy()
+
+
+@pytest.fixture(scope="module")
+def golden_drafter() -> dict[str, np.ndarray]:
+    return dict(np.load(FIXTURE / "golden_drafter.npz"))
+
+
+@pytest.mark.parametrize("cuts", [[129], [120, 129], [3, 50, 120, 124, 129]])
+def test_golden_states(tiny_bundle: Path, golden_drafter: dict[str, np.ndarray], cuts: list[int]) -> None:
+    """The original drafter's states, in one call or over several with padding behind the valid pairs."""
+    draft = Draft(tiny_bundle, get_tree("chain_2"), 2, np.eye(2, dtype=np.float32))
+    hidden, ids = golden_drafter["hidden_in"], golden_drafter["ids"].astype(np.int64)
+    features, begin = [], 0
+    for end in cuts:
+        rows, padding = np.arange(begin, end), [begin] * (3 if len(cuts) > 1 else 0)
+        path = np.tile(np.concatenate([rows, padding]).astype(np.int64), (2, 1))
+        tokens = np.take_along_axis(ids, path, axis=1)
+        got = draft(hidden, path, tokens, np.full(2, end - begin), begin)
+        np.testing.assert_array_equal(got["tree_tokens"][:, 0], ids[:, end - 1])
+        features.append(got["features"][:, : end - begin])
+        begin = end
+    np.testing.assert_allclose(np.concatenate(features, axis=1), golden_drafter["hidden_out"], rtol=0, atol=2e-4)
+
+
+def guided(states: np.ndarray) -> np.ndarray:
+    return states[1] + SCALE * (states[0] - states[1])
+
+
+@pytest.mark.parametrize("name", TREE_NAMES)
+def test_laws_of_every_node(tiny_bundle: Path, reference: Drafter, head: np.ndarray, name: str) -> None:
+    """After a catch-up with padding on a cache of an earlier call: each node's law is that of its path alone."""
+    tree, rng = get_tree(name), np.random.default_rng(1)
+    draft = Draft(tiny_bundle, tree, 2, np.array([[SCALE, 1 - SCALE]], np.float32))
+    hidden = rng.normal(size=(2, PREFIX, DIM)).astype(np.float32)
+    tokens = rng.integers(0, VOCAB, (1, PREFIX))
+    draft(hidden, np.arange(PREFIX)[None], tokens, np.array([PREFIX]), 0)
+
+    pairs, count = tree.depth + 1, 2
+    verified = rng.normal(size=(2, tree.size, DIM)).astype(np.float32)  # the target's states of the tree before
+    path, newest = np.full((1, pairs), 1), rng.integers(0, VOCAB, (1, pairs))
+    path[0, :count] = [0, tree.size - 1]
+    noise = rng.gumbel(size=(1, tree.depth + 1, VOCAB)).astype(np.float32)
+    got = draft(verified, path, newest, np.array([count]), PREFIX, noise)
+
+    states: dict[int, np.ndarray] = {}  # states read so far [2, n, D], the predicted one of each ancestor included
+    read = np.concatenate([hidden, verified[:, path[0, :count]]], axis=1)
+    ids = np.concatenate([tokens[0], newest[0, :count]])
+    sequences: dict[int, tuple[np.ndarray, np.ndarray]] = {0: (read, ids)}
+    for at, node in enumerate(tree.internal):
+        if node:
+            before, names = sequences[tree.parents[node]]
+            sequences[node] = (
+                np.concatenate([before, states[tree.parents[node]][:, None]], axis=1),
+                np.append(names, got["tree_tokens"][0, node]),
+            )
+        given, names = sequences[node]
+        with torch.inference_mode():
+            out = reference(torch.from_numpy(given), torch.from_numpy(np.tile(names, (2, 1)))).numpy()
+        states[node] = out[:, -1]
+        logits = head @ guided(states[node])
+        law = logits - np.logaddexp.reduce(logits)
+        np.testing.assert_allclose(got["log_q"][0, at], law, rtol=0, atol=2e-4)
+        children = list(tree.children[node])
+        order = np.argsort(-(got["log_q"][0, at] + noise[0, tree.depths[node]]), kind="stable")
+        assert got["tree_tokens"][0, children].tolist() == order[: len(children)].tolist()
+    assert got["tree_tokens"][0, 0] == newest[0, count - 1]
+
+
+def test_embeddings_are_the_targets(tiny_bundle: Path) -> None:
+    """What the target will read are its own embeddings, not the drafter's, for every row of a prompt."""
+    tree = get_tree("small_9")
+    draft = Draft(tiny_bundle, tree, 4, np.tile(np.eye(2, dtype=np.float32), 2) / 2)
+    hidden = np.random.default_rng(2).normal(size=(4, 5, DIM)).astype(np.float32)
+    got = draft(hidden, np.tile(np.arange(5), (2, 1)), np.array([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),
+                np.array([5, 3]), 0)  # fmt: skip
+    table = torch.load(FIXTURE / "gpt_t2i.pt", weights_only=True)["model"]["tok_embeddings.weight"].float().numpy()
+    np.testing.assert_array_equal(got["tree_tokens"][:, 0], [5, 7])
+    np.testing.assert_array_equal(got["embeds"], table[np.tile(got["tree_tokens"], (2, 1))])

@@ -1,0 +1,164 @@
+"""The target engine itself: the original code's logits and hidden states, however the tokens arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from support import Golden
+
+from cascade_trt.runtime.bundle import Manifest, read_manifest
+from cascade_trt.runtime.calls import Layout
+from cascade_trt.runtime.tree import get_tree
+
+ROWS = 4  # both prompts with their caption, then both without
+OUTPUTS = ("logits", "ids", "log_sum_exp", "hidden", "similarity")
+
+
+def session(bundle: Path, engine: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(bundle / f"{engine}.onnx", options, providers=["CPUExecutionProvider"])
+
+
+class Target:
+    """The engine fed call by call. Guidance is the identity, so every row's own logits come out."""
+
+    def __init__(self, bundle: Path, mask: np.ndarray, guidance: np.ndarray | None = None) -> None:
+        self.manifest: Manifest = read_manifest(bundle)
+        self._session, self._embed = session(bundle, "target"), session(bundle, "embed")
+        slots = self.manifest.target.slots
+        self._cache_mask = np.ones((ROWS, slots), bool)
+        self._cache_mask[:, : mask.shape[1]] = mask
+        self._guidance = np.eye(ROWS, dtype=np.float32) if guidance is None else guidance
+        model = self.manifest.model
+        names = [f"{kind}.{i}" for i in range(model.n_layer) for kind in ("key", "value")]
+        shape = (ROWS, model.n_head, slots, model.head_dim)
+        self.cache = {name: np.zeros(shape, np.float32) for name in names}
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        return self._embed.run(None, {"ids": ids.astype(np.int64)})[0]
+
+    def __call__(
+        self, embeds: np.ndarray, start: int, visible: np.ndarray | None = None, depths: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Nodes from slot `start` on: a causal chunk, unless `visible` [N, N] or [R, N, N] says otherwise."""
+        nodes = embeds.shape[1]
+        tree_mask = np.zeros((ROWS, nodes, self.manifest.target.window + 1), bool)
+        tree_mask[:, :, :nodes] = np.tri(nodes, dtype=bool) if visible is None else visible
+        inputs = {
+            "embeds": embeds, "positions": np.tile(start + (np.arange(nodes) if depths is None else depths), (ROWS, 1)),
+            "write_index": np.full(ROWS, start), "tree_mask": tree_mask, "cache_mask": self._cache_mask,
+            "guidance": self._guidance, "temperature": np.ones(len(self._guidance), np.float32),
+        }  # fmt: skip
+        past = {f"past_{name}": array for name, array in self.cache.items()}
+        got = self._session.run([*OUTPUTS, *(f"present_{name}" for name in self.cache)], inputs | past)
+        self.cache = dict(zip(self.cache, got[len(OUTPUTS) :], strict=True))
+        return dict(zip(OUTPUTS, got, strict=False))
+
+
+@pytest.fixture(scope="module")
+def prefix(tiny_bundle: Path, golden: Golden) -> tuple[np.ndarray, np.ndarray]:
+    """Prefix embeddings of the four rows, and their mask."""
+    features, mask = np.tile(golden.values["caption_features"], (2, 1, 1)), golden.values["caption_mask"]
+    uncond = np.array([False, False, True, True])
+    embeds = session(tiny_bundle, "condition").run(None, {"features": features, "uncond": uncond})[0]
+    return embeds, np.tile(mask.astype(bool), (2, 1))
+
+
+def in_vocabulary_order(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits [P, N, V]; K is the whole vocabulary here."""
+    logits = np.full_like(outputs["logits"], np.nan)
+    np.put_along_axis(logits, outputs["ids"], outputs["logits"], axis=2)
+    return logits
+
+
+def prefill(target: Target, embeds: np.ndarray, mask: np.ndarray, chunk: int) -> dict[str, np.ndarray]:
+    """Reads the prefix in causal chunks; padded slots see themselves alone."""
+    outputs: dict[str, np.ndarray] = {}
+    for begin in range(0, embeds.shape[1], chunk):
+        part = embeds[:, begin : begin + chunk]
+        count = part.shape[1]
+        visible = np.tri(count, dtype=bool) & mask[:, None, begin : begin + count] | np.eye(count, dtype=bool)
+        outputs = target(part, begin, visible)
+    return outputs
+
+
+def chunks(tokens: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    for begin in range(0, tokens.shape[1], size):
+        yield begin, tokens[:, begin : begin + size]
+
+
+@pytest.mark.parametrize(("prefix_chunk", "chunk"), [(120, 1), (50, 7), (1, 63)])
+def test_golden_logits_and_states(
+    tiny_bundle: Path, golden: Golden, prefix: tuple[np.ndarray, np.ndarray], prefix_chunk: int, chunk: int
+) -> None:
+    """Step 0 is the prefix's last slot, step s the slot of image token s - 1."""
+    embeds, mask = prefix
+    target = Target(tiny_bundle, mask)
+    outputs = prefill(target, embeds, mask, prefix_chunk)
+    logits, hidden = [in_vocabulary_order(outputs)[:, -1:]], [outputs["hidden"][:, -1:]]
+    tokens = np.tile(golden.values["greedy_tokens"], (2, 1))[:, :-1]
+    for begin, part in chunks(tokens, chunk):
+        outputs = target(target.embed(part), embeds.shape[1] + begin)
+        logits.append(in_vocabulary_order(outputs))
+        hidden.append(outputs["hidden"])
+    steps = golden.values["logit_steps"]
+    assert len(steps) > 3
+    np.testing.assert_allclose(
+        np.concatenate(logits, axis=1)[:, steps], golden.values["cond_uncond_logits"], rtol=0, atol=2e-4
+    )
+    np.testing.assert_allclose(np.concatenate(hidden, axis=1)[:, steps], golden.values["hidden"], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["mc_sim_7b_63", "naive_extend_57", "small_9"])
+def test_a_tree_node_is_its_path(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray], name: str) -> None:
+    """Each node of a tree gives the states and logits of its path read one token after another."""
+    embeds, mask = prefix
+    target, tree, length = Target(tiny_bundle, mask), get_tree(name), embeds.shape[1]
+    prefill(target, embeds, mask, length)
+    after_prefix = target.cache
+    tokens = np.random.default_rng(0).integers(0, 512, (ROWS, tree.size))
+    outputs = target(target.embed(tokens), length, tree.ancestors, tree.depths)
+    leaves = [node for node in range(tree.size) if not tree.children[node]]
+    for leaf in leaves[:: max(1, len(leaves) // 8)]:
+        path = np.flatnonzero(tree.ancestors[leaf])
+        target.cache = after_prefix
+        alone = target(target.embed(tokens[:, path]), length)
+        np.testing.assert_allclose(outputs["hidden"][:, path], alone["hidden"], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(
+            in_vocabulary_order(outputs)[:, path], in_vocabulary_order(alone), rtol=0, atol=2e-5
+        )
+
+
+def test_what_the_head_returns(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray]) -> None:
+    """Guidance mixes the rows; log-sum-exp covers the vocabulary; similarity is the cosine of guided states."""
+    embeds, mask = prefix
+    own = prefill(Target(tiny_bundle, mask), embeds, mask, 120)
+    mixed = prefill(Target(tiny_bundle, mask, Layout(2, True).guidance(3.0)), embeds, mask, 120)
+    rows = in_vocabulary_order(own)
+    np.testing.assert_allclose(in_vocabulary_order(mixed), rows[2:] + 3 * (rows[:2] - rows[2:]), rtol=0, atol=1e-4)
+    assert (np.diff(mixed["logits"]) <= 0).all()
+    wanted = np.log(np.exp(mixed["logits"].astype(np.float64)).sum(-1))
+    np.testing.assert_allclose(mixed["log_sum_exp"], wanted, rtol=0, atol=1e-5)
+    state = own["hidden"][2:] + 3 * (own["hidden"][:2] - own["hidden"][2:])
+    unit = state / np.linalg.norm(state, axis=-1, keepdims=True)
+    np.testing.assert_allclose(mixed["similarity"], unit @ unit.transpose(0, 2, 1), rtol=0, atol=1e-5)
+
+
+def test_masked_and_later_slots_have_no_say(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray]) -> None:
+    """Whatever an earlier picture left in padded slots, or behind the newest token, changes nothing."""
+    embeds, mask = prefix
+    results = []
+    for leftover in (0.0, 50.0):
+        target = Target(tiny_bundle, mask)
+        prefill(target, embeds, mask, 120)
+        for array in target.cache.values():
+            array[:, :, 125:] = leftover
+            array[np.broadcast_to(~np.pad(mask, ((0, 0), (0, array.shape[2] - 120)), constant_values=True)[:, None],
+                                  array.shape[:3])] = leftover  # fmt: skip
+        results.append(target(target.embed(np.full((ROWS, 5), 7)), 120)["logits"])
+    np.testing.assert_array_equal(results[0], results[1])

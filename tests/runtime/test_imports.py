@@ -1,0 +1,32 @@
+"""The base install: importing the package is quick, and needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "safetensors", "cascade_trt.export")
+SCRIPT = """
+import sys, time
+started = time.perf_counter()
+import {module}
+seconds = time.perf_counter() - started
+heavy = [name for name in {heavy} if name in sys.modules]
+print(seconds, *heavy)
+"""
+
+
+def import_fresh(module: str) -> tuple[float, list[str]]:
+    """Seconds of the import in a new interpreter, and the heavy modules that it brought along."""
+    script = SCRIPT.format(module=module, heavy=HEAVY)
+    seconds, *heavy = subprocess.check_output([sys.executable, "-c", script], text=True).split()
+    return float(seconds), heavy
+
+
+@pytest.mark.parametrize("module", ["cascade_trt", "cascade_trt.runtime.pipeline", "cascade_trt.cli"])
+def test_light(module: str) -> None:
+    runs = [import_fresh(module) for _ in range(3)]
+    assert runs[0][1] == []
+    assert min(seconds for seconds, _ in runs) < 0.5

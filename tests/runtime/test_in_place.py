@@ -1,0 +1,72 @@
+"""Nothing of the cache's size is copied or allocated in a step."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from support import build, random_features, save_checkpoints
+
+from cascade_trt.runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Caches of 12 MiB: a copy of one layer's keys (1.5 MiB) in a step would be seen."""
+    folder: Path = tmp_path_factory.mktemp("wide")
+    arguments = save_checkpoints(folder / "checkpoints", vocab=16, grid=24, dim=256, layers=2, heads=4, prefix_len=120)
+    build(*arguments, "--tree", "small_6", "--out", folder / "bundle")
+    return Pipeline.load(folder / "bundle", threads=1)
+
+
+@pytest.mark.parametrize("rule", ["ar", "exact", "strict"])
+def test_no_allocation_above_a_mebibyte_in_a_step(wide: Pipeline, rule: str) -> None:
+    """Python and numpy allocations between two progress calls, at their peak."""
+    given = random_features(wide, 1)
+    wide.generate(**given, rule=rule)
+    peaks: list[int] = []
+
+    def step(_done: int, _total: int) -> None:
+        peaks.append(tracemalloc.get_traced_memory()[1] - tracemalloc.get_traced_memory()[0])
+        tracemalloc.reset_peak()
+
+    tracemalloc.start()
+    try:
+        wide.generate(**given, rule=rule, callback=step)
+    finally:
+        tracemalloc.stop()
+    assert len(peaks) > 50
+    assert max(peaks[2:]) < 1 << 20  # the first two hold the prefill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["ar", "exact"])
+def test_resident_memory_is_flat_over_500_rounds(wide: Pipeline, rule: str) -> None:
+    given, process = random_features(wide, 1), psutil.Process()
+    rounds, seen = 0, []
+    seed = 0
+    wide.generate(**given, rule=rule, seed=99)
+    while rounds < 500:
+        stats = wide.generate(**given, rule=rule, seed=seed).stats
+        rounds, seed = rounds + stats.rounds, seed + 1
+        seen.append(process.memory_info().rss)
+    assert max(seen) - seen[0] < 4 << 20
+
+
+def test_caches_are_updated_in_place(wide: Pipeline) -> None:
+    """The engine writes the committed slots of the very memory that was bound, and keeps what it had written."""
+    given = random_features(wide, 1)
+    inputs, _ = wide._cache.bindings(2)
+    keys = inputs["past_key.0"]
+    keys.fill(0)
+    snapshots: list[np.ndarray] = []
+    wide.generate(**given, rule="ar", callback=lambda *_: snapshots.append(keys.copy()))
+    model = wide.manifest.model
+    last, early = snapshots[-1], snapshots[10]
+    used = model.prefix_len + model.image_tokens - 1
+    assert (np.abs(last[:, :, model.prefix_len : used]).sum(axis=(1, 3)) > 0).all()
+    np.testing.assert_array_equal(last[:, :, used:], 0)
+    np.testing.assert_array_equal(early[:, :, : model.prefix_len + 10], last[:, :, : model.prefix_len + 10])

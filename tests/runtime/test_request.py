@@ -1,0 +1,98 @@
+"""Every refusal happens before an engine runs, and is one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import check_conditioning, check_seeds
+
+FEATURES = np.zeros((2, 120, 32), np.float32)
+
+
+def with_value(value: float) -> np.ndarray:
+    features = FEATURES.copy()
+    features[1, 3, 4] = value
+    return features
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "exactly one"),
+        ({"features": FEATURES, "prompts": ["red"]}, "exactly one"),
+        ({"class_ids": [1]}, "draws from text"),
+        ({"prompts": ["red"]}, "--text none"),
+        ({"prompts": []}, "non-empty"),
+        ({"prompts": [3]}, "non-empty list of texts"),
+        ({"prompts": ["red", " "]}, "prompt 2 is empty"),
+        ({"features": FEATURES[:, :5]}, r"\[P, 120, 32\], not \[2, 5, 32\]"),
+        ({"features": FEATURES[:, :, :5]}, r"\[P, 120, 32\]"),
+        ({"features": FEATURES[0]}, r"\[P, 120, 32\]"),
+        ({"features": FEATURES[:0]}, r"\[P, 120, 32\]"),
+        ({"features": FEATURES, "features_mask": np.ones((2, 5))}, r"\[2, 120\], not \[2, 5\]"),
+        ({"features": FEATURES, "features_mask": np.zeros((2, 120))}, "every slot"),
+        ({"features": with_value(np.nan)}, "NaN"),
+        ({"features": with_value(np.inf)}, "NaN or infinite"),
+        ({"features": FEATURES, "seed": -1}, "seed must"),
+        ({"features": FEATURES, "seed": 2**63 - 1}, "seed must"),  # the second picture's would be 2**63
+        ({"features": FEATURES, "seed": [1]}, "1 seeds for 2"),
+        ({"features": FEATURES, "seed": [1, -2]}, "seed must"),
+        ({"features": FEATURES, "guidance_scale": -1}, "guidance_scale"),
+        ({"features": FEATURES, "guidance_scale": np.inf}, "guidance_scale"),
+        ({"features": FEATURES, "temperature": np.nan}, "temperature"),
+        ({"features": FEATURES, "temperature": -0.1}, "temperature"),
+        ({"features": FEATURES, "top_p": 0}, "top_p"),
+        ({"features": FEATURES, "top_p": 1.01}, "top_p"),
+        ({"features": FEATURES, "top_p": np.nan}, "top_p"),
+        ({"features": FEATURES, "top_k": -1}, "top_k"),
+        ({"features": FEATURES, "top_k": 513}, "--max-top-k 513"),
+        ({"features": FEATURES, "rule": "magic"}, "unknown rule 'magic'"),
+        ({"features": FEATURES, "tree": "oak"}, "not 'oak'"),
+    ],
+)
+def test_refusals(tiny: Pipeline, given: dict[str, Any], message: str) -> None:
+    def never(_done: int, _total: int) -> None:
+        raise AssertionError("an engine ran")
+
+    with pytest.raises(CascadeError, match=message) as caught:
+        tiny.generate(**given, callback=never)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("seed", [1.5, "seven", None, True, [1.5, 2], ["a", "b"]])
+def test_a_seed_that_is_no_number(seed: Any) -> None:
+    with pytest.raises(CascadeError, match="seed"):
+        check_seeds(seed, 2)
+
+
+def test_seeds() -> None:
+    assert check_seeds(np.int64(5), 3) == [5, 6, 7]
+    assert check_seeds([2**63 - 1, 0], 2) == [2**63 - 1, 0]
+    assert check_seeds(np.array([3, 3]), 2) == [3, 3]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_features_move_to_the_end_and_padding_is_zeroed(tiny: Pipeline, dtype: type) -> None:
+    features = np.arange(2 * 120 * 32, dtype=np.float32).reshape(2, 120, 32)
+    mask = np.zeros((2, 120), dtype)
+    mask[0, [0, 7, 119]], mask[1, :2] = 1, 1
+    checked = check_conditioning(tiny.manifest, None, features, mask, None)
+    assert checked.features is not None and checked.mask is not None
+    np.testing.assert_array_equal(checked.features[0, -3:], features[0, [0, 7, 119]])
+    np.testing.assert_array_equal(checked.features[1, -2:], features[1, :2])
+    assert not checked.features[~checked.mask].any()
+    assert checked.mask.sum(1).tolist() == [3, 2]
+
+
+def test_nan_in_padding_is_harmless(tiny: Pipeline) -> None:
+    features, mask = with_value(np.nan), np.ones((2, 120), bool)
+    mask[1, 3] = False
+    checked = check_conditioning(tiny.manifest, None, features, mask, None)
+    assert checked.features is not None
+    assert np.isfinite(checked.features).all()
