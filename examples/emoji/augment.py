@@ -10,24 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import BACKGROUNDS
+from .config import Augment
 from .data import Picture
 
-_SHIFT, _SCALE = 0.06, 0.08  # of the picture's side
 
-
-def views(rgba: Tensor, pictures: Sequence[Picture], rng: random.Random) -> tuple[Tensor, list[str]]:
+def views(
+    rgba: Tensor, pictures: Sequence[Picture], rng: random.Random, augment: Augment
+) -> tuple[Tensor, list[str]]:
     """One random view of each picture: pixels float32 [B, 3, H, W] in [-1, 1], and the backgrounds' names.
 
-    rgba is uint8 [B, H, W, 4]. Half of the views are on white.
+    rgba is uint8 [B, H, W, 4].
     """
     names = list(BACKGROUNDS)
-    chosen = ["white" if rng.random() < 0.5 else rng.choice(names) for _ in pictures]
+    chosen = [rng.choice(names) if rng.random() < augment.coloured else "white" for _ in pictures]
     moves = torch.zeros(len(pictures), 2, 3)
     for i, picture in enumerate(pictures):
-        scale = 1 + rng.uniform(0, _SCALE)  # above 1 the picture gets smaller, so nothing is cut off
-        flip = -1.0 if picture.mirror and rng.random() < 0.3 else 1.0
-        moves[i] = torch.tensor([[scale * flip, 0, rng.uniform(-_SHIFT, _SHIFT)],
-                                 [0, scale, rng.uniform(-_SHIFT, _SHIFT)]])  # fmt: skip
+        scale = 1 + rng.uniform(0, augment.scale)  # above 1 the picture gets smaller, so nothing is cut off
+        flip = -1.0 if picture.mirror and rng.random() < augment.mirrored else 1.0
+        x, y = (rng.uniform(-augment.shift, augment.shift) for _ in range(2))
+        moves[i] = torch.tensor([[scale * flip, 0, x], [0, scale, y]])
     return compose(rgba, chosen, moves), chosen
 
 

@@ -26,7 +26,7 @@ from .progress import Run, cosine_rate
 from .text import encode
 
 _EVERY = 50
-_AVERAGE = 0.997
+_AVERAGE = 0.99
 
 
 class TextToImage(nn.Module):
@@ -93,7 +93,7 @@ def batch(
     """ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views of pictures of the pool."""
     chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
     pictures = [data.pictures[i] for i in chosen]
-    pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), pictures, rng)
+    pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), pictures, rng, recipe.augment)
     texts = [caption(p, b, rng) for p, b in zip(pictures, backgrounds, strict=True)]
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ...export.models.vq import VQModel
 from .augment import plain, views
-from .config import Recipe
+from .config import Augment, Recipe
 from .data import DataSet
 from .progress import Run, cosine_rate
 
@@ -69,7 +69,7 @@ def train_tokenizer(recipe: Recipe, data: DataSet, out: Path) -> VQModel:
 def batch_views(recipe: Recipe, data: DataSet, indices: list[int], rng: random.Random) -> Tensor:
     """Random views float32 [B, 3, H, W] of the given pictures."""
     rgba = torch.from_numpy(data.rgba[indices]).to(recipe.device)
-    return views(rgba, [data.pictures[i] for i in indices], rng)[0]
+    return views(rgba, [data.pictures[i] for i in indices], rng, Augment())[0]
 
 
 def crop(x: Tensor, side: int, rng: random.Random) -> Tensor:

@@ -1,0 +1,152 @@
+"""The demo recipe at a tiny scale, on drawn shapes in place of artwork: no network."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from support import build
+
+from cascade_trt.cli import cli
+from cascade_trt.examples.emoji import tokenizer
+from cascade_trt.examples.emoji.augment import plain, views
+from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
+from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
+from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
+from cascade_trt.examples.emoji.drafter import train_drafter
+from cascade_trt.examples.emoji.ship import load_average, ship
+from cascade_trt.examples.emoji.target import train_target
+from cascade_trt.examples.emoji.text import encode, train_text_tokenizer
+from cascade_trt.examples.emoji.tokenizer import psnr, train_tokenizer
+
+COLOURS = {"red circle": "#d00", "blue circle": "#00d", "green leaf": "#0a0", "orange fruit": "#f80"}
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    names, icons = [], {"noto": {}, "fluent": {}}
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        code = f"1F{number:03X}"
+        names.append({"label": label, "hexcode": code, "group": 3 + number % 2, "tags": [f"tag{number}"]})
+        shapes = {"noto": '<circle cx="16" cy="16" r="12"', "fluent": '<rect x="4" y="4" width="24" height="24"'}
+        for style, shape in shapes.items():
+            icons[style][code.lower()] = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{shape} fill="{colour}"/></svg>'
+            )
+    names.append({"label": "a flag", "hexcode": "1FFFF", "group": 9, "tags": []})  # not of the recipe's groups
+    return render(RECIPES["tiny"], names, icons)
+
+
+def test_rendered_pictures(data: DataSet) -> None:
+    assert data.rgba.shape == (8, 32, 32, 4)
+    assert {(p.concept, p.style) for p in data.pictures} == {(c, s) for c in COLOURS for s in ("noto", "fluent")}
+    red = next(i for i, p in enumerate(data.pictures) if (p.concept, p.style) == ("red circle", "noto"))
+    assert data.rgba[red, 16, 16].tolist() == [221, 0, 0, 255]
+    assert data.rgba[red, 0, 0, 3] == 0
+
+
+def test_held_out_pairs_keep_their_concept_in_training() -> None:
+    styles = ["noto", "fluent", "twemoji"]
+    held = [(c, s) for c in range(4000) for s in styles if is_held_out(str(c), s, styles)]
+    assert 0.04 < len(held) / 12000 < 0.055
+    assert len({concept for concept, _ in held}) == len(held)  # never two styles of one concept
+    assert not is_held_out("x", "noto", ["noto"])
+
+
+def test_captions_name_what_is_seen() -> None:
+    picture = Picture("red apple", "noto", 4, ("fruit",), True, False)
+    rng = random.Random(0)
+    texts = {caption(picture, background, rng) for background in BACKGROUNDS for _ in range(100)}
+    assert {"a red apple", "the red apple", "red apple on a pink background, noto style"} <= texts
+    assert all("red apple" in text for text in texts)
+    assert all("background" in caption(picture, "black", rng) for _ in range(50))
+
+
+def test_views(data: DataSet) -> None:
+    rgba = torch.from_numpy(data.rgba)
+    pixels, backgrounds = views(rgba, data.pictures, random.Random(1), Augment(coloured=1.0))
+    assert pixels.shape == (8, 3, 32, 32)
+    assert pixels.abs().max() <= 1
+    for picture, name in zip(pixels, backgrounds, strict=True):
+        wanted = torch.tensor(BACKGROUNDS[name]) / 127.5 - 1
+        torch.testing.assert_close(picture[:, 0, 0], wanted, atol=0.02, rtol=0)
+    still, _ = views(rgba, data.pictures, random.Random(1), Augment(0.0, 0.0, 0.0, 0.0))
+    torch.testing.assert_close(still, plain(rgba), atol=0.02, rtol=0)
+
+
+def train(recipe: Recipe, data: DataSet, out: Path) -> None:
+    vq = train_tokenizer(recipe, data, out)
+    words = train_text_tokenizer(data, out)
+    model = train_target(recipe, data, vq, words, out)
+    drafter = train_drafter(recipe, data, words, model, out)
+    ship(recipe, model, vq, drafter, words, out / "weights")
+
+
+@pytest.mark.slow
+def test_from_pictures_to_a_drawn_picture(data: DataSet, tmp_path: Path) -> None:
+    """The steps, the shipped formats, the build that reads them as any checkpoint, and a prompt drawn."""
+    recipe = RECIPES["tiny"]
+    train(recipe, data, tmp_path)
+    weights = tmp_path / "weights"
+    for step in ("tokenizer", "target", "drafter"):
+        assert (tmp_path / step / "loss.png").is_file()
+    build("llamagen", "--checkpoint", weights / "target.safetensors", "--vq", weights / "vq.safetensors",
+          "--drafter", weights / "drafter.safetensors", "--text", weights / "text", "--config", weights / "config.json",
+          "--tree", "pair_4", "--out", tmp_path / "bundle")  # fmt: skip
+    result = CliRunner().invoke(
+        cli, ["generate", "a red circle", "--bundle", str(tmp_path / "bundle"), "--out", str(tmp_path / "a.png")]
+    )
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "a.png").size == (32, 32)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_where_it_was(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted at the third of four steps and started again: the very weights of an uninterrupted run."""
+    recipe = RECIPES["tiny"]
+    monkeypatch.setattr(tokenizer, "_EVERY", 2)
+    whole = train_tokenizer(recipe, data, tmp_path / "whole").state_dict()
+    calls, losses = [], tokenizer.losses
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return losses(*arguments, **options)
+
+    monkeypatch.setattr(tokenizer, "losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(recipe, data, tmp_path / "parts")
+    resumed = train_tokenizer(recipe, data, tmp_path / "parts")
+    assert len(calls) == 5  # two, the interrupted one, and the last two
+    for name, tensor in resumed.state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
+    assert np.isfinite(psnr(resumed, recipe, data))
+
+
+def test_prompts_are_padded_on_the_left_and_unknown_words_fall_into_pieces(data: DataSet, tmp_path: Path) -> None:
+    words = train_text_tokenizer(data, tmp_path)
+    ids, mask = encode(words, ["a red circle", "a RED circle", "zebra " * 9], 8)
+    assert ids.shape == (3, 8)
+    assert ids[0].tolist() == ids[1].tolist()
+    assert mask[0].tolist() == [False] * 4 + [True] * 4
+    assert ids[0, -1] == words.token_to_id("</s>") == ids[2, -1]
+    assert mask[2].all()
+
+
+@pytest.mark.slow
+def test_the_average_is_what_is_shipped(data: DataSet, tmp_path: Path) -> None:
+    recipe = RECIPES["tiny"]
+    vq = train_tokenizer(recipe, data, tmp_path)
+    words = train_text_tokenizer(data, tmp_path)
+    model = train_target(recipe, data, vq, words, tmp_path)
+    stored = load_average(recipe, words.get_vocab_size(), tmp_path)
+    for name, tensor in stored.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=0)
