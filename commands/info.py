@@ -20,6 +20,7 @@ def run(bundle: Path, verify: bool, as_json: bool) -> None:
     console = Console(highlight=False, width=110)
     _overview(console, bundle, manifest)
     _engines(console, manifest)
+    _plans(console, bundle, manifest, verify)
     _backends(console, manifest)
 
 
@@ -53,7 +54,7 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("trees", "; ".join(f"{t.name} ({len(t.parents)} nodes, depth {t.tree().depth})" for t in manifest.trees)
                   or "none: only rule 'ar'"),
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
-                     f"top_k {sampling.top_k} (at most {manifest.target.top_k}), top_p {sampling.top_p}"),
+                     f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
         ("batch", f"up to {manifest.batch} prompt(s), {manifest.target.slots} cache slots"),
         ("weights", weights),
     ]  # fmt: skip
@@ -79,6 +80,35 @@ def _engines(console: Console, manifest: Manifest) -> None:
             _parity(manifest.parity.get(name)),
         )  # fmt: skip
     console.print(table)
+
+
+def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -> None:
+    """TensorRT engines: what is inside them by TensorRT's own layer report."""
+    if not manifest.plans:
+        return
+    from ..engines.cache import plan_damage
+    from ..engines.inspect import summarise
+
+    table = Table("TensorRT engine", "size", "layers", "in/out", "attention", "KV in place", "KV copies",
+                  "layers by dtype", "build", title=None)  # fmt: skip
+    damaged = []
+    for plan in manifest.plans:
+        damage = plan_damage(bundle, plan, thorough)
+        if damage:
+            damaged.append(f"{plan.file} {damage}: run `cascade-trt compile {bundle} --target {plan.target}`.")
+            continue
+        s = summarise(bundle, plan)
+        mix = ", ".join(f"{count} {dtype}" for dtype, count in s.precisions.items())
+        table.add_row(
+            f"{plan.target} {plan.engine}", human(plan.bytes), str(s.layers), f"{s.inputs}/{s.outputs}",
+            str(s.attention), str(len(s.aliases)), s.copies, mix,
+            f"{plan.seconds:.0f} s, {human(plan.peak_memory)}",
+        )  # fmt: skip
+    console.print(table)
+    versions = sorted({f"{plan.target}: {plan.backend} {plan.backend_version}" for plan in manifest.plans})
+    console.print("; ".join(versions), soft_wrap=True)
+    for sentence in damaged:
+        console.print(sentence, style="red", soft_wrap=True)
 
 
 def _parity(report: dict | None) -> str:

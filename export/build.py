@@ -51,6 +51,7 @@ class BuildOptions:
     batch: int = 1
     precision: str = "fp32"
     max_top_k: int = 1000
+    request: str = ""
 
 
 @dataclass
@@ -199,7 +200,7 @@ def _manifest(
         tool=f"cascade-trt {__version__}",
         batch=options.batch,
         model=model,
-        target=TargetInfo(shapes.target.slots, shapes.target.window, shapes.target.top_k),
+        target=TargetInfo(shapes.target.slots, shapes.target.window, shapes.target.top_k, options.max_top_k),
         sampling=options.sampling,
         engines=stage.engines,
         files=stage.files(),
@@ -209,5 +210,6 @@ def _manifest(
         dummy_weights=parts.dummy,
         provenance=parts.provenance(),
         backends=backend_support(config.head_dim, options.precision),
+        request=options.request,
     )
 

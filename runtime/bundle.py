@@ -54,11 +54,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Static sizes of the target's graph: S cache slots, W nodes a call, K kept logits."""
+    """Static sizes of the target's graph: S cache slots, W nodes a call, K kept logits.
+
+    `max_top_k` is the largest top_k that the bundle serves; K is the same unless the vocabulary is smaller.
+    """
 
     slots: int
     window: int
     top_k: int
+    max_top_k: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,35 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class PlanInfo:
+    """A TensorRT engine compiled from one graph, and everything that it depends on.
+
+    `target` is what it was compiled for ("rtx:sm89", "tensorrt"), `key` the digest of all that went into it,
+    `backend_version` the full version that can run it, `compute_capability` the GPU ("8.9"), `platform` OS and
+    architecture. `profiles` are sizes of the open dimensions, one for each call of the runtime. `network` counts
+    the KV updates and attention layers that TensorRT's parser made of the graph.
+    """
+
+    engine: str
+    target: str
+    file: str
+    report: str
+    key: str
+    backend: str
+    backend_version: str
+    compute_capability: str
+    platform: str
+    precision: str
+    options: dict[str, Any]
+    profiles: list[dict[str, int]]
+    network: dict[str, int]
+    bytes: int
+    sha256: str
+    seconds: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
 class FileInfo:
     bytes: int
     sha256: str
@@ -138,6 +171,8 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     backends: dict[str, str] = field(default_factory=dict)
+    plans: list[PlanInfo] = field(default_factory=list)
+    request: str = ""  # digest of what the build was asked for
 
     def tree(self, name: str | None) -> TreeInfo:
         """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""

@@ -70,6 +70,8 @@ def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise CascadeError(f"prompt {number} is empty: say what to draw.")
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise CascadeError(f"prompt {number} is not valid Unicode text: give it in UTF-8.")
     if manifest.text is None:
         raise CascadeError(
             f"bundle {manifest.name} was built with --text none: give features, or build it with a text encoder."
@@ -112,8 +114,12 @@ def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray |
 
 def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Seeds of `count` pictures: seed + i, or the given ones."""
-    single = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    seeds = [int(seed) + i for i in range(count)] if single else [int(s) for s in seed]  # type: ignore[arg-type,union-attr]
+    given = [seed] if isinstance(seed, (int, np.integer)) else seed
+    if not isinstance(given, (Sequence, np.ndarray)) or not all(
+        isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in given
+    ):
+        raise CascadeError("a seed must be a whole number, or a list of one for each picture.")
+    seeds = [int(seed) + i for i in range(count)] if given is not seed else [int(s) for s in given]  # type: ignore[arg-type]
     if len(seeds) != count:
         raise CascadeError(f"there are {len(seeds)} seeds for {count} pictures: give one each, or one in all.")
     if any(not 0 <= s < _MAX_SEED for s in seeds):
@@ -136,7 +142,7 @@ def check_sampling(
         defaults.top_k if top_k is None else int(top_k),
         defaults.top_p if top_p is None else float(top_p),
     )
-    kept, vocab = manifest.target.top_k, manifest.model.vocab_size
+    kept, most, vocab = manifest.target.top_k, manifest.target.max_top_k, manifest.model.vocab_size
     if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
         raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
     if not math.isfinite(sampling.temperature) or sampling.temperature < 0:
@@ -145,10 +151,10 @@ def check_sampling(
         raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
     if sampling.top_k < 0:
         raise CascadeError("top_k must be at least 0 (0 switches it off).")
-    if sampling.top_k > kept or (sampling.top_k == 0 and kept < vocab and not sampling.greedy):
+    if sampling.top_k > most or (sampling.top_k == 0 and kept < vocab and not sampling.greedy):
         asked = "no top_k" if sampling.top_k == 0 else f"top_k {sampling.top_k}"
         raise CascadeError(
-            f"{asked} asks for more logits than the {kept} that this bundle's engine returns: "
+            f"{asked} asks for more logits than the {most} that this bundle was built for: "
             f"lower it, or build again with --max-top-k {sampling.top_k or vocab}."
         )
     return sampling

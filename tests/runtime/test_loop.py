@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,8 +79,8 @@ def test_walk(tree: Tree, choices: list[int], image_tokens: int, done: int) -> N
         return
     path, tokens = accepted[0].path, accepted[0].tokens
     assert path[0] == 0
-    assert all(tree.parents[node] == before for before, node in zip(path, path[1:], strict=False))
-    assert all(before < node for before, node in zip(path, path[1:], strict=False))
+    assert all(tree.parents[node] == before for before, node in pairwise(path))
+    assert all(before < node for before, node in pairwise(path))
     assert len(tokens) == len(path) <= min(tree.depth + 1, image_tokens - done)
     assert tokens[:-1] == [int(buffers.tree_tokens[0, node]) for node in path[1:]]
     for (node, draws), index in zip(rule.seen, path, strict=True):
@@ -120,6 +121,7 @@ def test_lengths_over_a_whole_picture(tree: Tree, choices: list[int], guided: bo
     layout, prompts = Layout(3, guided), 3
     state = loop.State(list(range(prompts)), np.full((prompts, image_tokens), -1, np.int32),
                        np.ones(prompts, np.int64), np.zeros(prompts, np.int64))  # fmt: skip
+    state.codes[:, 0] = 3  # the prefill's token
     call, buffers = verified(tree, prompts)
     pairs, rule = Pairs(prompts, layout.rows, tree.depth + 1), Anything(choices)
     while state.unfinished:

@@ -30,6 +30,7 @@ def with_value(value: float) -> np.ndarray:
         ({"prompts": []}, "non-empty"),
         ({"prompts": [3]}, "non-empty list of texts"),
         ({"prompts": ["red", " "]}, "prompt 2 is empty"),
+        ({"prompts": ["red \udcff"]}, "prompt 1 is not valid Unicode"),  # bytes that are not UTF-8 on a command line
         ({"features": FEATURES[:, :5]}, r"\[P, 120, 32\], not \[2, 5, 32\]"),
         ({"features": FEATURES[:, :, :5]}, r"\[P, 120, 32\]"),
         ({"features": FEATURES[0]}, r"\[P, 120, 32\]"),
@@ -50,7 +51,7 @@ def with_value(value: float) -> np.ndarray:
         ({"features": FEATURES, "top_p": 1.01}, "top_p"),
         ({"features": FEATURES, "top_p": np.nan}, "top_p"),
         ({"features": FEATURES, "top_k": -1}, "top_k"),
-        ({"features": FEATURES, "top_k": 513}, "--max-top-k 513"),
+        ({"features": FEATURES, "top_k": 1001}, "--max-top-k 1001"),
         ({"features": FEATURES, "rule": "magic"}, "unknown rule 'magic'"),
         ({"features": FEATURES, "tree": "oak"}, "not 'oak'"),
     ],
