@@ -62,12 +62,48 @@ PATH = click.Path(path_type=Path)
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
 @click.option("--max-top-k", type=int, help="Logits that the engine returns: the largest top_k to be used.")
 @click.option("--dummy-weights", is_flag=True, help="Random weights for a preset: for sizing and benchmarks.")
+@click.option("--target", "targets", multiple=True,
+              help="Also compile TensorRT engines: rtx:sm75|sm86|sm89|sm120|sm121, tensorrt; repeatable.")
 @click.option("--out", type=PATH, help="Folder of the bundle. [default: build/<model>]")
 def build(model: str, **options: Any) -> None:
     """Build a bundle for MODEL: `llamagen` with checkpoints, `emoji` (bundled), or a preset of `models`."""
     from .commands.build import run
 
     run(model, **options)
+
+
+@cli.command("compile")
+@click.argument("bundle", type=PATH)
+@click.option("--target", "targets", multiple=True,
+              help="rtx:sm75|sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
+def compile_(bundle: Path, targets: tuple[str, ...]) -> None:
+    """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
+    from .commands.compile import run
+
+    run(bundle, targets)
+
+
+@cli.command()
+@click.argument("bundles", nargs=-1, type=PATH)
+@click.option("--json", "as_json", is_flag=True)
+def doctor(bundles: tuple[Path, ...], as_json: bool) -> None:
+    """Check this machine, and whether BUNDLES (default: all in build/) can be used on it."""
+    from .commands.doctor import run
+
+    run(bundles, as_json)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--against", required=True, type=PATH, help="Bundle to compare with, as a rule the fp32 one.")
+@click.option("--rounds", type=int, default=4, show_default=True, help="Engine calls to record of each kind.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def verify(**options: Any) -> None:
+    """Compare BUNDLE's engines with another bundle's on inputs recorded from a real drawing."""
+    from .commands.verify import run
+
+    run(**options)
 
 
 @cli.command()

@@ -19,6 +19,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules import RULE_NAMES
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
+from .files import check_writable
 
 PROMPTS = ("a red apple", "a cat face", "a slice of pizza", "a sunflower", "a smiling face", "a green frog")
 
@@ -55,6 +56,8 @@ def run(
 ) -> None:  # fmt: skip
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
+    if json_file is not None:
+        check_writable(json_file.parent)
     pipe = Pipeline.load(bundle, threads=threads)
     settings = choose(pipe.manifest, rules, trees)
     console = Console(stderr=True)
@@ -67,7 +70,6 @@ def run(
 
         machine = describe_machine(threads)
         content = {"bundle": pipe.manifest.name, "images": num_images, "machine": machine, "rows": rows}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -13,17 +13,36 @@ from ..runtime.errors import CascadeError
 
 _CONSOLE = Console(stderr=True)
 DEFAULT_TREES = ("small_6",)
+_DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
 def run(
     model: str, *, checkpoint: Path | None, vq: Path | None, drafter: Path | None, text: str, config: Path | None,
     grid: int | None, n_head: int | None, trees: tuple[str, ...], batch: int, precision: str,
-    max_top_k: int | None, dummy_weights: bool, out: Path | None,
+    max_top_k: int | None, dummy_weights: bool, targets: tuple[str, ...], out: Path | None,
 ) -> None:  # fmt: skip
     """Opens the parts, builds the bundle, says what was built and what to do next."""
     from ..runtime.tree import get_tree
 
     chosen = tuple(get_tree(name) for name in trees or DEFAULT_TREES)
+    folder, request = out or Path("build") / model, ""
+    if targets:
+        from ..engines.request import already_built, request_digest
+        from ..engines.tensorrt.target import parse_target
+
+        for target in targets:
+            parse_target(target)  # a misspelt one is told before the work starts
+        given = [path for path in (checkpoint, vq, drafter, config) if path is not None]
+        given += [] if text == "none" else [Path(text)]
+        asked = {"model": model, "trees": [(t.name, t.parents) for t in chosen], "batch": batch, "grid": grid,
+                 "n_head": n_head, "precision": precision, "max_top_k": max_top_k, "dummy": dummy_weights,
+                 "drafter": drafter is not None, "text": text}  # fmt: skip
+        request = request_digest(asked, given or [_DEMO])
+        if already_built(folder, request):
+            from .compile import run as compile_plans
+
+            compile_plans(folder, targets)
+            return
     try:
         from ..export.build import BuildOptions, build_bundle
         from ..export.open import open_checkpoints, open_demo, open_dummy
@@ -47,16 +66,21 @@ def run(
             f"{model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add --dummy-weights."
         )
     options = BuildOptions(
-        out=out or Path("build") / model,
+        out=folder,
         trees=chosen if parts.drafter is not None else (),
         sampling=sampling,
         batch=batch,
         precision=precision,
         max_top_k=max(1000, sampling.top_k) if max_top_k is None else max_top_k,
+        request=request,
     )
     with _Bar() as bar:
         manifest = build_bundle(parts, options, bar.update)
     _report(options.out, manifest)
+    if targets:
+        from .compile import run as compile_plans
+
+        compile_plans(folder, targets)
 
 
 class _Bar:

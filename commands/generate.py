@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.images import grid as contact_sheet
 from ..runtime.images import save_png
 from ..runtime.pipeline import Output, Pipeline
+from .files import check_writable
 
 _CONSOLE = Console(stderr=True)
 
@@ -35,9 +34,9 @@ def run(
     if prompts and class_ids:
         raise CascadeError("give prompts or --class-id, not both.")
     subjects: list[Any] = [subject for subject in prompts or class_ids for _ in range(num_images)]
-    _check_writable(out)
+    _check_output(out)
     pipe = Pipeline.load(bundle, threads=threads)
-    settings = {
+    settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "rule": rule, "tree": tree,
     }  # fmt: skip
@@ -91,52 +90,33 @@ class _Writer:
         return self._out / f"{slug}-{seed}.png"
 
 
-def _check_writable(out: Path) -> None:
+def _check_output(out: Path) -> None:
     """Refuses an output that cannot be written before anything is drawn."""
-    folder = out.parent if out.suffix.lower() == ".png" else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CascadeError(f"cannot write to {folder} ({reason}): choose another --out.") from None
-    if out.is_dir() and out.suffix.lower() == ".png":
+    single = out.suffix.lower() == ".png"
+    if single and out.is_dir():
         raise CascadeError(f"{out} is a folder: choose another --out.")
+    check_writable(out.parent if single else out)
 
 
 def _draw(
     pipe: Pipeline, subjects: list[Any], from_text: bool, seed: int, settings: dict[str, Any], writer: _Writer
 ) -> Output:
     """Draws batch by batch, so that finished pictures are on disk before the next ones start."""
-    merged: Output | None = None
-    per_image, batch = pipe.manifest.model.image_tokens, pipe.manifest.batch
+    what = {"prompts": subjects} if from_text else {"class_ids": subjects}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
-        task = bar.add_task("tokens", total=len(subjects) * per_image)
-        for begin in range(0, len(subjects), batch):
-            part = subjects[begin : begin + batch]
+        task = bar.add_task("tokens", total=len(subjects) * pipe.manifest.model.image_tokens)
 
-            def advance(done: int, _total: int, begin: int = begin) -> None:
-                bar.update(task, completed=begin * per_image + done)
+        def advance(done: int, _total: int) -> None:
+            bar.update(task, completed=done)
 
-            what = {"prompts": part} if from_text else {"class_ids": part}
-            output = pipe.generate(**what, seed=seed + begin, callback=advance, **settings)  # type: ignore[arg-type]
+        batches = pipe.stream(**what, seed=seed, callback=advance, **settings)
+        merged = next(batches)
+        writer.write(merged)
+        for output in batches:
             writer.write(output)
-            merged = output if merged is None else _merge(merged, output)
-            if output.interrupted:
-                break
-    assert merged is not None  # there is at least one subject
+            merged.add(output)
     return merged
-
-
-def _merge(first: Output, second: Output) -> Output:
-    first.stats.add(second.stats)
-    first.images += second.images
-    first.seeds += second.seeds
-    first.warnings += second.warnings
-    first.interrupted = second.interrupted
-    return first
 
 
 def _report(output: Output, writer: _Writer, as_json: bool) -> None:

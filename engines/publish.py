@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from ..runtime.bundle import MANIFEST
 from ..runtime.errors import CascadeError
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the disk's fault, not the program's
+
 
 @contextmanager
 def staged_bundle(out: Path) -> Iterator[Path]:
@@ -21,7 +24,7 @@ def staged_bundle(out: Path) -> Iterator[Path]:
     After an error or Ctrl-C the staging folder is gone and an older bundle in `out` is as it was. Raises
     CascadeError when `out` cannot be written, holds something that is not a bundle, or is being built.
     """
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))  # through a link, so that the bundle behind it is the one replaced
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).is_file())):
         raise CascadeError(f"{out} exists and is not a bundle: choose another --out.")
     try:
@@ -42,6 +45,8 @@ def staged_bundle(out: Path) -> Iterator[Path]:
             stage.chmod(0o755)
             _replace(stage, out)
         except OSError as error:
+            if error.errno not in _DISK:
+                raise
             raise CascadeError(f"cannot write {out} ({error.strerror}): free space or choose another --out.") from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -61,3 +66,18 @@ def _replace(stage: Path, out: Path) -> None:
         os.rename(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def linked_copy(bundle: Path, stage: Path) -> None:
+    """Fills the empty folder `stage` with `bundle`'s files as hard links (copies where links do not work).
+
+    Whoever changes a file in the stage must write it anew: a link shares its bytes with the published bundle.
+    """
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+    shutil.copytree(bundle, stage, copy_function=link, dirs_exist_ok=True)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from . import loop
-from .backends import Engine, open_backend
+from .backends import open_backend
 from .bundle import Manifest, check_files, read_manifest
 from .cache import KVCache
 from .calls import Layout
@@ -24,7 +24,7 @@ from .images import to_images
 from .lane import Engines, Lane
 from .prompts import PromptEncoder
 from .request import Conditioning, check_conditioning, check_sampling, check_seeds
-from .rules import RULE_NAMES, Rule, get_rule
+from .rules import Rule, get_rule
 from .rules.registry import PLAIN
 from .sampling import Sampling
 from .stats import Stats
@@ -47,6 +47,40 @@ class Output:
     seeds: list[int]
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
+
+
+    def add(self, other: Output) -> None:
+        """Appends the pictures of a later batch."""
+        self.images = self.images + other.images
+        self.codes = np.concatenate([self.codes, other.codes])
+        self.seeds = self.seeds + other.seeds
+        self.interrupted = other.interrupted
+        self.stats.add(other.stats)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: what to draw, and how."""
+
+    conditioning: Conditioning
+    seeds: list[int]
+    sampling: Sampling
+    rule: Rule | None
+    tree: str | None
+    image_tokens: int
+    warnings: list[str] = field(default_factory=list)
+
+    def part(self, begin: int, end: int) -> Request:
+        """The pictures begin ... end - 1; warnings stay with the first part."""
+        return replace(
+            self, conditioning=self.conditioning.part(slice(begin, end)), seeds=self.seeds[begin:end],
+            warnings=self.warnings if begin == 0 else [],
+        )  # fmt: skip
+
+    def output(self) -> Output:
+        """An output without pictures yet."""
+        stats = Stats(self.rule.name if self.rule else PLAIN, self.tree)
+        return Output([], np.zeros((0, self.image_tokens), np.int32), stats, [], list(self.warnings))
 
 
 class Pipeline:
@@ -136,92 +170,134 @@ class Pipeline:
         the bundle has a drafter, else `ar`; `tree` to the bundle's first. The callback receives (tokens done,
         tokens in all).
 
-        Raises CascadeError for settings that the model or the bundle cannot serve.
+        Raises CascadeError, before anything is drawn, for settings that the model or the bundle cannot serve.
         """
-        manifest = self.manifest
-        conditioning = check_conditioning(manifest, prompts, features, features_mask, class_ids)
-        count = len(conditioning)
-        seeds = check_seeds(seed, count)
-        sampling = check_sampling(manifest, guidance_scale, temperature, top_k, top_p)
-        chosen, tree_name = self._choose(rule, tree)
-        stats = Stats(chosen.name if chosen else PLAIN, tree_name)
-        total, batch = count * manifest.model.image_tokens, manifest.batch
-        output = Output([], np.zeros((0, manifest.model.image_tokens), np.int32), stats, [])
-        with self._lock:
-            started = time.perf_counter()
-            try:
-                for begin in range(0, count, batch):
-                    part = slice(begin, min(begin + batch, count))
-                    done = begin * manifest.model.image_tokens
-                    report = None if callback is None else self._report(callback, done, total)
-                    self._draw(conditioning.part(part), seeds[part], sampling, chosen, tree_name, output, report)
-            except KeyboardInterrupt:
-                output.interrupted = True
-            stats.total_seconds = time.perf_counter() - started
-        return output
+        request = self._request(
+            prompts, features, features_mask, class_ids, seed, guidance_scale, temperature, top_k, top_p, rule, tree
+        )
+        merged = request.output()
+        for output in self._batches(request, callback):
+            merged.add(output)
+        return merged
 
-    @staticmethod
-    def _report(callback: Callback, before: int, total: int) -> Callable[[loop.State], None]:
-        return lambda state: callback(before + int(state.done.sum()), total)
+    def stream(
+        self,
+        prompts: Sequence[str] | str | None = None,
+        *,
+        class_ids: Sequence[int] | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        rule: str | Rule | None = None,
+        tree: str | None = None,
+        callback: Callback | None = None,
+    ) -> Iterator[Output]:
+        """As `generate`, but hands out the pictures of each batch as soon as they are drawn.
+
+        The request is checked whole before this returns. After Ctrl-C the last output is empty and
+        `interrupted`.
+        """
+        request = self._request(
+            prompts, None, None, class_ids, seed, guidance_scale, temperature, top_k, top_p, rule, tree
+        )
+        return self._batches(request, callback)
+
+    def _request(
+        self, prompts: Sequence[str] | str | None, features: np.ndarray | None, features_mask: np.ndarray | None,
+        class_ids: Sequence[int] | None, seed: int | Sequence[int], guidance_scale: float | None,
+        temperature: float | None, top_k: int | None, top_p: float | None, rule: str | Rule | None, tree: str | None,
+    ) -> Request:  # fmt: skip
+        """Checks everything that was asked for, and tokenises the prompts."""
+        conditioning = check_conditioning(self.manifest, prompts, features, features_mask, class_ids)
+        seeds = check_seeds(seed, len(conditioning))
+        sampling = check_sampling(self.manifest, guidance_scale, temperature, top_k, top_p)
+        chosen, tree_name = self._choose(rule, tree)
+        warnings: list[str] = []
+        if conditioning.prompts is not None and self._prompts is not None:
+            ids, mask, warnings = self._prompts.encode(conditioning.prompts)
+            conditioning = Conditioning(ids=ids, mask=mask)
+        return Request(conditioning, seeds, sampling, chosen, tree_name, self.manifest.model.image_tokens, warnings)
 
     def _choose(self, rule: str | Rule | None, tree: str | None) -> tuple[Rule | None, str | None]:
         """The rule object (None for plain decoding) and the tree's name."""
         if rule is None:
             rule = "exact" if self.manifest.trees else PLAIN
         if rule == PLAIN:
+            if tree is not None:
+                self.manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
             return None, None
         chosen = get_rule(rule) if isinstance(rule, str) else rule
         return chosen, self.manifest.tree(tree).name
 
-    def _draw(
-        self, conditioning: Conditioning, seeds: list[int], sampling: Sampling, rule: Rule | None,
-        tree: str | None, output: Output, report: Callable[[loop.State], None] | None,
-    ) -> None:  # fmt: skip
-        """One batch: condition, decode, draw the pixels, append to the output."""
-        model, stats = self.manifest.model, output.stats
-        layout = Layout(len(seeds), sampling.guidance_scale != 1)
-        with stats.stage("condition"):
-            prefix, mask, warnings = self._prefix(conditioning, layout)
-        output.warnings += warnings
-        state = loop.State.start(seeds, model.image_tokens)
-        lane = self._lane(layout, tree)
-        lane.run(prefix, mask, state, rule, sampling, stats, report or (lambda _: None))
-        with stats.stage("decode"):
-            output.images += self._pixels(state.codes)
-        output.codes = np.concatenate([output.codes, state.codes])
-        output.seeds += seeds
-        stats.images += len(seeds)
+    def _batches(self, request: Request, callback: Callback | None) -> Iterator[Output]:
+        """Draws batch by batch; the lock is held while one is drawn."""
+        count, batch = len(request.seeds), self.manifest.batch
+        for begin in range(0, count, batch):
+            part = request.part(begin, min(begin + batch, count))
+            done, total = begin * request.image_tokens, count * request.image_tokens
 
-    def _prefix(self, conditioning: Conditioning, layout: Layout) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Prefix embeddings [R, T, D], their mask bool [R, T], and warnings."""
+            def report(state: loop.State, done: int = done, total: int = total) -> None:
+                if callback is not None:
+                    callback(done + int(state.done.sum()), total)
+
+            with self._lock:
+                try:
+                    output = self._draw(part, report)
+                except KeyboardInterrupt:
+                    output = part.output()
+                    output.interrupted = True
+            yield output
+            if output.interrupted:
+                return
+
+    def _draw(self, request: Request, report: Callable[[loop.State], None]) -> Output:
+        """One batch: condition, decode, draw the pixels."""
+        started, output = time.perf_counter(), request.output()
+        model, stats = self.manifest.model, output.stats
+        layout = Layout(len(request.seeds), request.sampling.guidance_scale != 1)
+        with stats.stage("condition"):
+            prefix, mask = self._prefix(request.conditioning, layout)
+        state = loop.State.start(request.seeds, model.image_tokens)
+        lane = self._lane(layout, request.tree)
+        lane.run(prefix, mask, state, request.rule, request.sampling, stats, report)
+        with stats.stage("decode"):
+            output.images = self._pixels(state.codes)
+        output.codes, output.seeds = state.codes, request.seeds
+        stats.images = len(request.seeds)
+        stats.total_seconds = time.perf_counter() - started
+        return output
+
+    def _prefix(self, conditioning: Conditioning, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Prefix embeddings [R, T, D] and their mask bool [R, T]."""
         model, rows = self.manifest.model, layout.prompt_of_row()
         uncond = np.arange(layout.rows) >= layout.prompts
-        warnings: list[str] = []
         prefix = np.zeros((layout.rows, model.prefix_len, model.dim), self._engines.target.input_dtype("embeds"))
         if conditioning.class_ids is not None:
             inputs = {"class_ids": conditioning.class_ids[rows], "uncond": uncond}
             mask = np.ones((layout.rows, model.prefix_len), bool)
         else:
             features, mask = conditioning.features, conditioning.mask
-            if features is None or mask is None:
-                features, mask, warnings = self._features(conditioning.prompts or [])
+            if features is None:
+                features = self._features(conditioning)
+            assert mask is not None  # features and token ids come with theirs
             inputs = {
                 "features": np.ascontiguousarray(features[rows], dtype=self._condition.input_dtype("features")),
                 "uncond": uncond,
             }
             mask = mask[rows]
         self._condition.bind(inputs, {"prefix": prefix}).run()
-        return prefix, mask, warnings
+        return prefix, mask
 
-    def _features(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Text features [P, T, C] of the bundle's own encoder, and their mask bool [P, T]."""
-        text, encoder = self._text, self._prompts
-        assert text is not None and encoder is not None  # check_conditioning refuses prompts otherwise
-        ids, mask, warnings = encoder.encode(prompts)
+    def _features(self, conditioning: Conditioning) -> np.ndarray:
+        """Text features [P, T, C] of the bundle's own encoder."""
+        assert self._text is not None and conditioning.ids is not None  # prompts are refused otherwise
+        ids, mask = np.ascontiguousarray(conditioning.ids), np.ascontiguousarray(conditioning.mask)
         dtype = self._condition.input_dtype("features")
         features = np.zeros((*ids.shape, self.manifest.model.caption_dim or 0), dtype)
-        text.bind({"ids": ids, "mask": mask}, {"features": features}).run()
-        return features, mask, warnings
+        self._text.bind({"ids": ids, "mask": mask}, {"features": features}).run()
+        return features
 
     def _pixels(self, codes: np.ndarray) -> list[Image.Image]:
         """PIL images of codes int32 [P, HW]."""
@@ -230,5 +306,3 @@ class Pipeline:
         self._decode.bind({"codes": codes.astype(np.int64)}, {"image": pixels}).run()
         return to_images(pixels)
 
-
-__all__ = ["RULE_NAMES", "Engine", "Output", "Pipeline"]

@@ -17,15 +17,19 @@ _MAX_SEED = 2**63
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What to draw: prompts, or text features [P, T, C] with their mask bool [P, T], or class ids [P]."""
+    """What to draw: prompts, their token ids int64 [P, T], text features [P, T, C], or class ids [P].
+
+    Token ids and features come with their mask bool [P, T].
+    """
 
     prompts: Sequence[str] | None = None
+    ids: np.ndarray | None = None
     features: np.ndarray | None = None
     mask: np.ndarray | None = None
     class_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
-        for given in (self.prompts, self.features, self.class_ids):
+        for given in (self.prompts, self.ids, self.features, self.class_ids):
             if given is not None:
                 return len(given)
         return 0
@@ -33,6 +37,7 @@ class Conditioning:
     def part(self, part: slice) -> Conditioning:
         return Conditioning(
             None if self.prompts is None else self.prompts[part],
+            None if self.ids is None else self.ids[part],
             None if self.features is None else self.features[part],
             None if self.mask is None else self.mask[part],
             None if self.class_ids is None else self.class_ids[part],
@@ -50,6 +55,8 @@ def check_conditioning(
     model = manifest.model
     if sum(given is not None for given in (prompts, features, class_ids)) != 1:
         raise CascadeError("give exactly one of prompts, features and class_ids.")
+    if features_mask is not None and features is None:
+        raise CascadeError("features_mask belongs to features: leave it out with prompts and class_ids.")
     if model.condition == "class":
         if class_ids is None:
             raise CascadeError(
@@ -145,8 +152,8 @@ def check_sampling(
     kept, most, vocab = manifest.target.top_k, manifest.target.max_top_k, manifest.model.vocab_size
     if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
         raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
-    if not math.isfinite(sampling.temperature) or sampling.temperature < 0:
-        raise CascadeError("temperature must be a number of at least 0 (0 is greedy).")
+    if not math.isfinite(sampling.temperature) or not (sampling.temperature == 0 or sampling.temperature >= 1e-3):
+        raise CascadeError("temperature must be 0 (greedy) or a number of at least 0.001.")
     if not 0 < sampling.top_p <= 1:
         raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
     if sampling.top_k < 0:

@@ -122,7 +122,8 @@ def test_refusals(text_bundle: Path, tmp_path: Path, arguments: list[str], parts
 
 def test_unwritable_output(text_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    refused(generate("red", "--bundle", text_bundle, "--out", tmp_path / "file" / "sub"), "cannot write", "--out")
+    out = tmp_path / "file" / "sub"
+    refused(generate("red", "--bundle", text_bundle, "--out", out), "cannot write", "choose another place")
 
 
 def test_missing_bundle(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ class OrtBackend:
             raise CascadeError(
                 "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`."
             ) from None
+        if threads is not None and threads < 1:
+            raise CascadeError("threads must be at least 1.")
         self._ort: Any = onnxruntime
         self._threads = threads
 

@@ -1,0 +1,40 @@
+"""`cascade-trt compile`, and `build --target`: TensorRT engines for a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..runtime.errors import CascadeError
+from .info import human
+
+
+def run(bundle: Path, targets: tuple[str, ...]) -> None:
+    """Compiles what is missing and says what it took. Raises CascadeError as `add_plans` does."""
+    from ..engines.compile import add_plans
+    from ..engines.tensorrt.target import parse_target
+
+    if not targets:
+        raise CascadeError("say what to compile for: --target rtx:sm89 (repeatable), or --target tensorrt.")
+    chosen = [parse_target(text) for text in dict.fromkeys(targets)]
+    console, start = Console(stderr=True), time.perf_counter()
+    with console.status("compiling") as status:
+
+        def progress(what: str, done: int, total: int) -> None:
+            status.update(f"compiling {what} ({done + 1} of {total})")
+
+        added = add_plans(bundle, chosen, progress)
+    if not added.built:
+        click.echo(f"{bundle}: all {added.kept} TensorRT engines are up to date")
+        return
+    plans = [plan for plan in added.manifest.plans if plan.target in {target.name for target in chosen}]
+    size, peak = sum(plan.bytes for plan in plans), max(plan.peak_memory for plan in plans)
+    kept = f", {added.kept} kept" if added.kept else ""
+    click.echo(
+        f"{bundle}: {added.built} TensorRT engines compiled{kept}, {human(size)}, "
+        f"{time.perf_counter() - start:.0f} s, peak memory {human(peak)}"
+    )
+    click.echo(f"next: cascade-trt info {bundle}; cascade-trt doctor {bundle}")

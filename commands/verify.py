@@ -1,0 +1,88 @@
+"""`cascade-trt verify`: one bundle's engines against another's, on recorded inputs and end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..engines.verify import INTEGERS
+from ..runtime.bundle import Manifest
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+
+
+def run(*, bundle: Path, against: Path, rounds: int, seed: int, as_json: bool) -> None:
+    """Prints the worst difference of every output, the first that is too large, and the drawings' agreement.
+
+    Exit code 1 when an output differs more than its tolerance. Raises CascadeError when the bundles do not
+    belong together.
+    """
+    if find_spec("polygraphy") is None:
+        raise CascadeError("Polygraphy is not installed: run `pip install 'cascade-trt[rtx]'` to verify bundles.")
+    from ..engines.verify import compare_calls, compare_drawings, record
+
+    reference, other = (Pipeline.load(path, threads=1, warm=False) for path in (against, bundle))
+    _check_pair(reference.manifest, other.manifest)
+    given, precision = _conditioning(reference.manifest, seed), other.manifest.engines["target"].precision
+    calls = record(reference, given, rounds, seed)
+    differences = compare_calls(calls, other, precision)
+    whole = compare_drawings(reference, other, given, seed)
+    failed = next((item for item in differences if not item.passed), None)
+    if as_json:
+        from ..cli import print_json
+
+        print_json({"calls": len(calls), "outputs": [dataclasses.asdict(item) for item in differences],
+                    "drawing": dataclasses.asdict(whole)})  # fmt: skip
+    else:
+        _show(differences, len(calls), precision)
+        if failed is not None:
+            click.echo(f"first to diverge: {failed.engine}.{failed.tensor} in call {failed.call + 1}")
+        parted = "" if whole.first_difference is None else f", they part at token {whole.first_difference + 1}"
+        click.echo(f"at temperature 0: {whole.agreement:.1%} of the tokens agree{parted}; "
+                   f"mean pixel difference {whole.pixels:.2f} of 255")  # fmt: skip
+    click.get_current_context().exit(1 if failed is not None else 0)
+
+
+def _check_pair(one: Manifest, two: Manifest) -> None:
+    def essence(m: Manifest) -> tuple[Any, ...]:
+        return m.model, m.target, m.sampling, m.trees, m.drafter
+
+    if essence(one) != essence(two):
+        raise CascadeError(
+            "the bundles differ in model, trees or sizes: build both from the same checkpoints and options."
+        )
+
+
+def _conditioning(manifest: Manifest, seed: int) -> dict[str, Any]:
+    """A prompt, a class, or (without a text engine) seeded random text features."""
+    model, rng = manifest.model, np.random.default_rng(seed)
+    if model.condition == "class":
+        return {"class_ids": [seed % (model.num_classes or 1)]}
+    if manifest.text is not None:
+        return {"prompts": ["a red apple"]}
+    features = rng.normal(size=(1, model.prefix_len, model.caption_dim or 0)).astype(np.float32)
+    mask = np.arange(model.prefix_len)[None] >= model.prefix_len // 2
+    return {"features": features, "features_mask": mask}
+
+
+def _show(differences: list[Any], calls: int, precision: str) -> None:
+    worst: dict[str, Any] = {}
+    for item in differences:
+        name = f"{item.engine}.{item.tensor}".split(".0")[0]
+        share = item.limit / max(item.value, 1e-9) if item.tensor in INTEGERS else item.value / item.limit
+        if name not in worst or share > worst[name][0]:
+            worst[name] = (share, item)
+    table = Table("output", "worst", "allowed", "", title=f"{calls} recorded calls, {precision}")
+    for name, (_, item) in worst.items():
+        equal = item.tensor in INTEGERS
+        value = f"{item.value:.1%} equal" if equal else f"{item.value:.1e} of the scale"
+        limit = f"at least {item.limit:.0%}" if equal else f"{item.limit:.0e}"
+        table.add_row(name, value, limit, "ok" if item.passed else "DIFFERS")
+    Console(highlight=False, width=110).print(table)

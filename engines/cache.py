@@ -1,0 +1,65 @@
+"""When a compiled engine may be used again: its key covers everything that went into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import Manifest, PlanInfo
+from .tensorrt.profiles import engine_profiles
+from .tensorrt.target import Target
+
+_LAYOUT = 1  # raised when plans of an older cascade-trt must not be used again
+
+
+def this_platform() -> str:
+    """Operating system and architecture, "linux-x86_64"."""
+    return f"{sys.platform}-{platform.machine().lower()}"
+
+
+def plan_key(
+    manifest: Manifest, engine: str, target: Target, version: str, architecture: str, options: dict[str, Any]
+) -> str:
+    """Hex digest over graph and weights (by their hashes), trees, precision, backend and its full version, GPU,
+    platform, profiles and builder options."""
+    info = manifest.engines[engine]
+    trees = [(tree.name, tree.parents) for tree in manifest.trees]
+    parts = {
+        "layout": _LAYOUT,
+        "files": {name: manifest.files[name].sha256 for name in [info.file, *info.weights]},
+        "trees": trees,
+        "precision": info.precision,
+        "backend": target.backend,
+        "version": version,
+        "architecture": architecture,
+        "platform": this_platform(),
+        "profiles": engine_profiles(manifest, engine),
+        "options": options,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def reusable(folder: Path, manifest: Manifest, engine: str, target: Target, key: str) -> PlanInfo | None:
+    """The plan of an earlier build with the same key whose file is unharmed, or None."""
+    for plan in manifest.plans:
+        if plan.engine == engine and plan.target == target.name and plan.key == key:
+            return plan if plan_damage(folder, plan) is None else None
+    return None
+
+
+def plan_damage(folder: Path, plan: PlanInfo, thorough: bool = False) -> str | None:
+    """What is wrong with a plan's file ("is missing", ...), or None. `thorough` compares its hash as well."""
+    path = folder / plan.file
+    if not path.is_file() or not (folder / plan.report).is_file():
+        return "is missing"
+    if path.stat().st_size != plan.bytes:
+        return f"has {path.stat().st_size} bytes instead of {plan.bytes}"
+    if thorough:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != plan.sha256:
+                return "has changed since it was built"
+    return None

@@ -1,0 +1,175 @@
+"""Judges this machine and bundles on it, in sentences.
+
+Every verdict is one of: "usable", "rebuild" (with the command), "cannot tell" (no GPU here), "damaged".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..runtime.bundle import Manifest, PlanInfo, check_files, read_manifest
+from ..runtime.errors import CascadeError
+from .cache import plan_damage, this_platform
+from .gpu import Gpu, find_gpu
+from .tensorrt.header import plan_problem, rtx_version
+from .tensorrt.loader import installed_version, version_numbers
+
+USABLE, REBUILD, UNKNOWN, DAMAGED = "usable", "rebuild", "cannot tell", "damaged"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What matters of this machine. `versions` maps "tensorrt-rtx" and "tensorrt" to installed versions."""
+
+    platform: str
+    gpu: Gpu | None
+    versions: dict[str, str | None]
+    providers: list[str]
+    free_memory: int
+    free_disk: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """About `what` (a backend or target of a bundle): the verdict, and a sentence that explains it."""
+
+    what: str
+    verdict: str
+    sentence: str
+
+
+def look_around(folder: Path = Path()) -> Machine:
+    """This machine; `folder` is where free disk space counts."""
+    versions = {backend: installed_version(backend) for backend in ("tensorrt-rtx", "tensorrt")}
+    return Machine(
+        this_platform(), find_gpu(), versions, _providers(), _free_memory(), shutil.disk_usage(folder).free
+    )
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _free_memory() -> int:
+    """Bytes that can be used without swapping; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    line = next((line for line in lines if line.startswith("MemAvailable:")), "MemAvailable: 0 kB")
+    return int(line.split()[1]) * 1024
+
+
+def machine_sentences(machine: Machine) -> list[str]:
+    """What is here and what is missing."""
+    gpu = machine.gpu
+    sentences = [f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores."]
+    if gpu is None:
+        sentences.append("No NVIDIA GPU or driver: engines can be compiled ahead of time (rtx:sm..) but not run here.")
+    else:
+        capability = ".".join(map(str, gpu.compute_capability))
+        memory = f"{gpu.free >> 30} of {gpu.memory >> 30} GiB free" if gpu.memory else "memory shared with the CPU"
+        sentences.append(f"{gpu.name}, compute capability {capability}, driver {gpu.driver}, {memory}.")
+    for backend, version in machine.versions.items():
+        extra = "rtx" if backend == "tensorrt-rtx" else "tensorrt"
+        missing = f"{backend} is not installed (pip install 'cascade-trt[{extra}]')."
+        sentences.append(f"{backend} {version} is installed." if version else missing)
+    both = [version for version in machine.versions.values() if version]
+    if len(both) == 2:
+        sentences.append("Both TensorRTs are installed: each process uses one, and plans are never exchanged.")
+    if importlib.util.find_spec("polygraphy") is not None:
+        sentences.append(f"Polygraphy {metadata.version('polygraphy')} is installed.")
+    else:
+        sentences.append("Polygraphy is not installed: compiling needs it (pip install 'cascade-trt[rtx]').")
+    providers = ", ".join(machine.providers).replace("ExecutionProvider", "")
+    sentences.append(f"ONNX Runtime providers: {providers or 'none (pip install cascade-trt[cpu])'}.")
+    sentences.append(f"{machine.free_memory / 2**30:.1f} GiB memory and {machine.free_disk >> 30} GiB disk are free.")
+    return sentences
+
+
+def judge_bundle(bundle: Path, machine: Machine) -> list[Verdict]:
+    """A verdict for ONNX Runtime and for each TensorRT target of `bundle`."""
+    try:
+        manifest = read_manifest(bundle)
+        check_files(bundle, manifest)
+    except CascadeError as error:
+        return [Verdict("bundle", DAMAGED, f"{error}")]
+    verdicts = [_judge_ort(manifest, machine)]
+    for target in dict.fromkeys(plan.target for plan in manifest.plans):
+        plans = [plan for plan in manifest.plans if plan.target == target]
+        verdicts.append(_judge_target(bundle, manifest, target, plans, machine))
+    return verdicts
+
+
+def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
+    support = manifest.backends.get("ort-cpu", USABLE)
+    if not machine.providers:
+        return Verdict("ort-cpu", REBUILD, "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`.")
+    if support != "yes":
+        return Verdict("ort-cpu", REBUILD, support)
+    return Verdict("ort-cpu", USABLE, "usable on this CPU.")
+
+
+def _judge_target(
+    bundle: Path, manifest: Manifest, target: str, plans: list[PlanInfo], machine: Machine
+) -> Verdict:
+    again = f"run `cascade-trt compile {bundle} --target {target}`."
+    missing = [engine for engine in manifest.engines if engine not in {plan.engine for plan in plans}]
+    if missing:
+        return Verdict(target, REBUILD, f"lacks the engine {missing[0]}: {again}")
+    for plan in plans:
+        damage = plan_damage(bundle, plan, thorough=True) or plan_problem(bundle / plan.file)
+        if damage:
+            return Verdict(target, DAMAGED, f"{plan.file} {damage}: {again}")
+        written = rtx_version(bundle / plan.file)
+        if written is not None and written != plan.backend_version:
+            says = f"{plan.file} says TensorRT-RTX {written}, the manifest {plan.backend_version}"
+            return Verdict(target, DAMAGED, f"{says}: {again}")
+    return judge_plan(plans[0], machine, again)
+
+
+def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:
+    """Whether an unharmed plan runs on `machine`; `again` says how to build it anew."""
+
+    def verdict(kind: str, sentence: str) -> Verdict:
+        return Verdict(plan.target, kind, sentence)
+
+    if not _same_platform(plan, machine):
+        return verdict(REBUILD, f"built for {plan.platform}, this machine is {machine.platform}: {again}")
+    version, extra = machine.versions.get(plan.backend), "rtx" if plan.backend == "tensorrt-rtx" else "tensorrt"
+    if version is None:
+        install = f"pip install 'cascade-trt[{extra}]'"
+        needs = f"needs {plan.backend} {plan.backend_version}, which is not installed"
+        return verdict(REBUILD, f"{needs}: run `{install}`.")
+    if version_numbers(version) != version_numbers(plan.backend_version):
+        return verdict(
+            REBUILD, f"built with {plan.backend} {plan.backend_version}, this machine has {version}: {again}"
+        )
+    if machine.gpu is None:
+        return verdict(
+            UNKNOWN, "the file is whole and the version fits, but there is no GPU here to tell whether it runs."
+        )
+    here = ".".join(map(str, machine.gpu.compute_capability))
+    if here != plan.compute_capability:
+        sm = f"sm{here.replace('.', '')}"
+        command = again if plan.target == "tensorrt" else again.replace(plan.target, f"rtx:{sm}")
+        built = f"built for compute capability {plan.compute_capability}"
+        return verdict(REBUILD, f"{built}, this GPU ({machine.gpu.name}) has {here}: {command}")
+    return verdict(USABLE, f"built with {plan.backend} {plan.backend_version} for this GPU.")
+
+
+def _same_platform(plan: PlanInfo, machine: Machine) -> bool:
+    """TensorRT-RTX's plans go between Linux and Windows on one architecture; TensorRT's do not."""
+    if plan.backend == "tensorrt-rtx":
+        return plan.platform.rpartition("-")[2] == machine.platform.rpartition("-")[2]
+    return plan.platform == machine.platform

@@ -1,0 +1,25 @@
+"""The script that compiles a bundle's engines on the machine that will run them."""
+
+from __future__ import annotations
+
+from ..runtime.bundle import Manifest
+
+SCRIPT = "build_on_target.sh"
+
+_TEXT = """\
+#!/bin/sh
+# Compiles the engines of this bundle ({name}) with TensorRT for the GPU of the machine it is started on.
+# Needs: an NVIDIA driver, Python 3.11 or newer, and cascade-trt with TensorRT:
+#   pip install 'cascade-trt[tensorrt]'
+# On Jetson use the TensorRT of JetPack (Python packages are there already) and leave the extra away.
+set -eu
+cd "$(dirname "$0")"
+command -v cascade-trt >/dev/null || {{ echo "install it first: pip install 'cascade-trt[tensorrt]'" >&2; exit 2; }}
+cascade-trt compile --target tensorrt .
+cascade-trt doctor .
+"""
+
+
+def build_script(manifest: Manifest) -> str:
+    """Text of `build_on_target.sh` for this bundle."""
+    return _TEXT.format(name=manifest.name)

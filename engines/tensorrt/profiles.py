@@ -1,0 +1,46 @@
+"""The static shapes that the runtime calls each engine with: one optimisation profile for each.
+
+Graphs name their open dimensions: P prompts, R rows, N nodes, M pairs, N_hidden rows of hidden states. A profile
+gives each name one number, so minimum, optimum and maximum are the same and dimensions of one name stay equal
+over all inputs, which the KV update and attention layers insist on.
+"""
+
+from __future__ import annotations
+
+from ...runtime.bundle import Manifest
+
+Dims = dict[str, int]  # dimension name -> size
+
+
+def guided(manifest: Manifest) -> bool:
+    """Whether the bundle draws with guidance: rows are pairs then. (A scale of 1 runs on pairs as well.)"""
+    return manifest.sampling.guidance_scale != 1
+
+
+def engine_profiles(manifest: Manifest, engine: str) -> list[Dims]:
+    """The profiles of `engine`, for every number of prompts from 1 to the bundle's batch.
+
+    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first.
+    draft.*: the first call after the prefix (M = N_hidden = T), then the steady one (M = depth + 1).
+    embed: plain decoding (N = 1). condition, text, decode: once for each number of prompts.
+    """
+    length = manifest.model.prefix_len
+    calls: list[Dims] = [{}]
+    if engine == "target":
+        nodes = {length, 1, *(len(tree.parents) for tree in manifest.trees)}
+        calls = [{"N": n} for n in sorted(nodes, reverse=True)]
+    elif engine == "embed":
+        calls = [{"N": 1}]
+    else:
+        for tree in manifest.trees:
+            if tree.engine == engine:
+                first = {"M": length, "N_hidden": length}
+                calls = [first, {"M": tree.tree().depth + 1, "N_hidden": len(tree.parents)}]
+    profiles: list[Dims] = []
+    for prompts in range(1, manifest.batch + 1):
+        rows = 2 * prompts if guided(manifest) else prompts
+        for call in calls:
+            profile = {"P": prompts, "R": rows, **call}
+            if profile not in profiles:
+                profiles.append(profile)
+    return profiles

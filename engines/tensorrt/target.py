@@ -1,0 +1,76 @@
+"""What an engine is compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...runtime.errors import CascadeError
+
+# TensorRT-RTX compiles ahead of time for these; an engine runs on the GPUs it names.
+RTX_ARCHITECTURES = {
+    "sm75": "Turing (RTX 20)",
+    "sm86": "Ampere (RTX 30)",
+    "sm89": "Ada (RTX 40)",
+    "sm120": "Blackwell (RTX 50)",
+    "sm121": "Blackwell (DGX Spark)",
+}
+NAMES = ("tensorrt", *(f"rtx:{sm}" for sm in RTX_ARCHITECTURES))
+# Head dimensions with a fused attention kernel in fp16 and bf16 (measured with TensorRT-RTX 1.7.1).
+FUSED_HEAD_DIMS = (32, 48, 64, 80, 96, 128, 256)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`backend` is the package's flavour, `architecture` "sm89" or, for this machine's GPU, None."""
+
+    backend: str  # "tensorrt-rtx" or "tensorrt"
+    architecture: str | None
+
+    @property
+    def name(self) -> str:
+        return f"rtx:{self.architecture}" if self.backend == "tensorrt-rtx" else "tensorrt"
+
+    @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """(8, 9) for sm89."""
+        if self.architecture is None:
+            return None
+        digits = self.architecture.removeprefix("sm")
+        return int(digits[:-1]), int(digits[-1])
+
+    @property
+    def folder(self) -> str:
+        """Where the bundle keeps this target's plans."""
+        return f"{self.backend}/{self.architecture or 'local'}"
+
+
+def parse_target(text: str) -> Target:
+    """The target called `text`. Raises CascadeError for an unknown name."""
+    if text == "tensorrt":
+        return Target("tensorrt", None)
+    kind, _, architecture = text.partition(":")
+    if kind == "rtx" and architecture in RTX_ARCHITECTURES:
+        return Target("tensorrt-rtx", architecture)
+    raise CascadeError(f"unknown target {text!r}: choose one of {', '.join(NAMES)}.")
+
+
+def attention_sentence(head_dim: int) -> str | None:
+    """Why attention of this head dimension cannot be compiled, or None."""
+    if head_dim in FUSED_HEAD_DIMS:
+        return None
+    return (
+        f"TensorRT has no attention kernel for head_dim {head_dim} (fused ones exist for "
+        f"{', '.join(map(str, FUSED_HEAD_DIMS))}): use ONNX Runtime for this model."
+    )
+
+
+def check_target(target: Target, precision: str, head_dims: tuple[int, ...]) -> None:
+    """Raises CascadeError, before anything is compiled, when `target` cannot take the dtype or a head dimension."""
+    if target.architecture == "sm75" and precision == "bf16":
+        raise CascadeError(
+            f"{target.name} has no bfloat16 kernels (Turing): build the bundle with --precision fp16 for it."
+        )
+    for head_dim in head_dims:
+        sentence = attention_sentence(head_dim)
+        if sentence:
+            raise CascadeError(sentence)

@@ -1,0 +1,190 @@
+"""Compares two bundles of one model on inputs recorded from a real drawing, and end to end.
+
+The reference draws; every call of its engines is recorded (inputs and outputs). The other bundle's engines get
+the same inputs, in their own precision, and Polygraphy's comparators judge the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..runtime.backends import BoundCall, Engine
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+
+# Largest difference allowed, as a share of the tensor's largest value: about three times what was measured on
+# the fixture and the random XL model (docs/tensorrt.md).
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+INTEGERS = ("ids", "tree_tokens")  # near ties may swap, so a share of them must agree
+_LEAST_AGREEMENT = 0.8
+_BEST = 16  # of the ids, which are sorted by logit, as many are compared, as sets
+_ACTIVATIONS = ("hidden", "embeds", "prefix", "features")  # outputs in the bundle's precision; others are float32
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded engine call: copies of all inputs before and all outputs after it."""
+
+    engine: str
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+@dataclass
+class Recording:
+    """The first `limit` calls of every engine and shape, in the order in which they happened."""
+
+    limit: int
+    calls: list[Call] = field(default_factory=list)
+
+    def wants(self, engine: str, shape: tuple[int, ...]) -> bool:
+        seen = [call for call in self.calls if call.engine == engine and _shape(call.inputs) == shape]
+        return len(seen) < self.limit
+
+
+def _shape(inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    return tuple(size for array in inputs.values() for size in array.shape)
+
+
+class RecordingEngine:
+    """Passes everything on to `engine` and keeps what its calls read and wrote."""
+
+    def __init__(self, name: str, engine: Engine, recording: Recording) -> None:
+        self._name, self._engine, self._recording = name, engine, recording
+
+    def input_dtype(self, name: str) -> np.dtype:
+        return self._engine.input_dtype(name)
+
+    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> BoundCall:
+        call, name, recording = self._engine.bind(inputs, outputs), self._name, self._recording
+
+        class Recorded:
+            def run(self) -> None:
+                if not recording.wants(name, _shape(inputs)):
+                    call.run()
+                    return
+                before = {key: array.copy() for key, array in inputs.items()}
+                call.run()
+                recording.calls.append(Call(name, before, {key: array.copy() for key, array in outputs.items()}))
+
+        return Recorded()
+
+
+def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) -> list[Call]:
+    """Draws one picture greedily, and records. `pipeline` must be loaded with warm=False."""
+    recording = Recording(limit)
+    engines = pipeline._engines
+    pipeline._engines = replace(
+        engines,
+        target=RecordingEngine("target", engines.target, recording),
+        embed=RecordingEngine("embed", engines.embed, recording),
+        draft={tree: RecordingEngine(f"draft.{tree}", engine, recording) for tree, engine in engines.draft.items()},
+    )
+    condition, decode = pipeline._condition, pipeline._decode
+    pipeline._condition = RecordingEngine("condition", condition, recording)
+    pipeline._decode = RecordingEngine("decode", decode, recording)
+    pipeline.generate(**given, seed=seed, temperature=1.0)
+    pipeline._engines, pipeline._condition, pipeline._decode = engines, condition, decode
+    pipeline._lanes.clear()
+    return recording.calls
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output of one recorded call: its largest difference as a share of its scale, or share of equal ids."""
+
+    call: int
+    engine: str
+    tensor: str
+    value: float
+    limit: float
+    passed: bool
+
+
+def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list[Difference]:
+    """Runs every recorded call on `pipeline`'s engines; the differences, in the order of the calls."""
+    engines: dict[str, Any] = {
+        "target": pipeline._engines.target, "embed": pipeline._engines.embed,
+        "condition": pipeline._condition, "decode": pipeline._decode,
+    }  # fmt: skip
+    engines |= {f"draft.{tree}": engine for tree, engine in pipeline._engines.draft.items()}
+    activations = engines["target"].input_dtype("embeds")
+    found = []
+    for number, call in enumerate(calls):
+        if call.engine not in engines:
+            raise CascadeError(f"the bundle has no engine {call.engine}: build both bundles with the same trees.")
+        outputs = _replay(call, engines[call.engine], activations)
+        for name, expected in call.outputs.items():
+            drafted = name == "embeds" and "tree_tokens" in outputs
+            if drafted and (call.outputs["tree_tokens"] != outputs["tree_tokens"]).any():
+                continue  # of other tokens, and those are judged by themselves
+            found.append(_judge(number, call.engine, name, expected, outputs[name], TOLERANCES[precision]))
+    return found
+
+
+def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.ndarray]:
+    """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing."""
+    inputs = {
+        name: np.ascontiguousarray(array.astype(engine.input_dtype(name))) for name, array in call.inputs.items()
+    }
+    outputs = {}
+    for name, array in call.outputs.items():
+        past = name.replace("present_", "past_", 1)
+        if past != name and past in inputs:
+            outputs[name] = inputs[past]
+        else:
+            outputs[name] = np.zeros(array.shape, activations if name in _ACTIVATIONS else array.dtype)
+    engine.bind(inputs, outputs).run()
+    return outputs
+
+
+def _judge(
+    number: int, engine: str, name: str, expected: np.ndarray, actual: np.ndarray, tolerance: float
+) -> Difference:
+    """By Polygraphy's SimpleCompareFunc with a tolerance relative to the tensor's scale."""
+    if name in INTEGERS:
+        same = _overlap(expected, actual) if name == "ids" else float((expected == actual).mean())
+        return Difference(number, engine, name, same, _LEAST_AGREEMENT, same >= _LEAST_AGREEMENT)
+    from polygraphy.comparator import IterationResult, SimpleCompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    expected, actual = expected.astype(np.float32), actual.astype(np.float32)
+    scale = float(np.abs(expected).max(initial=0)) or 1.0
+    compare = SimpleCompareFunc(atol=tolerance * scale, rtol=0.0, infinities_compare_equal=True)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        result = compare(
+            IterationResult({name: actual}, runner_name="bundle"),
+            IterationResult({name: expected}, runner_name="reference"),
+        )
+    worst = float(np.abs(expected - actual).max(initial=0)) / scale
+    return Difference(number, engine, name, worst, tolerance, bool(result[name]))
+
+
+def _overlap(expected: np.ndarray, actual: np.ndarray) -> float:
+    """The share of the likeliest ids [P, N, K] of each node that both have."""
+    pairs = zip(expected[..., :_BEST].reshape(-1, min(_BEST, expected.shape[-1])),
+                actual[..., :_BEST].reshape(-1, min(_BEST, actual.shape[-1])), strict=True)  # fmt: skip
+    return float(np.mean([np.isin(one, two).mean() for one, two in pairs]))
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Greedy drawings of both bundles: share of equal tokens, where they part, mean pixel difference (0..255)."""
+
+    agreement: float
+    first_difference: int | None
+    pixels: float
+
+
+def compare_drawings(reference: Pipeline, other: Pipeline, given: Mapping[str, Any], seed: int) -> EndToEnd:
+    """Both draw at temperature 0. Tokens after the first difference belong to different pictures."""
+    one, two = (pipe.generate(**given, seed=seed, temperature=0.0) for pipe in (reference, other))
+    equal = one.codes == two.codes
+    places = np.flatnonzero(~equal.reshape(-1))
+    pictures = [np.asarray(output.images[0], np.float32) for output in (one, two)]
+    first = int(places[0]) if places.size else None
+    return EndToEnd(float(equal.mean()), first, float(np.abs(pictures[0] - pictures[1]).mean()))

@@ -1,0 +1,45 @@
+"""A bundle with TensorRT-RTX engines, compiled once for all tests; skipped where the package is missing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest_trt import TARGET, quiet, require_rtx
+from support import build, save_checkpoints
+
+from cascade_trt.engines.compile import add_plans
+from cascade_trt.engines.tensorrt.target import parse_target
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small fp16 bundle without TensorRT engines: two layers, head_dim 32, a tree of 9 nodes."""
+    folder = tmp_path_factory.mktemp("trt")
+    out = folder / "bundle"
+    build(*save_checkpoints(folder / "checkpoints"), "--precision", "fp16", "--tree", "small_9", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def compiled_bundle(plain_bundle: Path) -> Path:
+    """`plain_bundle` with engines for sm89. Tests that change it must copy it first."""
+    require_rtx()
+    out = plain_bundle.parent / "compiled"
+    shutil.copytree(plain_bundle, out)
+    assert add_plans(out, [parse_target(TARGET)], quiet).built == 5
+    return out
+
+
+@pytest.fixture
+def own_bundle(compiled_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `compiled_bundle` that a test may damage."""
+    return Path(shutil.copytree(compiled_bundle, tmp_path / "own"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need really compiled engines wait most of a minute for them."""
+    for item in items:
+        if {"compiled_bundle", "own_bundle"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

@@ -1,0 +1,219 @@
+"""Adding engines to a bundle: what is kept, what is built again, and that failures leave the bundle alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest_trt import TARGET, quiet
+
+from cascade_trt.cli import cli
+from cascade_trt.engines import cache, compile
+from cascade_trt.engines.compile import add_plans
+from cascade_trt.engines.publish import staged_bundle
+from cascade_trt.engines.tensorrt.build import BUILDER_OPTIONS
+from cascade_trt.engines.tensorrt.target import parse_target
+from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
+from cascade_trt.runtime.errors import CascadeError
+
+SM89, SM86 = parse_target("rtx:sm89"), parse_target("rtx:sm86")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Plans without TensorRT, in a blink; the list names what was built."""
+    built: list[str] = []
+
+    def worker(request: dict[str, Any], _: object) -> Iterator[dict[str, Any]]:
+        for job in request["jobs"]:
+            header = b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116])
+            Path(job["plan"]).write_bytes(header + job["engine"].encode() * 20)
+            Path(job["report"]).write_text('{"layers": [], "io": []}')
+            built.append(f"{request['target']} {job['engine']}")
+            yield {"engine": job["engine"], "seconds": 0.1, "peak_memory": 1 << 20, "network": {}}
+
+    monkeypatch.setattr(compile, "_worker", worker)
+    monkeypatch.setattr(compile, "installed_version", lambda _: "1.7.1.116")
+    return built
+
+
+@pytest.fixture
+def bundle(plain_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain_bundle, tmp_path / "bundle"))
+
+
+def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> None:
+    first = add_plans(bundle, [SM89], quiet)
+    assert (first.built, first.kept) == (5, 0)
+    before, start = everything(bundle), time.perf_counter()
+    again = add_plans(bundle, [SM89], quiet)
+    assert (again.built, again.kept) == (0, 5) and time.perf_counter() - start < 1
+    assert everything(bundle) == before and len(fake_worker) == 5
+    assert add_plans(bundle, [SM89, SM86], quiet).built == 5
+    assert {plan.target for plan in read_manifest(bundle).plans} == {"rtx:sm89", "rtx:sm86"}
+    check_files(bundle, read_manifest(bundle), thorough=True)
+
+
+def test_a_damaged_or_missing_plan_is_built_again(bundle: Path, fake_worker: list[str]) -> None:
+    plans = {plan.engine: plan for plan in add_plans(bundle, [SM89], quiet).manifest.plans}
+    (bundle / plans["decode"].file).write_bytes(b"short")
+    (bundle / plans["embed"].file).unlink()
+    added = add_plans(bundle, [SM89], quiet)
+    assert (added.built, added.kept) == (2, 3)
+    assert fake_worker[-2:] == ["rtx:sm89 embed", "rtx:sm89 decode"]
+    assert all(cache.plan_damage(bundle, plan, thorough=True) is None for plan in added.manifest.plans)
+
+
+def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(plain_bundle)
+
+    def key(m: object = manifest, target: object = SM89, version: str = "1.7.1.116", sm: str = "8.9",
+            options: dict[str, Any] = BUILDER_OPTIONS) -> str:  # fmt: skip
+        return cache.plan_key(m, "target", target, version, sm, options)  # type: ignore[arg-type]
+
+    base = key()
+    assert key() == base
+    files = dict(manifest.files)
+    files["target.data"] = replace(files["target.data"], sha256="0" * 64)
+    tree = replace(manifest.trees[0], parents=[-1, 0, 0])
+    engines = {**manifest.engines, "target": replace(manifest.engines["target"], precision="bf16")}
+    changed = [
+        key(replace(manifest, files=files)), key(replace(manifest, trees=[tree])),
+        key(replace(manifest, engines=engines)), key(replace(manifest, batch=2)),
+        key(target=parse_target("tensorrt")), key(version="1.7.1.117"), key(sm="8.6"),
+        key(options={**BUILDER_OPTIONS, "tf32": True}),
+    ]  # fmt: skip
+    monkeypatch.setattr(cache, "this_platform", lambda: "win32-amd64")
+    changed.append(key())
+    assert base not in changed and len(set(changed)) == len(changed)
+
+
+def fails(bundle: Path, match: str, target: str = TARGET) -> None:
+    """The command ends with one sentence and exit code 2, and the bundle is as it was."""
+    before = everything(bundle)
+    result = CliRunner().invoke(cli, ["compile", str(bundle), "--target", target], catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and match in lines[0], result.stderr
+    assert everything(bundle) == before
+    assert [path for path in bundle.parent.iterdir() if path.suffix == ".part"] == []
+
+
+def test_no_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "installed_version", lambda _: None)
+    fails(bundle, "tensorrt-rtx is not installed: run `pip install 'cascade-trt[rtx]'`")
+
+
+def test_a_full_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full answers every write with "no space left"; the real worker meets it."""
+    from conftest_trt import require_rtx
+
+    require_rtx()
+    monkeypatch.setattr(compile, "plan_path", lambda *_: Path("/dev/full"))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    fails(bundle, "cannot write the engine (No space left on device): free space")
+
+
+def test_a_full_disk_while_publishing(bundle: Path, fake_worker: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compile, "write_new", full)
+    fails(bundle, "No space left on device")
+    assert fake_worker
+
+
+@pytest.mark.parametrize(
+    ("code", "match"),
+    [("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "most likely because memory ran out"),
+     ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "TensorRT ended with SIGSEGV"),
+     ("raise RuntimeError('odd')", "RuntimeError: odd"),
+     ("print('{\"error\": \"a sentence.\"}')", "a sentence.")],
+)  # fmt: skip
+def test_a_build_process_that_dies(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, code: str, match: str
+) -> None:
+    real = subprocess.Popen
+    monkeypatch.setattr(compile, "installed_version", lambda _: "1.7.1.116")
+    monkeypatch.setattr(compile.subprocess, "Popen", lambda _, **how: real([sys.executable, "-c", code], **how))
+    fails(bundle, match)
+
+
+def test_two_builds_at_once_do_not_collide(bundle: Path, fake_worker: list[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fails_locked_then_stops(bundle)
+    assert fake_worker == []
+    assert add_plans(bundle, [SM89], quiet).built == 5
+
+
+def fails_locked_then_stops(bundle: Path) -> None:
+    with staged_bundle(bundle):
+        with pytest.raises(CascadeError, match="another build of"):
+            add_plans(bundle, [SM89], quiet)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
+    """A real Ctrl-C while the build process is inside TensorRT (here: asleep)."""
+    before = everything(bundle)
+    (tmp_path / "slow.py").write_text(
+        "import subprocess, sys\n"
+        "from cascade_trt.engines import compile\n"
+        "real = subprocess.Popen\n"
+        "sleep = [sys.executable, '-c', 'import time, signal; signal.signal(2, signal.SIG_IGN); time.sleep(60)']\n"
+        "compile.subprocess.Popen = lambda _, **how: (print('started', flush=True), real(sleep, **how))[1]\n"
+        "compile.installed_version = lambda _: '1.7.1.116'\n"
+        "from cascade_trt.cli import main\n"
+        f"sys.argv = ['cascade-trt', 'compile', {str(bundle)!r}, '--target', 'rtx:sm89']\n"
+        "main()\n"
+    )
+    process = subprocess.Popen([sys.executable, tmp_path / "slow.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"Interrupted" in stderr
+    assert everything(bundle) == before
+    assert [path.name for path in bundle.parent.iterdir() if path.suffix == ".part"] == []
+
+
+def test_tensorrt_without_a_gpu_leaves_a_script(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "find_gpu", lambda: None)
+    for version in (None, "11.4.0.106"):
+        monkeypatch.setattr(compile, "installed_version", lambda _, version=version: version)
+        result = CliRunner().invoke(cli, ["compile", str(bundle), "--target", "tensorrt"])
+        assert result.exit_code == 2 and "build_on_target.sh" in result.stderr
+        script = bundle / "build_on_target.sh"
+        assert os.access(script, os.X_OK) and "cascade-trt compile --target tensorrt ." in script.read_text()
+        assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    check_files(bundle, read_manifest(bundle), thorough=True)
+
+
+def test_unknown_target_and_no_target(bundle: Path) -> None:
+    fails(bundle, "unknown target 'rtx:sm90'", "rtx:sm90")
+    result = CliRunner().invoke(cli, ["compile", str(bundle)])
+    assert result.exit_code == 2 and "--target rtx:sm89" in result.stderr
+
+
+def test_the_worker_records_time_and_memory(compiled_bundle: Path) -> None:
+    manifest = read_manifest(compiled_bundle)
+    assert {plan.engine for plan in manifest.plans} == set(manifest.engines)
+    for plan in manifest.plans:
+        assert plan.seconds > 0 and plan.peak_memory > 50 << 20
+        assert plan.backend_version.count(".") == 3 and plan.compute_capability == "8.9"
+        assert (compiled_bundle / plan.file).stat().st_size == plan.bytes
+    assert (compiled_bundle / MANIFEST).is_file()

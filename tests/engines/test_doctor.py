@@ -1,0 +1,116 @@
+"""The doctor's sentences, for machines that are not here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cascade_trt.cli import cli
+from cascade_trt.engines.doctor import (
+    DAMAGED,
+    REBUILD,
+    UNKNOWN,
+    USABLE,
+    Machine,
+    judge_bundle,
+    judge_plan,
+    machine_sentences,
+)
+from cascade_trt.engines.gpu import Gpu, parse_gpu
+from cascade_trt.engines.tensorrt.header import plan_problem, rtx_version
+from cascade_trt.runtime.bundle import PlanInfo, read_manifest
+
+ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24 << 30, 20 << 30)
+MACHINE = Machine("linux-x86_64", ADA, {"tensorrt-rtx": "1.7.1.116", "tensorrt": None}, ["CPUExecutionProvider"],
+                  8 << 30, 9 << 30)  # fmt: skip
+PLAN = PlanInfo(
+    "target", "rtx:sm89", "f.plan", "f.json", "key", "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp16",
+    {}, [], {}, 1, "", 1.0, 1,
+)  # fmt: skip
+AGAIN = "run `cascade-trt compile b --target rtx:sm89`."
+
+
+@pytest.mark.parametrize(
+    ("machine", "verdict", "words"),
+    [(MACHINE, USABLE, ["for this GPU"]),
+     (replace(MACHINE, gpu=None), UNKNOWN, ["no GPU here"]),
+     (replace(MACHINE, versions={"tensorrt-rtx": None}), REBUILD, ["not installed", "cascade-trt[rtx]"]),
+     (replace(MACHINE, versions={"tensorrt-rtx": "1.8.0.10"}), REBUILD,
+      ["built with tensorrt-rtx 1.7.1.116, this machine has 1.8.0.10", AGAIN]),
+     (replace(MACHINE, gpu=replace(ADA, compute_capability=(12, 0))), REBUILD,
+      ["built for compute capability 8.9", "has 12.0", "--target rtx:sm120"]),
+     (replace(MACHINE, platform="linux-aarch64"), REBUILD, ["built for linux-x86_64", "linux-aarch64", AGAIN]),
+     (replace(MACHINE, platform="win32-x86_64"), USABLE, [])],
+)  # fmt: skip
+def test_a_plan_on_a_machine(machine: Machine, verdict: str, words: list[str]) -> None:
+    found = judge_plan(PLAN, machine, AGAIN)
+    assert found.verdict == verdict
+    assert all(word in found.sentence for word in words), found.sentence
+
+
+def test_tensorrt_plans_stay_on_their_system() -> None:
+    plan = replace(PLAN, backend="tensorrt", target="tensorrt", backend_version="11.4.0.106")
+    machine = replace(MACHINE, versions={"tensorrt": "11.4.0.106"})
+    assert judge_plan(plan, machine, AGAIN).verdict == USABLE
+    assert judge_plan(plan, replace(machine, platform="win32-x86_64"), AGAIN).verdict == REBUILD
+    older = replace(machine, versions={"tensorrt": "11.3.0.99"})
+    assert "built with tensorrt 11.4.0.106, this machine has 11.3.0.99" in judge_plan(plan, older, AGAIN).sentence
+
+
+def test_nvidia_smi_is_read() -> None:
+    gpu = parse_gpu("NVIDIA GeForce RTX 4090, 8.9, 580.65.06, 24564, 20000\nanother, 8.6, 1, 1, 1\n")
+    assert gpu == Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24564 << 20, 20000 << 20)
+    jetson = parse_gpu("Orin (nvgpu), 8.7, 540.4.0, [N/A], [N/A]")
+    assert jetson is not None and jetson.memory == 0
+    for text in ("", "No devices were found", "a, b, c, d, e"):
+        assert parse_gpu(text) is None
+
+
+def test_the_machine_in_sentences() -> None:
+    here = machine_sentences(MACHINE)
+    assert any("RTX 4090, compute capability 8.9, driver 580.65.06, 20 of 24 GiB free" in s for s in here)
+    assert any("tensorrt is not installed" in s for s in here)
+    assert any("No NVIDIA GPU" in s for s in machine_sentences(replace(MACHINE, gpu=None)))
+    both = replace(MACHINE, versions={"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0.106"})
+    assert any("Both TensorRTs" in s for s in machine_sentences(both))
+
+
+def test_headers(tmp_path: Path) -> None:
+    path = tmp_path / "a.plan"
+    for data, problem in ((b"", "is empty"), (b"x" * 100, "does not start"), (b"vtrt", "does not start")):
+        path.write_bytes(data)
+        assert problem in (plan_problem(path) or "")
+    path.write_bytes((b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116])).ljust(64, b"\0"))
+    assert plan_problem(path) is None and rtx_version(path) == "1.7.1.116"
+
+
+def test_damage_is_found_in_real_plans(own_bundle: Path) -> None:
+    machine = replace(MACHINE, gpu=None)
+    verdicts = {v.what: v for v in judge_bundle(own_bundle, machine)}
+    assert verdicts["rtx:sm89"].verdict == UNKNOWN
+    plan = read_manifest(own_bundle).plans[0]
+    path = own_bundle / plan.file
+    assert rtx_version(path) == plan.backend_version
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    for damaged in (bytes(data), data[:1000], b""):
+        path.write_bytes(damaged)
+        verdicts = {v.what: v for v in judge_bundle(own_bundle, machine)}
+        assert verdicts["rtx:sm89"].verdict == DAMAGED
+        assert f"cascade-trt compile {own_bundle} --target rtx:sm89" in verdicts["rtx:sm89"].sentence
+        assert verdicts["ort-cpu"].verdict == USABLE
+    result = CliRunner().invoke(cli, ["doctor", str(own_bundle)])
+    assert result.exit_code == 1 and "rtx:sm89: damaged" in result.output
+
+
+def test_the_command(plain_bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["doctor", str(plain_bundle)])
+    assert result.exit_code == 0 and "ort-cpu: usable" in result.output
+    listed = json.loads(CliRunner().invoke(cli, ["doctor", "--json", str(plain_bundle)]).output)
+    assert listed["bundles"][str(plain_bundle)][0]["verdict"] == "usable"
+    result = CliRunner().invoke(cli, ["doctor", str(tmp_path)])
+    assert result.exit_code == 1 and "there is no bundle" in result.output

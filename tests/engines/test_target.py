@@ -1,0 +1,70 @@
+"""Target names, and what cannot be compiled for them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cascade_trt.engines.tensorrt import loader
+from cascade_trt.engines.tensorrt.build import refusal
+from cascade_trt.engines.tensorrt.target import NAMES, check_target, parse_target
+from cascade_trt.runtime.errors import CascadeError
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_reads_back(name: str) -> None:
+    assert parse_target(name).name == name
+
+
+@pytest.mark.parametrize("name", ["rtx", "rtx:sm90", "rtx:89", "cuda", "tensorrt:sm89", ""])
+def test_an_unknown_name_is_told_with_the_known_ones(name: str) -> None:
+    with pytest.raises(CascadeError, match="choose one of tensorrt, rtx:sm75"):
+        parse_target(name)
+
+
+def test_compute_capability() -> None:
+    assert parse_target("rtx:sm89").compute_capability == (8, 9)
+    assert parse_target("rtx:sm120").compute_capability == (12, 0)
+    assert parse_target("tensorrt").compute_capability is None
+
+
+def test_bf16_on_turing_and_odd_heads_are_sentences() -> None:
+    check_target(parse_target("rtx:sm89"), "bf16", (64,))
+    with pytest.raises(CascadeError, match="rtx:sm75 has no bfloat16 kernels.*--precision fp16"):
+        check_target(parse_target("rtx:sm75"), "bf16", (64,))
+    with pytest.raises(CascadeError, match="no attention kernel for head_dim 100.*use ONNX Runtime"):
+        check_target(parse_target("rtx:sm89"), "fp16", (64, 100))
+
+
+def test_tensorrts_refusals_become_one_sentence() -> None:
+    target = parse_target("rtx:sm75")
+    trace = "Error Code 1: Myelin ([pass.cpp:337] for Turing (SM75): FP32 GEMM is not supported. In compileG)"
+    assert "Turing" in refusal("target.onnx", target, "fp16", [trace])
+    trace = "CHECK failed. Attention operation was not supported by a dedicated kernel.\n (See https://...)"
+    assert "no attention kernel" in refusal("target.onnx", target, "fp16", [trace])
+    assert "memory ran out" in refusal("target.onnx", target, "fp16", ["Error Code 2: OutOfMemory (...)"])
+    other = refusal("target.onnx", target, "fp16", ["something new\nand long"])
+    assert "something new" in other and "\n" not in other
+
+
+def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "0")
+    monkeypatch.delitem(sys.modules, "polygraphy.config", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(CascadeError, match="does not load|is not installed"):
+        loader.import_tensorrt("tensorrt")
+
+
+def test_an_old_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "0")
+    monkeypatch.delitem(sys.modules, "polygraphy.config", raising=False)
+    old = types.SimpleNamespace(__version__="10.3.0", Builder=object)
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(CascadeError, match=r"tensorrt 10.3.0 is too old.*10.15"):
+        loader.import_tensorrt("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="11.4.0"))
+    with pytest.raises(CascadeError, match="without its libraries"):
+        loader.import_tensorrt("tensorrt")
