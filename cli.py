@@ -34,15 +34,13 @@ def cli() -> None:
 def main() -> None:
     """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written."""
     try:
-        cli(standalone_mode=False)
+        sys.exit(cli(standalone_mode=False))  # click returns the code of `ctx.exit`, and None else
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
 
 
 PATH = click.Path(path_type=Path)

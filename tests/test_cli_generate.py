@@ -44,6 +44,22 @@ def refused(result: Result, *parts: str) -> None:
         assert part in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["info", "nowhere"], 2, "Error: there is no bundle in nowhere"),
+        (["info", "--what"], 2, "Error: No such option"),
+        (["models"], 0, ""),
+    ],
+)
+def test_exit_codes_of_the_real_process(arguments: list[str], code: int, said: str) -> None:
+    """What a shell sees; the click runner of the other tests does not go through `main`."""
+    command = [sys.executable, "-m", "cascade_trt", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert said in result.stderr
+
+
 def test_a_picture_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
     result = generate("A Red apple", "--bundle", text_bundle, "--out", tmp_path, "--seed", 3, "--top-k", 20)
     assert result.exit_code == 0, result.output

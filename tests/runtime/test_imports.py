@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,14 @@ def test_light(module: str) -> None:
     runs = [import_fresh(module) for _ in range(3)]
     assert runs[0][1] == []
     assert min(seconds for seconds, _ in runs) < 0.5
+
+
+def test_drawing_needs_no_torch(tiny_bundle: Path) -> None:
+    code = (
+        "import sys; from cascade_trt import Pipeline; import numpy as np; "
+        f"pipe = Pipeline.load({str(tiny_bundle)!r}); "
+        "pipe.generate(features=np.ones((1, 120, 32)), rule='exact'); "
+        "print([m for m in ('torch', 'onnx', 'onnx_ir', 'scipy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
