@@ -16,7 +16,7 @@ from rich.table import Table
 from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
-from ..runtime.rules import RULE_NAMES
+from ..runtime.rules import RULE_NAMES, check_rule_name
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
 from .files import check_writable
@@ -75,9 +75,8 @@ def run(
 
 def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
     """Plain decoding first, then every asked rule with every asked tree."""
-    unknown = [rule for rule in rules if rule not in RULE_NAMES]
-    if unknown:
-        raise CascadeError(f"unknown rule {unknown[0]!r}: choose one of {', '.join(RULE_NAMES)}.")
+    for rule in rules:
+        check_rule_name(rule)
     names = [manifest.tree(tree).name for tree in trees] or [tree.name for tree in manifest.trees]
     wanted = [rule for rule in rules or RULE_NAMES if rule != PLAIN]
     return [Setting(PLAIN, None), *(Setting(rule, tree) for rule in wanted for tree in names)]

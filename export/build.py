@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from .. import __version__
 from ..engines.publish import staged_bundle
 from ..runtime.bundle import (
@@ -34,6 +36,8 @@ from .graphs.embed import build_embed
 from .graphs.target import HEAD, TargetShape, build_target, target_shape
 from .graphs.text import build_text
 from .graphs.weights import PRECISIONS, WeightFile
+from .neighbours import FILE as NEIGHBOURS
+from .neighbours import neighbour_table
 from .parity import check_parity
 from .parts import Parts
 from .support import backend_support
@@ -161,6 +165,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
                 )
                 build_draft(d, tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
+            np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
         if parts.text is not None and parts.text_config is not None:
             files["text"] = weights("text")
             g = GraphBuilder("text", files["text"])
@@ -211,5 +216,6 @@ def _manifest(
         provenance=parts.provenance(),
         backends=backend_support(config.head_dim, options.precision),
         request=options.request,
+        neighbours=NEIGHBOURS if drafter else None,
     )
 

@@ -173,6 +173,7 @@ class Manifest:
     backends: dict[str, str] = field(default_factory=dict)
     plans: list[PlanInfo] = field(default_factory=list)
     request: str = ""  # digest of what the build was asked for
+    neighbours: str | None = None  # file with LANTERN's table, int [V, K]
 
     def tree(self, name: str | None) -> TreeInfo:
         """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""

@@ -14,13 +14,14 @@ An accepted path has at most depth + 1 nodes (the root included); both rows of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
 from .cache import KVCache
 from .calls import DraftBuffers, DraftCall, EmbedCall, Layout, TargetCall
 from .noise import Stream
-from .rules import Draws, Node, Rule
+from .rules import Cause, Draws, Node, Rule
 from .rules.exact import draw_token
 from .sampling import Sampling, kept
 from .tree import Tree
@@ -28,19 +29,25 @@ from .tree import Tree
 
 @dataclass
 class State:
-    """What changes while a batch is drawn. `codes` is int32 [P, HW], `done` int64 [P]."""
+    """What changes while a batch is drawn. `codes` is int32 [P, HW], `causes` int8 [P, HW], `done` int64 [P].
+
+    `row` is how many tokens make one row of the picture.
+    """
 
     seeds: list[int]
     codes: np.ndarray
+    causes: np.ndarray
+    row: int
     done: np.ndarray
     rounds: np.ndarray  # int64 [P]: decoding calls of the target that the prompt took part in
     target_calls: int = 0  # decoding calls of the target, prefill not counted
 
     @classmethod
-    def start(cls, seeds: list[int], image_tokens: int) -> State:
-        shape = (len(seeds), image_tokens)
+    def start(cls, seeds: list[int], grid: int) -> State:
+        """Nothing drawn yet of pictures with grid x grid tokens."""
+        shape = (len(seeds), grid * grid)
         done, rounds = np.zeros((2, len(seeds)), np.int64)
-        return cls(seeds, np.zeros(shape, np.int32), done, rounds)
+        return cls(seeds, np.zeros(shape, np.int32), np.zeros(shape, np.int8), grid, done, rounds)
 
     @property
     def image_tokens(self) -> int:
@@ -53,10 +60,11 @@ class State:
 
 @dataclass(frozen=True)
 class Accepted:
-    """One prompt's walk: node numbers from the root on, and the tokens that follow them (bonus last)."""
+    """One prompt's walk: node numbers from the root on, the tokens that follow them (bonus last), and their causes."""
 
     path: list[int]
     tokens: list[int]
+    causes: list[Cause]
 
 
 def draft(call: DraftCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling) -> None:
@@ -91,7 +99,9 @@ def walk(
     drafted = buffers.tree_tokens[p]
     internal = {node: index for index, node in enumerate(tree.internal)}
     room = state.image_tokens - int(state.done[p])
-    path, tokens, node = [0], [], 0
+    path, node = [0], 0
+    tokens: list[int] = []
+    causes: list[Cause] = []
     while True:
         depth = int(tree.depths[node])
         count = kept(call.logits[p, node], sampling)
@@ -103,15 +113,25 @@ def walk(
             nodes=tree.children[node],
             log_q=buffers.log_q[p, internal[node]] if node in internal else None,
             similarity=call.similarity[p],
+            tree=tree,
+            drafted=drafted,
+            row_start=(int(state.done[p]) + depth) % state.row == 0,
+            relaxed_run=run_of_relaxed(causes),
         )
         shared = buffers.noise[p, depth] if rule.noise is Stream.TOKEN and not sampling.greedy else None
         draws = Draws(state.seeds[p], int(state.done[p]) + depth, buffers.noise.shape[2], shared)
         decision = rule.decide(seen, draws)
         tokens.append(decision.token)
+        causes.append(decision.cause)
         if decision.child is None or len(tokens) == room:
-            return Accepted(path, tokens)
+            return Accepted(path, tokens, causes)
         node = decision.child
         path.append(node)
+
+
+def run_of_relaxed(causes: list[Cause]) -> int:
+    """How many of the newest tokens, one after the other, a relaxation let pass."""
+    return len(list(takewhile(lambda cause: cause.relaxed, reversed(causes))))
 
 
 def commit(cache: KVCache, state: State, accepted: dict[int, Accepted], layout: Layout, prefix_len: int) -> None:
@@ -126,6 +146,7 @@ def emit(state: State, accepted: dict[int, Accepted], call: DraftCall, layout: L
     for p, walked in accepted.items():
         count, done = len(walked.tokens), int(state.done[p])
         state.codes[p, done : done + count] = walked.tokens
+        state.causes[p, done : done + count] = walked.causes
         state.done[p] = done + count
         call.path[p] = walked.path[-1]
         call.path[p, :count] = walked.path[:count]

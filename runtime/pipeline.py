@@ -37,22 +37,23 @@ class Output:
     """What `generate` returns.
 
     `images` are PIL images in the order of the prompts, `codes` int32 [P, grid * grid] their tokens, `seeds`
-    the seed of each, `warnings` sentences such as a prompt that was cut. After Ctrl-C (`interrupted`) it holds
-    the images that were finished.
+    the seed of each, `warnings` sentences such as a prompt that was cut, `causes` int8 [P, grid * grid] how each
+    token came (rules.Cause). After Ctrl-C (`interrupted`) it holds the images that were finished.
     """
 
     images: list[Image.Image]
     codes: np.ndarray
+    causes: np.ndarray
     stats: Stats
     seeds: list[int]
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
 
-
     def add(self, other: Output) -> None:
         """Appends the pictures of a later batch."""
         self.images = self.images + other.images
         self.codes = np.concatenate([self.codes, other.codes])
+        self.causes = np.concatenate([self.causes, other.causes])
         self.seeds = self.seeds + other.seeds
         self.interrupted = other.interrupted
         self.stats.add(other.stats)
@@ -80,7 +81,8 @@ class Request:
     def output(self) -> Output:
         """An output without pictures yet."""
         stats = Stats(self.rule.name if self.rule else PLAIN, self.tree)
-        return Output([], np.zeros((0, self.image_tokens), np.int32), stats, [], list(self.warnings))
+        shape = (0, self.image_tokens)
+        return Output([], np.zeros(shape, np.int32), np.zeros(shape, np.int8), stats, [], list(self.warnings))
 
 
 class Pipeline:
@@ -228,8 +230,13 @@ class Pipeline:
             if tree is not None:
                 self.manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
             return None, None
-        chosen = get_rule(rule) if isinstance(rule, str) else rule
+        chosen = get_rule(rule, self._neighbours()) if isinstance(rule, str) else rule
         return chosen, self.manifest.tree(tree).name
+
+    def _neighbours(self) -> np.ndarray | None:
+        """The table for LANTERN, int [V, K], mapped from the bundle's file."""
+        name = self.manifest.neighbours
+        return None if name is None else np.load(self.folder / name, mmap_mode="r")
 
     def _batches(self, request: Request, callback: Callback | None) -> Iterator[Output]:
         """Draws batch by batch; the lock is held while one is drawn."""
@@ -259,13 +266,14 @@ class Pipeline:
         layout = Layout(len(request.seeds), request.sampling.guidance_scale != 1)
         with stats.stage("condition"):
             prefix, mask = self._prefix(request.conditioning, layout)
-        state = loop.State.start(request.seeds, model.image_tokens)
+        state = loop.State.start(request.seeds, model.grid)
         lane = self._lane(layout, request.tree)
         lane.run(prefix, mask, state, request.rule, request.sampling, stats, report)
         with stats.stage("decode"):
             output.images = self._pixels(state.codes)
-        output.codes, output.seeds = state.codes, request.seeds
+        output.codes, output.causes, output.seeds = state.codes, state.causes, request.seeds
         stats.images = len(request.seeds)
+        stats.count_causes(state.causes)
         stats.total_seconds = time.perf_counter() - started
         return output
 

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from .rules import Cause
+
 ROUND = ("draft", "verify", "accept", "commit", "emit")  # the stages of one decoding round
 STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
 
@@ -19,7 +23,8 @@ class Stats:
     `tau` is tokens per target call, the bonus token included (1 for plain decoding; prefill and its token not
     counted), averaged over the prompts' rounds. `seconds` holds wall time per stage: condition, prefill, verify,
     draft and decode run engines, accept, commit and emit are host work. `engine_seconds` is the part of the
-    decoding rounds that was spent inside engines; the rest of them is the host's.
+    decoding rounds that was spent inside engines; the rest of them is the host's. `causes` counts tokens by how
+    they came (rules.Cause).
     """
 
     rule: str
@@ -31,6 +36,7 @@ class Stats:
     total_seconds: float = 0.0
     engine_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    causes: dict[str, int] = field(default_factory=lambda: {cause.name.lower(): 0 for cause in Cause})
 
     @property
     def tau(self) -> float:
@@ -46,6 +52,17 @@ class Stats:
         rounds = sum(self.seconds[stage] for stage in ROUND)
         return 1 - self.engine_seconds / rounds if rounds else 0.0
 
+    @property
+    def relaxed_share(self) -> float:
+        """Share of the tokens that only a relaxation let pass."""
+        relaxed = sum(self.causes[cause.name.lower()] for cause in Cause if cause.relaxed)
+        return relaxed / max(1, sum(self.causes.values()))
+
+    def count_causes(self, causes: np.ndarray) -> None:
+        """Counts how tokens came, causes int8 [P, HW]."""
+        for cause, count in enumerate(np.bincount(causes.ravel(), minlength=len(Cause)).tolist()):
+            self.causes[Cause(cause).name.lower()] += count
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -60,6 +77,7 @@ class Stats:
             "tau": self.tau,
             "images_per_second": self.images_per_second,
             "host_share": self.host_share,
+            "relaxed_share": self.relaxed_share,
         }
 
     def add(self, other: Stats) -> None:
@@ -68,3 +86,5 @@ class Stats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
+        for name, count in other.causes.items():
+            self.causes[name] += count

@@ -85,6 +85,15 @@ class Tree:
             mask[node] |= mask[self.parents[node]]
         return mask
 
+    @cached_property
+    def heights(self) -> tuple[int, ...]:
+        """Levels below every node: 0 for a leaf."""
+        heights = [0] * self.size
+        for node in range(self.size - 1, 0, -1):
+            parent = self.parents[node]
+            heights[parent] = max(heights[parent], heights[node] + 1)
+        return tuple(heights)
+
     def paths(self) -> list[list[int]]:
         """Child indices from the root to each node (the root left out), the form EAGLE's choices have."""
         paths: list[list[int]] = [[]]

@@ -1,6 +1,6 @@
 """Acceptance rules: small pure functions that decide at one node of the tree."""
 
-from .base import Decision, Draws, Node, Rule
-from .registry import RULE_NAMES, get_rule
+from .base import Cause, Decision, Draws, Node, Rule
+from .registry import RULE_NAMES, check_rule_name, get_rule
 
-__all__ = ["RULE_NAMES", "Decision", "Draws", "Node", "Rule", "get_rule"]
+__all__ = ["RULE_NAMES", "Cause", "Decision", "Draws", "Node", "Rule", "check_rule_name", "get_rule"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Protocol
 
@@ -11,6 +12,21 @@ import numpy as np
 
 from ..noise import Stream, to_gumbel, uniform_of_token, uniforms
 from ..sampling import probabilities
+from ..tree import Tree
+
+
+class Cause(IntEnum):
+    """How a token came into the picture."""
+
+    DRAWN = 0  # the target's own draw: plain decoding, or the bonus token of a round
+    STRICT = 1  # a draft that passed the strict test
+    INTERCHANGEABLE = 2  # a draft that passed thanks to its siblings (CASCADE, breadth)
+    CONVERGED = 3  # a draft that passed because its state continues its parent's (CASCADE, depth)
+    RELAXED = 4  # a draft that passed another relaxed rule's test only (LANTERN, GSD, COOL-SD)
+
+    @property
+    def relaxed(self) -> bool:
+        return self >= Cause.INTERCHANGEABLE
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,9 @@ class Node:
     ids int64 [k] are the token ids that the sampler keeps, the likeliest first, logits float32 [k] their
     guided logits over temperature; tokens are the children's token ids in the drafter's order, nodes their
     node numbers; log_q float32 [V] is the drafter's law here (None at a leaf), similarity float32 [N, N] the
-    cosines between the tree's guided hidden states.
+    cosines between the tree's guided hidden states. tree and drafted int64 [N] are the whole tree and its
+    tokens. `row_start`: the next token is the first of a picture's row. `relaxed_run`: how many of the tokens
+    accepted last in this round, one after the other, a relaxation let pass.
     """
 
     index: int
@@ -51,11 +69,28 @@ class Node:
     nodes: Sequence[int]
     log_q: np.ndarray | None
     similarity: np.ndarray
+    tree: Tree
+    drafted: np.ndarray
+    row_start: bool = False
+    relaxed_run: int = 0
 
     @cached_property
     def p(self) -> np.ndarray:
         """float32 [k]: the sampler's law over `ids`."""
         return probabilities(self.logits)
+
+    def place(self, token: int) -> int | None:
+        """Where `token` stands in `ids`, or None when the sampler has cut it off."""
+        found = np.flatnonzero(self.ids == token)
+        return int(found[0]) if len(found) else None
+
+    @property
+    def depth(self) -> int:
+        return int(self.tree.depths[self.index])
+
+    def cousins(self) -> list[int]:
+        """All nodes of the children's depth, under whichever parent."""
+        return np.flatnonzero(self.tree.depths == self.depth + 1).tolist()
 
 
 @dataclass(frozen=True)
@@ -64,12 +99,14 @@ class Decision:
 
     token: int
     child: int | None
+    cause: Cause = Cause.DRAWN
 
 
 class Rule(Protocol):
     """An acceptance rule.
 
-    `noise` names the stream of Gumbel noise that the drafter adds to log q, or None for its plain top-k.
+    `name` spells the rule with its settings, so that `get_rule(name)` makes it again. `noise` names the stream
+    of Gumbel noise that the drafter adds to log q, or None for its plain top-k.
     """
 
     @property
@@ -81,5 +118,3 @@ class Rule(Protocol):
     def decide(self, node: Node, draws: Draws) -> Decision:
         """Accepts one of the node's children, or answers with the bonus token."""
         ...
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..noise import Stream
-from .base import Decision, Draws, Node
+from .base import Cause, Decision, Draws, Node
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Exact:
         token = draw_token(node.ids, node.logits, draws)
         for drafted, child in zip(node.tokens, node.nodes, strict=True):
             if drafted == token:
-                return Decision(token, child)
+                return Decision(token, child, Cause.STRICT)
         return Decision(token, None)
 
 

@@ -71,7 +71,10 @@ def test_walk(tree: Tree, choices: list[int], image_tokens: int, done: int) -> N
     """A path runs from parent to child, has a token for each node, and never passes the picture's end."""
     done = min(done, image_tokens)
     call, buffers = verified(tree, 1)
-    state = loop.State([9], np.zeros((1, image_tokens), np.int32), np.array([done]), np.zeros(1, np.int64))
+    state = loop.State(
+        [9], np.zeros((1, image_tokens), np.int32), np.zeros((1, image_tokens), np.int8), 4, np.array([done]),
+        np.zeros(1, np.int64),
+    )  # fmt: skip
     rule = Anything(choices)
     accepted = loop.accept(call, buffers, state, rule, tree, SAMPLING)
     if done == image_tokens:
@@ -119,8 +122,10 @@ class Pairs:
 def test_lengths_over_a_whole_picture(tree: Tree, choices: list[int], guided: bool, image_tokens: int) -> None:
     """Round after round: lengths advance by what was accepted, both rows move alike, finished prompts rest."""
     layout, prompts = Layout(3, guided), 3
-    state = loop.State(list(range(prompts)), np.full((prompts, image_tokens), -1, np.int32),
-                       np.ones(prompts, np.int64), np.zeros(prompts, np.int64))  # fmt: skip
+    state = loop.State(
+        list(range(prompts)), np.full((prompts, image_tokens), -1, np.int32),
+        np.zeros((prompts, image_tokens), np.int8), 4, np.ones(prompts, np.int64), np.zeros(prompts, np.int64),
+    )  # fmt: skip
     state.codes[:, 0] = 3  # the prefill's token
     call, buffers = verified(tree, prompts)
     pairs, rule = Pairs(prompts, layout.rows, tree.depth + 1), Anything(choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rule_cases import root_node
 from scipy import stats
 
 from cascade_trt.runtime.noise import Stream
@@ -19,11 +20,7 @@ LAWS = {
 
 
 def node(tokens: list[int], log_q: np.ndarray, p: np.ndarray = P) -> Node:
-    order = np.argsort(-p, kind="stable")
-    return Node(
-        index=0, ids=order.astype(np.int64), logits=np.log(p[order]).astype(np.float32), tokens=tokens,
-        nodes=list(range(1, len(tokens) + 1)), log_q=log_q, similarity=np.eye(len(tokens) + 1, dtype=np.float32),
-    )  # fmt: skip
+    return root_node(p, tokens, log_q)
 
 
 @pytest.mark.slow
@@ -73,7 +70,7 @@ def test_tokens_outside_the_support_are_rejected() -> None:
     rule = get_rule("strict")
     p = np.array([0.6, 0.4])
     log_q = np.log(LAWS["far"]).astype(np.float32)
-    kept = Node(0, np.array([0, 1]), np.log(p).astype(np.float32), [6, 5], [1, 2], log_q, np.eye(3, dtype=np.float32))
+    kept = root_node(p, [6, 5], log_q)
     for position in range(200):
         decision = rule.decide(kept, Draws(1, position, VOCAB))
         assert decision.child is None

@@ -1,0 +1,155 @@
+"""Small cases worked by hand, one for each idea of each rule.
+
+The law is p = (.4, .3, .2, .1) over the tokens 0 to 3 and q is uniform, so that a first child x passes the strict
+test when u * 1/4 < p(x). `u` is replaced by a fixed number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from rule_cases import root_node
+
+from cascade_trt.runtime.noise import Stream
+from cascade_trt.runtime.rules import Cause, Draws, Node
+from cascade_trt.runtime.rules.cascade import Cascade
+from cascade_trt.runtime.rules.cool import Cool
+from cascade_trt.runtime.rules.gsd import Gsd
+from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
+from cascade_trt.runtime.rules.residual import Residual
+from cascade_trt.runtime.tree import tree_from_branching
+
+P = np.array([0.4, 0.3, 0.2, 0.1])
+UNIFORM = np.log(np.full(4, 0.25)).astype(np.float32)
+TABLE = np.array([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
+
+
+@dataclass(frozen=True)
+class Fixed(Draws):
+    """Every acceptance number is `u`, all noise is zero (so that draws are the likeliest token)."""
+
+    u: float = 0.5
+
+    def uniform(self, stream: Stream, token: int) -> float:  # noqa: ARG002
+        return self.u
+
+    def gumbel(self, stream: Stream, ids: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        return np.zeros(len(ids), np.float32)
+
+
+def draws(u: float) -> Fixed:
+    return Fixed(seed=0, position=0, vocab_size=4, u=u)
+
+
+def alike(*pairs: tuple[int, int, float], size: int = 4) -> np.ndarray:
+    """Similarity [N, N] with these cosines between nodes, 0 elsewhere."""
+    matrix = np.eye(size)
+    for one, two, cosine in pairs:
+        matrix[one, two] = matrix[two, one] = cosine
+    return matrix
+
+
+def case(tokens: list[int], *pairs: tuple[int, int, float], **more: object) -> Node:
+    return root_node(P, tokens, UNIFORM, alike(*pairs, size=len(tokens) + 1), **more)  # type: ignore[arg-type]
+
+
+def test_cascade_lends_the_probability_of_similar_siblings() -> None:
+    """Child 3 alone passes for u < .1/.25 = .4; with its sibling 2 (cosine .95) for u < .3/.25: always."""
+    rule = Cascade(tau_pos=0.9, tau_seq=None, guard=0.0)
+    node = case([3, 2], (1, 2, 0.95))
+    decision = rule.decide(node, draws(0.9))
+    assert (decision.token, decision.child, decision.cause) == (3, 1, Cause.INTERCHANGEABLE)
+    assert rule.decide(node, draws(0.3)).cause is Cause.STRICT
+    assert Cascade(tau_pos=0.96, tau_seq=None, guard=0.0).decide(node, draws(0.9)).token != 3
+
+
+def test_cascade_guard_cap_and_row_ends() -> None:
+    node = case([3, 2], (1, 2, 0.95))
+    assert Cascade(tau_pos=0.9, tau_seq=None, guard=0.25).decide(node, draws(0.9)).token == 3  # .1 >= .25 * .4
+    assert Cascade(tau_pos=0.9, tau_seq=None, guard=0.26).decide(node, draws(0.9)).token != 3
+    rule = Cascade(tau_pos=0.9, tau_seq=None, guard=0.0, cap=2)
+    assert rule.decide(case([3, 2], (1, 2, 0.95), relaxed_run=1), draws(0.9)).token == 3
+    assert rule.decide(case([3, 2], (1, 2, 0.95), relaxed_run=2), draws(0.9)).token != 3
+    assert rule.decide(case([3, 2], (1, 2, 0.95), row_start=True), draws(0.9)).token != 3
+
+
+def test_cascade_gives_the_likeliest_child_a_second_chance() -> None:
+    """Children 3 and 2 fail for u = .9 (.1/.25, then what is left of p(2)); 2 is the likelier one."""
+    rule = Cascade(tau_pos=None, tau_seq=0.8, guard=0.0)
+    node = case([3, 2], (0, 2, 0.85))
+    decision = rule.decide(node, draws(0.9))
+    assert (decision.token, decision.child, decision.cause) == (2, 2, Cause.CONVERGED)
+    assert rule.decide(case([3, 2], (0, 2, 0.75), (0, 1, 0.99)), draws(0.9)).child is None
+
+
+def test_cascade_on_the_coupled_tree() -> None:
+    """The target's draw (without noise: token 0) wins if it was drafted. If not, child 1 needs .3 + lent >= .4."""
+    rule = Cascade(children="coupled", tau_pos=0.9, tau_seq=None, guard=0.0)
+    assert rule.decide(case([1, 0], (1, 2, 0.0)), draws(0.5)).cause is Cause.STRICT
+    lent = rule.decide(case([3, 1], (1, 2, 0.95)), draws(0.5))  # .3 + .1 reaches .4; child 3's .1 + .3 as well
+    assert (lent.token, lent.cause) in {(1, Cause.INTERCHANGEABLE), (3, Cause.INTERCHANGEABLE)}
+    refused = rule.decide(case([3, 1], (1, 2, 0.85)), draws(0.5))
+    assert (refused.token, refused.child) == (0, None)
+    assert rule.decide(case([2, 3], (1, 2, 0.95)), draws(0.5)).child is None  # .2 + .1 < .4
+
+
+def test_cascade_swaps_to_the_deepest_subtree() -> None:
+    """Child 0 passes, but its look-alike 1 has children of its own in the tree."""
+    tree = tree_from_branching("uneven", [[2], [0, 1]])
+    node = root_node(P, [0, 1], UNIFORM, alike((1, 2, 0.95)), tree)
+    swapped = Cascade(tau_pos=0.9, tau_seq=None, breadth="swap").decide(node, draws(0.5))
+    assert (swapped.token, swapped.child, swapped.cause) == (1, 2, Cause.INTERCHANGEABLE)
+    assert Cascade(tau_pos=0.96, tau_seq=None, breadth="swap").decide(node, draws(0.5)).token == 0
+
+
+def test_lantern_budget() -> None:
+    """Neighbours of 3 are 2 (.2), 1 (.3), 0 (.4): delta .25 lets the first lend, .55 the first two."""
+    node, law = case([3]), Residual(case([3]), sampled=True)
+    for delta, wide in ((0.1, 0.1), (0.25, 0.3), (0.55, 0.6), (1.0, 1.0)):
+        assert Lantern(delta=delta, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(wide)
+    assert Lantern(delta=1.0, k=1, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(0.3)
+    decision = Lantern(delta=0.25, table=TABLE).decide(node, draws(0.9))
+    assert (decision.token, decision.cause) == (3, Cause.RELAXED)
+    assert Lantern(delta=0.1, table=TABLE).decide(node, draws(0.9)).child is None
+
+
+def test_lantern_plus_budget() -> None:
+    """lambda 3.1 lets the neighbours of 3 lend at most .21: token 2 alone."""
+    node, law = case([3]), Residual(case([3]), sampled=True)
+    for lambda_, wide in ((2.9, 0.1), (3.1, 0.3), (6.1, 0.6)):
+        assert LanternPlus(lambda_=lambda_, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(wide)
+
+
+def test_lanterns_released_residual() -> None:
+    """Sampled: what q gives to the neighbours stays in p. Top-k: the neighbours leave p with the child."""
+    rule = Lantern(delta=0.0, k=1, residual="lantern-repo", table=TABLE)
+    law = Residual(case([3]), sampled=True)
+    rule.after_rejection(law, 3)  # neighbours 2 and 1 (k + 1 of them) are spared
+    np.testing.assert_allclose(law.p, np.array([0.15, 0.3, 0.2, 0.0]) / 0.65, rtol=1e-6)
+    strict = Residual(case([3]), sampled=True)
+    strict.reject(3)
+    np.testing.assert_allclose(strict.p, np.array([0.15, 0.05, 0.0, 0.0]) / 0.2, rtol=1e-5, atol=1e-9)
+    rule = Lantern(children="topk", delta=0.0, k=1, residual="lantern-repo", table=TABLE)
+    law = Residual(case([3]), sampled=False)
+    rule.after_rejection(law, 3)
+    np.testing.assert_allclose(law.p, [1.0, 0.0, 0.0, 0.0])
+
+
+def test_gsd_sums_both_sides_over_the_group() -> None:
+    """Size 2 around token 2 (rank 2) is ranks 1 and 2: p(G) = .5, q(G) = .5; p_thr .05 leaves x alone."""
+    node, law = case([2]), Residual(case([2]), sampled=True)
+    assert Gsd(size=2).weigh(node, law, 0) == pytest.approx((0.5, 0.5))
+    assert Gsd(size=2, p_thr=0.05).weigh(node, law, 0) == pytest.approx((0.2, 0.25))
+    assert Gsd(size=10, p_thr=0.9).weigh(node, law, 0) == pytest.approx((1.0, 1.0))
+    assert Gsd(size=2).decide(node, draws(0.9)).cause is Cause.RELAXED  # .2 / .25 alone would fail
+
+
+def test_cool_relaxes_early_and_tightens_late() -> None:
+    rule = Cool(delta=1.5, nu=0.7)
+    weights = [rule.weight(depth, 3) for depth in range(3)]
+    assert np.mean(weights) == pytest.approx(1.5)
+    assert weights[1] / weights[0] == pytest.approx(np.exp(-0.7))
+    node, law = case([2]), Residual(case([2]), sampled=True)
+    assert Cool(delta=1.2, nu=0.0).weigh(node, law, 0) == pytest.approx((0.24, 0.25))
