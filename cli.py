@@ -163,5 +163,51 @@ def bench(**options: Any) -> None:
     run(**options)
 
 
+@cli.command("eval")
+@click.option("--bundle", type=PATH, help="Bundle to draw from. [default: build/emoji, or none with --images]")
+@click.option("--rule", "rules", multiple=True, help="Rule to draw with, settings included; repeatable. [default: ar]")
+@click.option("--tree", help="One of the bundle's trees. [default: its first]")
+@click.option("--num-images", type=int, default=500, show_default=True, help="Pictures of each rule.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Picture i uses seed + i, with every rule.")
+@click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
+@click.option("--images", type=PATH, multiple=True, help="Folder of pictures to judge; repeatable.")
+@click.option("--captions", type=PATH, multiple=True,
+              help="Their file names and prompts (.jsonl, .csv), one for each --images. [default: its captions.jsonl]")
+@click.option("--judge", help="Judge (.safetensors), or 'none'. [default: the demo's]")
+@click.option("--features", type=PATH, help="TorchScript module, pictures in 0..1 to features, for the distances.")
+@click.option("--reference", type=PATH, help="Folder of real pictures for the distances. [default: the judge's]")
+@click.option("--spread", is_flag=True, help="Also draw with 'ar' and other seeds: the yardstick for differences.")
+@click.option("--out", type=PATH, default=Path("outputs/eval"), show_default=True)
+@click.option("--threads", type=int)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def eval_(**options: Any) -> None:
+    """Judge pictures: of a bundle's rules, or in folders; writes report.json and a contact sheet."""
+    from .commands.eval import run
+
+    run(**options)
+
+
+@cli.group()
+def calibrate() -> None:
+    """Measure on this machine what a bundle should be run with."""
+
+
+@calibrate.command("tree")
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")
+@click.option("--num-images", type=int, default=8, show_default=True, help="Pictures to learn from.")
+@click.option("--max-nodes", "most_nodes", type=int, default=63, show_default=True, help="Drafted nodes at most.")
+@click.option("--max-depth", "most_depth", type=int, default=7, show_default=True, help="Levels at most.")
+@click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int)
+@click.option("--out", type=PATH, default=Path("tree.json"), show_default=True, help="The tree, for build --tree.")
+def calibrate_tree(**options: Any) -> None:
+    """Choose the static tree that draws fastest: measured acceptance against the measured cost of a round."""
+    from .commands.calibrate import run_tree
+
+    run_tree(**options)
+
+
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1))

@@ -47,6 +47,8 @@ class Setting:
             "ms_per_stage": stages, "ms_per_round": sum(stages.values()),
             "decode_ms": 1e3 * statistics.median(run.seconds["decode"] / run.images for run in self.runs),
             "host_share": statistics.median(run.host_share for run in self.runs),
+            "causes": {cause: sum(run.causes[cause] for run in self.runs) for cause in self.runs[0].causes},
+            "relaxed_share": statistics.mean(run.relaxed_share for run in self.runs),
         }  # fmt: skip
 
 
@@ -113,7 +115,8 @@ def conditioning(manifest: Manifest, prompts: tuple[str, ...], number: int) -> d
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    columns = ("rule", "tree", "images/s", "speed-up", "tau", "draft", "verify", "accept", "commit", "ms/round", "host")
+    columns = ("rule", "tree", "images/s", "speed-up", "tau", "draft", "verify", "accept", "commit", "ms/round", "host",
+               "relaxed")  # fmt: skip
     table = Table(*columns)
     for row in rows:
         stages = row["ms_per_stage"]
@@ -121,6 +124,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["rule"], row["tree"] or "-", f"{row['images_per_second']:.3f}", f"{row['speed_up']:.2f}x",
             f"{row['tau']:.2f}", *(f"{stages[name]:.2f}" for name in ("draft", "verify", "accept", "commit")),
             f"{row['ms_per_round']:.1f}", f"{100 * row['host_share']:.1f} %",
+            f"{100 * row['relaxed_share']:.1f} %",
         )  # fmt: skip
     console = Console()
     console.print(table)

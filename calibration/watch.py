@@ -1,0 +1,90 @@
+"""Rules that are watched while they decide: what calibration learns from real drawings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..runtime.noise import Stream
+from ..runtime.rules import Decision, Draws, Node, Rule
+
+
+@dataclass
+class Acceptance:
+    """How often the k-th child of a visited node is accepted, by the node's depth.
+
+    `visited` and `accepted` map (depth, rank) to counts; only nodes that have a k-th child count.
+    """
+
+    visited: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
+    accepted: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
+
+    def note(self, node: Node, child: int | None) -> None:
+        for rank, number in enumerate(node.nodes):
+            self.visited[node.depth, rank] += 1
+            self.accepted[node.depth, rank] += number == child
+
+    def table(self) -> np.ndarray:
+        """float64 [depths, ranks]: shares; where a rank was seen too rarely, that of the depth before."""
+        depths = 1 + max((depth for depth, _ in self.visited), default=-1)
+        ranks = 1 + max((rank for _, rank in self.visited), default=-1)
+        shares = np.zeros((depths, ranks))
+        for depth in range(depths):
+            for rank in range(ranks):
+                seen = self.visited.get((depth, rank), 0)
+                if seen >= _ENOUGH:
+                    shares[depth, rank] = self.accepted[depth, rank] / seen
+                elif depth:
+                    shares[depth, rank] = shares[depth - 1, rank]
+        return shares
+
+
+_ENOUGH = 20
+
+
+@dataclass
+class Similarities:
+    """Cosines at visited nodes, by the children's depth.
+
+    `breadth`: between siblings, each pair once. `depth`: between the node and the child that the rule would give a
+    second chance (the likeliest); picture rows' first tokens left out.
+    """
+
+    breadth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    depth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def note(self, node: Node) -> None:
+        if len(node.nodes) > 1:
+            block = node.similarity[np.ix_(node.nodes, node.nodes)]
+            self.breadth[node.depth + 1] += block[np.triu_indices(len(node.nodes), 1)].tolist()
+        places = [(place, child) for token, child in zip(node.tokens, node.nodes, strict=True)
+                  if (place := node.place(token)) is not None]  # fmt: skip
+        if places and not node.row_start:
+            likeliest = min(places)[1]
+            self.depth[node.depth + 1].append(float(node.similarity[node.index, likeliest]))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """`rule`, with every decision noted; it decides as the rule does."""
+
+    rule: Rule
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    similarities: Similarities = field(default_factory=Similarities)
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    @property
+    def noise(self) -> Stream | None:
+        return self.rule.noise
+
+    def decide(self, node: Node, draws: Draws) -> Decision:
+        decision = self.rule.decide(node, draws)
+        self.acceptance.note(node, decision.child)
+        if node.nodes:
+            self.similarities.note(node)
+        return decision

@@ -1,0 +1,113 @@
+"""`cascade-trt calibrate tree`: which static tree is the fastest here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..calibration.costs import Costs, measure_verify
+from ..calibration.tree import Choice, choose_tree, expected_tau, sizes
+from ..calibration.watch import Watched
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN, get_rule
+from ..runtime.stats import ROUND, Stats
+from .bench import conditioning
+from .files import check_writable
+
+
+def run_tree(
+    *, bundle: Path, rule: str, num_images: int, most_nodes: int, most_depth: int, prompts: tuple[str, ...],
+    seed: int, threads: int | None, out: Path,
+) -> None:  # fmt: skip
+    """Measures, chooses, writes the tree as a JSON of paths and says what it promises."""
+    _check(rule, num_images, most_nodes, most_depth, out)
+    pipe = Pipeline.load(bundle, threads=threads)
+    watched = Watched(get_rule(rule, pipe._neighbours()))
+    console = Console(stderr=True)
+    wanted = sizes(most_nodes + 1)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        trees = [info.name for info in pipe.manifest.trees]
+        task = bar.add_task("measuring", total=num_images * (len(trees) + 1) + 10)
+        advance = lambda: bar.advance(task)  # noqa: E731 - a name for what both loops call
+        runs: dict[str, Stats] = {}
+        plain: Stats | None = None
+        for number in range(-1, num_images):
+            for tree in (*trees, None):
+                subject = conditioning(pipe.manifest, prompts, max(number, 0))
+                chosen = PLAIN if tree is None else watched
+                stats = pipe.generate(**subject, seed=seed + max(number, 0), rule=chosen, tree=tree).stats
+                if number < 0:
+                    continue  # the first picture of each warms up
+                if tree is None:
+                    plain = stats if plain is None else _sum(plain, stats)
+                else:
+                    runs[tree] = stats if tree not in runs else _sum(runs[tree], stats)
+                advance()
+        verify = measure_verify(pipe, wanted, advance)
+    assert plain is not None  # num_images is at least 1
+    costs = _costs(pipe, runs, verify)
+    shares = watched.acceptance.table()
+    choices = choose_tree(shares, costs.of, most_nodes, most_depth, out.stem)
+    _write(out, choices[0])
+    _show(pipe, choices, runs, shares, costs, plain, out)
+
+
+def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, out: Path) -> None:
+    if rule == PLAIN:
+        raise CascadeError("rule ar has no tree: choose another --rule.")
+    for name, value in (("--num-images", num_images), ("--max-nodes", most_nodes), ("--max-depth", most_depth)):
+        if value < 1:
+            raise CascadeError(f"{name} must be at least 1.")
+    if out.suffix != ".json":
+        raise CascadeError(f"--out must be a .json file, not {out}.")
+    check_writable(out.parent)
+
+
+def _sum(first: Stats, second: Stats) -> Stats:
+    first.add(second)
+    return first
+
+
+def _costs(pipe: Pipeline, runs: dict[str, Stats], verify: dict[int, float]) -> Costs:
+    draft = {name: 1e3 * stats.seconds["draft"] / stats.rounds for name, stats in runs.items()}
+    host = [
+        1e3 * sum(stats.seconds[s] for s in ROUND if s not in ("draft", "verify")) / stats.rounds
+        for stats in runs.values()
+    ]
+    return Costs(verify, draft, sum(host) / len(host), {info.name: info.tree() for info in pipe.manifest.trees})
+
+
+def _write(out: Path, best: Choice) -> None:
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(best.tree.paths()) + "\n")
+    part.rename(out)
+
+
+def _show(
+    pipe: Pipeline, choices: list[Choice], runs: dict[str, Stats], shares, costs: Costs, plain: Stats, out: Path
+) -> None:
+    console = Console(highlight=False, width=110)
+    alone = 1e3 * sum(plain.seconds[s] for s in ROUND) / plain.rounds  # ms a token of plain decoding
+    console.print(f"plain decoding takes {alone:.2f} ms a token; accepted children by depth and rank:")
+    table = Table("depth", *(f"rank {rank + 1}" for rank in range(shares.shape[1])))
+    for depth, row in enumerate(shares):
+        table.add_row(str(depth + 1), *(f"{share:.3f}" for share in row))
+    console.print(table)
+    table = Table("tree", "nodes", "levels", "tau", "ms/round", "speed-up")
+    for info in pipe.manifest.trees:
+        stats, tree = runs[info.name], info.tree()
+        took = 1e3 * sum(stats.seconds[s] for s in ROUND) / stats.rounds
+        predicted = expected_tau(tree, shares), costs.of(tree)
+        table.add_row(info.name, str(tree.size - 1), str(tree.depth), f"{stats.tau:.2f} ({predicted[0]:.2f} predicted)",
+                      f"{took:.2f} ({predicted[1]:.2f})",
+                      f"{alone * stats.tau / took:.2f}x ({alone * predicted[0] / predicted[1]:.2f}x)")  # fmt: skip
+    for choice in choices[:5]:
+        table.add_row("predicted", str(choice.tree.size - 1), str(choice.tree.depth), f"{choice.tau:.2f}",
+                      f"{choice.milliseconds:.2f}", f"{alone * choice.tokens_per_second / 1e3:.2f}x")  # fmt: skip
+    console.print(table)
+    console.print(f"the fastest is in {out}: build the bundle with --tree {out}, and compare with `cascade-trt bench`.")

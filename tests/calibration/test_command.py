@@ -1,0 +1,67 @@
+"""`cascade-trt calibrate tree`, as a user runs it; and the watch that it learns from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from support import random_features
+
+from cascade_trt.calibration.watch import Acceptance, Watched
+from cascade_trt.cli import cli
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.rules import get_rule
+from cascade_trt.runtime.tree import get_tree
+
+
+def calibrate(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["calibrate", "tree", *map(str, arguments)])
+
+
+def test_a_tree_that_can_be_built_with(small_vocabulary: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    result = calibrate("--bundle", small_vocabulary.folder, "--num-images", 2, "--max-nodes", 12, "--out", out)
+    assert result.exit_code == 0, result.output
+    tree = get_tree(str(out))
+    assert 2 <= tree.size <= 13
+    assert json.loads(out.read_text()) == tree.paths()
+    assert f"--tree {out}" in result.output.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rule", "ar"], "rule ar has no tree"),
+        (["--rule", "cascade:tau_pos=3"], "tau_pos must lie between 0 and 1"),
+        (["--num-images", "0"], "--num-images must be at least 1"),
+        (["--max-nodes", "0"], "--max-nodes must be at least 1"),
+        (["--out", "tree.txt"], "--out must be a .json file"),
+    ],
+)
+def test_refusals(small_vocabulary: Pipeline, arguments: list[str], said: str) -> None:
+    result = calibrate("--bundle", small_vocabulary.folder, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_watching_changes_nothing_and_counts_what_was_accepted(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 3)
+    watched = Watched(get_rule("exact"))
+    seen = small_vocabulary.generate(**given, rule=watched, tree="naive_extend_57")
+    plain = small_vocabulary.generate(**given, rule="exact", tree="naive_extend_57")
+    np.testing.assert_array_equal(seen.codes, plain.codes)
+    assert sum(watched.acceptance.accepted.values()) == plain.stats.causes["strict"]
+    assert watched.acceptance.visited[0, 0] == plain.stats.rounds
+    assert all(-1.001 <= value <= 1.001 for values in watched.similarities.breadth.values() for value in values)
+    assert set(watched.similarities.depth) <= {1, 2, 3, 4, 5}
+
+
+def test_rare_ranks_borrow_from_the_depth_above() -> None:
+    acceptance = Acceptance()
+    acceptance.visited.update({(0, 0): 100, (0, 1): 100, (1, 0): 40, (1, 1): 3})
+    acceptance.accepted.update({(0, 0): 50, (0, 1): 20, (1, 0): 10, (1, 1): 3})
+    np.testing.assert_allclose(acceptance.table(), [[0.5, 0.2], [0.25, 0.2]])
