@@ -204,9 +204,28 @@ def calibrate() -> None:
 @click.option("--out", type=PATH, default=Path("tree.json"), show_default=True, help="The tree, for build --tree.")
 def calibrate_tree(**options: Any) -> None:
     """Choose the static tree that draws fastest: measured acceptance against the measured cost of a round."""
-    from .commands.calibrate import run_tree
+    from .commands.calibrate_tree import run
 
-    run_tree(**options)
+    run(**options)
+
+
+@calibrate.command("thresholds")
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--tree", help="One of the bundle's trees. [default: its first]")
+@click.option("--children", default="coupled", show_default=True, help="How trees are drafted: coupled, sampled, topk.")
+@click.option("--num-images", type=int, default=24, show_default=True, help="Pictures of each candidate.")
+@click.option("--tolerance", type=float, default=0.02, show_default=True, help="Accuracy that may be lost.")
+@click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
+@click.option("--judge", help="Judge (.safetensors), or 'none' (speed alone). [default: the demo's]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int)
+@click.option("--write/--no-write", default=True, show_default=True, help="Write the operating point into the bundle.")
+@click.option("--out", type=PATH, default=Path("outputs/calibrate"), show_default=True, help="Folder of the report.")
+def calibrate_thresholds(**options: Any) -> None:
+    """Sweep the thresholds of `cascade`: speed against quality, and the operating point for a tolerance."""
+    from .commands.calibrate_thresholds import run
+
+    run(**options)
 
 
 def print_json(value: object) -> None:

@@ -173,6 +173,7 @@ class Manifest:
     backends: dict[str, str] = field(default_factory=dict)
     plans: list[PlanInfo] = field(default_factory=list)
     request: str = ""  # digest of what the build was asked for
+    rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]
 
     def tree(self, name: str | None) -> TreeInfo:

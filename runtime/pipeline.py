@@ -230,8 +230,9 @@ class Pipeline:
             if tree is not None:
                 self.manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
             return None, None
-        chosen = get_rule(rule, self._neighbours()) if isinstance(rule, str) else rule
-        return chosen, self.manifest.tree(tree).name
+        if isinstance(rule, str):
+            rule = get_rule(self.manifest.rules.get(rule, rule), self._neighbours())
+        return rule, self.manifest.tree(tree).name
 
     def _neighbours(self) -> np.ndarray | None:
         """The table for LANTERN, int [V, K], mapped from the bundle's file."""

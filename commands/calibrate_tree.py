@@ -20,7 +20,7 @@ from .bench import conditioning
 from .files import check_writable
 
 
-def run_tree(
+def run(
     *, bundle: Path, rule: str, num_images: int, most_nodes: int, most_depth: int, prompts: tuple[str, ...],
     seed: int, threads: int | None, out: Path,
 ) -> None:  # fmt: skip

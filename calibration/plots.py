@@ -1,0 +1,69 @@
+"""Pictures of a calibration: similarities by place in the tree, and speed against quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .thresholds import Point
+from .watch import Similarities
+
+_COLOURS = {"none": "black", "breadth": "tab:blue", "depth": "tab:orange", "both": "tab:green"}
+
+
+def plot_similarities(seen: Similarities, file: Path) -> None:
+    """Histograms of both kinds of cosines over all depths, and heat maps by depth (after the paper's figure 3)."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6))
+    for row, (name, values) in enumerate((("siblings", seen.breadth), ("parent and child", seen.depth))):
+        depths = sorted(values)
+        every = [value for depth in depths for value in values[depth]]
+        axes[row, 0].hist(every, bins=60, color="tab:blue")
+        axes[row, 0].set_title(f"cosines of {name} ({len(every)})")
+        bins = np.linspace(min(every, default=0), 1, 41)
+        shares = [np.histogram(values[d], bins)[0] / max(1, len(values[d])) for d in depths]
+        if shares:
+            extent = (float(bins[0]), float(bins[-1]), depths[-1] + 0.5, depths[0] - 0.5)
+            axes[row, 1].imshow(np.array(shares), aspect="auto", extent=extent, cmap="viridis")
+        axes[row, 1].set_title(f"{name}, by depth")
+        axes[row, 1].set_xlabel("cosine")
+        axes[row, 1].set_ylabel("depth in the tree")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def plot_curve(points: Sequence[Point], chosen: Point | None, file: Path) -> None:
+    """Speed-up (or tau, without a judge) against accuracy; the operating point is circled."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    for signals, colour in _COLOURS.items():
+        line = [point for point in points if point.signals == signals]
+        if not line:
+            continue
+        x = [point.speed_up for point in line]
+        y = [point.tau if point.accuracy is None else point.accuracy for point in line]
+        axis.plot(x, y, "o-", color=colour, label=signals)
+        for point, where in zip(line, zip(x, y, strict=True), strict=True):
+            label = "" if point.quantile is None else f"q {point.quantile:g}"
+            axis.annotate(label, where, textcoords="offset points", xytext=(4, 4), fontsize=7)
+    if chosen is not None and chosen.accuracy is not None:
+        axis.plot([chosen.speed_up], [chosen.accuracy], "o", ms=14, mfc="none", color="tab:red",
+                  label="operating point")  # fmt: skip
+    axis.set_xlabel("speed-up over plain decoding, same run")
+    axis.set_ylabel("tau" if all(point.accuracy is None for point in points) else "accuracy by the judge")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

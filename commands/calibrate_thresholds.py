@@ -1,0 +1,181 @@
+"""`cascade-trt calibrate thresholds`: how far `cascade` may go with this model."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..calibration.plots import plot_curve, plot_similarities
+from ..calibration.thresholds import Candidate, Point, candidates, operating_point
+from ..calibration.watch import Similarities, Watched
+from ..engines.publish import linked_copy, staged_bundle
+from ..runtime.bundle import MANIFEST, read_manifest
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN, get_rule
+from ..runtime.stats import Stats
+from .files import check_writable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..evaluation.captions import Caption
+
+_CONSOLE = Console(stderr=True)
+_RECORDED = 8  # pictures that similarities are recorded from
+_BASES = {"coupled": "exact", "sampled": "strict", "topk": "strict-topk"}
+
+
+@dataclass
+class Tried:
+    """What a candidate drew: pictures, statistics of each, and the judge's answers (float32 [n])."""
+
+    candidate: Candidate
+    runs: list[Stats] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+    answers: np.ndarray | None = None
+
+
+def run(
+    *, bundle: Path, tree: str | None, children: str, num_images: int, tolerance: float, prompts: Path | None,
+    judge: str | None, seed: int, threads: int | None, write: bool, out: Path,
+) -> None:  # fmt: skip
+    """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle."""
+    if children not in _BASES:
+        raise CascadeError(f"--children must be one of {', '.join(_BASES)}, not {children!r}.")
+    if num_images < 1 or not 0 <= tolerance <= 1:
+        raise CascadeError("--num-images must be at least 1, and --tolerance lie between 0 and 1.")
+    check_writable(out)
+    means, asked = _judge(judge, prompts, num_images)
+    pipe = Pipeline.load(bundle, threads=threads)
+    seen = record(pipe, tree, children, asked[:_RECORDED], seed)
+    plot_similarities(seen, out / "similarities.png")
+    tried = [Tried(Candidate(PLAIN, "plain", None)), *(Tried(c) for c in candidates(seen, children))]
+    sweep(pipe, tree, tried, asked, seed)
+    if means is not None:
+        for one in tried:
+            one.answers = _answers(means, one.images, asked)
+    points = [to_point(one, tried[0]) for one in tried[1:]]
+    chosen = operating_point(points, tolerance) if means is not None else None
+    plot_curve(points, chosen, out / "curve.png")
+    report = {
+        "bundle": pipe.manifest.name, "tree": pipe.manifest.tree(tree).name, "images": len(asked), "seed": seed,
+        "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
+        "operating_point": None if chosen is None else chosen.to_dict(), "points": [p.to_dict() for p in points],
+    }  # fmt: skip
+    (out / "thresholds.json").write_text(json.dumps(report, indent=1) + "\n")
+    show(points, chosen, report)
+    click.echo("\n".join(str(out / name) for name in ("thresholds.json", "curve.png", "similarities.png")))
+    if write and chosen is not None:
+        write_rule(bundle, chosen.rule)
+        click.echo(f"{bundle}: rule `cascade` now means {chosen.rule}")
+
+
+def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, list[Caption]]:
+    """What to judge with (None: nothing) and the captions to draw."""
+    try:
+        from .eval import _means, _prompts
+
+        means = None if judge == "none" else _means(judge, None, None)
+    except ImportError as error:
+        raise CascadeError(f"{error.name} is not installed: run `pip install 'cascade-trt[eval,cpu]'`.") from None
+    if means is None:
+        from ..evaluation.captions import read_captions
+
+        if prompts is None:
+            raise CascadeError("without a judge there are no prompts: give a file with --prompts.")
+        given = read_captions(prompts)
+        return None, [given[i % len(given)] for i in range(count)]
+    return means, _prompts(prompts, means, count)
+
+
+def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Similarities:
+    """Cosines at the nodes that the strict walk visits."""
+    watched = Watched(get_rule(_BASES[children]))
+    for number, caption in enumerate(asked):
+        if pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree).interrupted:
+            raise KeyboardInterrupt
+    return watched.similarities
+
+
+def sweep(pipe: Pipeline, tree: str | None, tried: list[Tried], asked: list[Caption], seed: int) -> None:
+    """Every candidate draws every prompt with the same seed, in turn, so that a drifting machine hits all alike."""
+    with Progress(console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
+        task = bar.add_task("sweeping", total=len(asked) * len(tried))
+        for number, caption in enumerate(asked):
+            for one in tried:
+                rule = one.candidate.rule
+                output = pipe.generate(
+                    [caption.prompt], seed=seed + number, rule=rule, tree=None if rule == PLAIN else tree
+                )
+                if output.interrupted:
+                    raise KeyboardInterrupt
+                one.runs.append(output.stats)
+                one.images += output.images
+                bar.advance(task)
+
+
+def _answers(means: Any, images: list[Image.Image], asked: list[Caption]) -> np.ndarray:
+    from ..evaluation.score import score_images
+
+    return score_images(images, asked, means.judge, means.maker, means.gallery).concept
+
+
+def _mean(answers: np.ndarray | None) -> float | None:
+    return None if answers is None or np.isnan(answers).all() else float(np.nanmean(answers))
+
+
+def to_point(one: Tried, plain: Tried) -> Point:
+    """Speed-up picture by picture (median), tau, and the paired loss of accuracy with its 95 % interval."""
+    ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, one.runs, strict=True)]
+    lost = None
+    if one.answers is not None and plain.answers is not None:
+        from ..evaluation.paired import compare
+
+        lost = compare(one.answers, plain.answers)
+    return Point(
+        rule=one.candidate.rule, signals=one.candidate.signals, quantile=one.candidate.quantile,
+        speed_up=statistics.median(ratios),
+        tau=sum(r.tokens for r in one.runs) / sum(r.rounds for r in one.runs),
+        relaxed_share=statistics.mean(r.relaxed_share for r in one.runs),
+        accuracy=_mean(one.answers), lost=lost.mean if lost else None,
+        lost_low=lost.low if lost else None, lost_high=lost.high if lost else None,
+    )  # fmt: skip
+
+
+def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> None:
+    table = Table("signals", "quantile", "rule", "speed-up", "tau", "relaxed", "accuracy", "lost (95 %)")
+    for p in points:
+        lost = "-" if p.lost is None else f"{p.lost:+.3f} ({p.lost_low:+.3f} to {p.lost_high:+.3f})"
+        table.add_row(
+            p.signals, "-" if p.quantile is None else f"{p.quantile:g}", p.rule, f"{p.speed_up:.2f}x", f"{p.tau:.2f}",
+            f"{100 * p.relaxed_share:.1f} %", "-" if p.accuracy is None else f"{p.accuracy:.3f}", lost,
+            style="bold" if p is chosen else None,
+        )  # fmt: skip
+    console = Console(highlight=False, width=150)
+    console.print(table)
+    if chosen is not None:
+        console.print(
+            f"fastest with at most {report['tolerance']:g} of accuracy lost (plain decoding: "
+            f"{report['plain_accuracy']:.3f}): {chosen.rule}"
+        )
+
+
+def write_rule(bundle: Path, rule: str) -> None:
+    """Makes `rule` what the bundle's plain `cascade` means; the bundle is replaced as a whole."""
+    with staged_bundle(bundle) as stage:
+        linked_copy(bundle, stage)
+        manifest = read_manifest(bundle)
+        manifest = replace(manifest, rules={**manifest.rules, "cascade": rule})
+        part = stage / f"{MANIFEST}.part"  # written anew: the linked file is the published one
+        part.write_text(manifest.to_json())
+        part.rename(stage / MANIFEST)
