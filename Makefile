@@ -35,7 +35,7 @@ $(VENV)/.export: $(VENV)/.base pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,eval,train,rtx,dev]'
 	touch $@
 
 setup: $(VENV)/.export

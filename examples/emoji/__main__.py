@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-STEPS = ("data", "tokenizer", "target", "drafter", "ship")
+STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 
 
 @click.command()
@@ -36,6 +36,7 @@ def run_until(last: str, name: str, out: Path) -> None:
     from .config import RECIPES
     from .data import build_data
     from .drafter import train_drafter
+    from .judge import make_judge
     from .ship import ship
     from .target import train_target
     from .text import train_text_tokenizer
@@ -48,12 +49,16 @@ def run_until(last: str, name: str, out: Path) -> None:
     vq = train_tokenizer(recipe, data, out)
     if until < 2:
         return
-    words = train_text_tokenizer(data, out)
-    model = train_target(recipe, data, vq, words, out)
+    for figure, value in make_judge(recipe, data, vq, out).items():
+        click.echo(f"judge: {figure} {100 * value:.1f} %")
     if until < 3:
         return
-    drafter = train_drafter(recipe, data, words, model, out)
+    words = train_text_tokenizer(data, out)
+    model = train_target(recipe, data, vq, words, out)
     if until < 4:
+        return
+    drafter = train_drafter(recipe, data, words, model, out)
+    if until < 5:
         return
     ship(recipe, model, vq, drafter, words, out / "weights")
     click.echo(f"weights in {out / 'weights'}: copy them to examples/emoji/weights to make them the demo's")

@@ -23,13 +23,18 @@ def views(
     """
     names = list(BACKGROUNDS)
     chosen = [rng.choice(names) if rng.random() < augment.coloured else "white" for _ in pictures]
+    return compose(rgba, chosen, random_moves(pictures, rng, augment)), chosen
+
+
+def random_moves(pictures: Sequence[Picture], rng: random.Random, augment: Augment) -> Tensor:
+    """An affine map for each picture, float32 [B, 2, 3]: scale, mirror image, shift."""
     moves = torch.zeros(len(pictures), 2, 3)
     for i, picture in enumerate(pictures):
         scale = 1 + rng.uniform(0, augment.scale)  # above 1 the picture gets smaller, so nothing is cut off
         flip = -1.0 if picture.mirror and rng.random() < augment.mirrored else 1.0
         x, y = (rng.uniform(-augment.shift, augment.shift) for _ in range(2))
         moves[i] = torch.tensor([[scale * flip, 0, x], [0, scale, y]])
-    return compose(rgba, chosen, moves), chosen
+    return moves
 
 
 def plain(rgba: Tensor, backgrounds: Sequence[str] | None = None) -> Tensor:

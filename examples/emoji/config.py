@@ -46,6 +46,7 @@ class Recipe:
     drafter_samples: int
     drafter_steps: int
     drafter_batch: int
+    judge_groups: tuple[int, ...]  # groups whose concepts the judge learns: the target's, or more
     judge_steps: int
     judge_batch: int
     guidance_scale: float = 3.0
@@ -86,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
         dim=192, n_layer=12, n_head=6, prefix_len=20, text_dim=128, text_layers=2,
         target_steps=2400, target_batch=16, target_lr=1.5e-3,
         drafter_samples=384, drafter_steps=700, drafter_batch=16,
-        judge_steps=500, judge_batch=64, compile=True,
+        judge_groups=(3, 4), judge_steps=500, judge_batch=64, compile=True,
         # Two CPU hours are too short to learn what captions mean under strong augmentation: after 700 steps with it,
         # the loss did not depend on the caption's words at all.
         augment=Augment(shift=0.0, scale=0.0, coloured=0.35, mirrored=0.25),
@@ -97,13 +98,15 @@ RECIPES: dict[str, Recipe] = {
         vq_ch=64, vq_ch_mult=(1, 2, 2), vq_z_channels=128, vq_steps=12000, vq_batch=128,
         dim=384, n_layer=16, n_head=6, prefix_len=24, text_dim=192, text_layers=3,
         target_steps=12000, target_batch=128, target_lr=1e-3,
-        drafter_samples=4096, drafter_steps=4000, drafter_batch=64, judge_steps=6000, judge_batch=256, device="cuda",
+        drafter_samples=4096, drafter_steps=4000, drafter_batch=64,
+        judge_groups=(0, 1, 3, 4, 5, 6, 7, 8, 9), judge_steps=6000, judge_batch=256, device="cuda",
     ),
     "tiny": Recipe(
         styles=("noto", "fluent"), groups=(3, 4), target_groups=(3, 4), image_size=32, grid=8, codebook_size=64,
         vq_ch=32, vq_ch_mult=(1, 1, 1), vq_z_channels=32, vq_steps=4, vq_batch=4,
         dim=64, n_layer=2, n_head=2, prefix_len=8, text_dim=32, text_layers=1,
         target_steps=3, target_batch=4, target_lr=1e-3,
-        drafter_samples=4, drafter_steps=2, drafter_batch=2, judge_steps=4, judge_batch=8, top_k=64,
+        drafter_samples=4, drafter_steps=2, drafter_batch=2, judge_groups=(3, 4), judge_steps=4, judge_batch=8,
+        top_k=64,
     ),
 }  # fmt: skip

@@ -1,0 +1,199 @@
+"""`cascade-trt eval`: draws or reads pictures, and says how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..runtime.errors import CascadeError
+from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN
+from .files import check_writable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..evaluation.captions import Caption
+    from ..evaluation.judge import FeatureMaker, Judge
+    from ..evaluation.report import Row
+    from ..evaluation.score import Gallery, Reference
+
+_CONSOLE = Console(stderr=True)
+_WEIGHTS = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
+DEFAULT_JUDGE = _WEIGHTS / "judge.safetensors"
+_OTHER_SEED = 1 << 20  # added for the second set of --spread
+_IN_SHEET = 24
+
+
+@dataclass(frozen=True)
+class Means:
+    """What pictures are judged with: the judge, other features for the distances, features of real pictures."""
+
+    judge: Judge | None
+    maker: FeatureMaker | None
+    reference: Reference | None
+    gallery: Gallery | None
+    judge_file: Path | None
+
+
+def run(
+    *, bundle: Path | None, rules: tuple[str, ...], tree: str | None, num_images: int, seed: int,
+    prompts: Path | None, images: tuple[Path, ...], captions: tuple[Path, ...], judge: str | None,
+    features: Path | None, reference: Path | None, spread: bool, out: Path, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Sets of pictures one after the other; the report is written when all of them are there."""
+    try:
+        import torch
+
+        from ..evaluation import report
+        from ..evaluation.sheet import write_sheet
+    except ImportError as error:
+        raise CascadeError(
+            f"{error.name} is not installed: run `pip install 'cascade-trt[eval,cpu]'` to evaluate pictures."
+        ) from None
+    if num_images < 1:
+        raise CascadeError("--num-images must be at least 1.")
+    if len(captions) > len(images):
+        raise CascadeError("--captions belongs to --images: give a folder of pictures for each.")
+    check_writable(out)
+    if threads:
+        torch.set_num_threads(threads)
+    means = _means(judge, features, reference)
+    rows, shown = _real(means, num_images), []
+    for number, folder in enumerate(images):
+        _read(means, folder, captions[number] if number < len(captions) else folder / "captions.jsonl", rows, shown)
+    drawn: list[Row] = []
+    if bundle is not None or not images:
+        asked = _prompts(prompts, means, num_images)
+        pipe = Pipeline.load(bundle or Path("build/emoji"), threads=threads)
+        drawn = _draw(pipe, means, asked, rules or (PLAIN,), tree, seed, spread, out, shown)
+    rows += drawn
+    first = drawn[: len(drawn) - spread]
+    pairs = [report.paired(a, b) for a, b in combinations(first, 2)]
+    apart = report.spread(next(r for r in drawn if r.name == PLAIN), drawn[-1]) if spread and drawn else None
+    about = {"bundle": str(bundle) if drawn else None, "seed": seed, "judge": str(means.judge_file)}
+    text = report.to_json(rows, pairs, apart, about)
+    report.write_text(out / "report.json", text)
+    write_sheet(out / "sheet.png", shown, _IN_SHEET)
+    if as_json:
+        click.echo(text, nl=False)
+    else:
+        report.show(rows, pairs, apart, Console())
+        click.echo(f"{out / 'report.json'}\n{out / 'sheet.png'}")
+
+
+def _means(judge: str | None, features: Path | None, reference: Path | None) -> Means:
+    from ..evaluation.judge import features_of, load_features, load_judge
+    from ..evaluation.pictures import read_folder
+    from ..evaluation.real import load_real
+    from ..evaluation.score import Reference
+
+    if judge == "none" and features is None:
+        raise CascadeError("without a judge there is nothing to measure: leave --judge none away, or add --features.")
+    file = None if judge == "none" else Path(judge) if judge else DEFAULT_JUDGE
+    loaded = None if file is None else load_judge(file)
+    maker = None if features is None else load_features(features)
+    real = load_real(file) if file is not None else None
+    gallery = real.gallery if real is not None else None
+    if reference is not None:
+        used = maker or (loaded.features if loaded is not None else None)
+        assert used is not None  # one of both is there
+        made = features_of(used, read_folder(reference))
+        return Means(loaded, maker, Reference(made, np.zeros(len(made), bool)), gallery, file)
+    return Means(loaded, maker, real.reference if real is not None and maker is None else None, gallery, file)
+
+
+def _real(means: Means, count: int) -> list[Row]:
+    """Rows of the real pictures and their reconstructions that came with the judge."""
+    from ..evaluation.real import judge_prompts, load_real, real_scores
+    from ..evaluation.report import make_row
+
+    real = load_real(means.judge_file) if means.judge_file is not None else None
+    if real is None or means.judge is None or means.judge_file is None:
+        return []
+    scores = real_scores(real, judge_prompts(means.judge_file), means.judge, count, means.maker is None)
+    return [make_row(name, "real", answers, means.reference, {}) for name, answers in scores.items()]
+
+
+def _prompts(file: Path | None, means: Means, count: int) -> list[Caption]:
+    """`count` captions: the file's, or the judge's own, from the first again after the last."""
+    from ..evaluation.captions import read_captions, understand
+    from ..evaluation.real import judge_prompts
+
+    if file is None and means.judge_file is None:
+        raise CascadeError("without a judge there are no prompts: give a file with --prompts.")
+    given = read_captions(file) if file is not None else judge_prompts(means.judge_file or DEFAULT_JUDGE)
+    given = understand(given, means.judge.config) if means.judge is not None else given
+    return [replace(given[i % len(given)], file=None) for i in range(count)]
+
+
+def _read(means: Means, folder: Path, captions: Path, rows: list[Row], shown: list[Any]) -> None:
+    """Adds the row of a folder of pictures."""
+    from ..evaluation.captions import read_captions, understand
+    from ..evaluation.pictures import read_pictures
+
+    asked = read_captions(captions, with_files=True)
+    asked = understand(asked, means.judge.config) if means.judge is not None else asked
+    _add(means, folder.name or str(folder), "images", read_pictures(folder, asked), asked, {}, rows, shown)
+
+
+def _add(
+    means: Means, name: str, kind: str, images: Sequence[Image.Image], asked: Sequence[Caption], more: dict[str, Any],
+    rows: list[Row], shown: list[Any],
+) -> None:  # fmt: skip
+    """Judges a set, and adds its row and its section of the contact sheet."""
+    from ..evaluation.report import make_row
+    from ..evaluation.score import score_images
+    from ..evaluation.sheet import Section
+
+    scores = score_images(images, asked, means.judge, means.maker, means.gallery)
+    rows.append(make_row(name, kind, scores, means.reference, more))
+    shown.append(Section(name, images[:_IN_SHEET], [c.prompt for c in asked[:_IN_SHEET]], scores.concept))
+
+
+def _draw(
+    pipe: Pipeline, means: Means, asked: list[Caption], rules: tuple[str, ...], tree: str | None, seed: int,
+    spread: bool, out: Path, shown: list[Any],
+) -> list[Row]:  # fmt: skip
+    """Rows of all drawn sets, the second one of --spread last."""
+    from ..evaluation.draw import draw, speed
+
+    rows: list[Row] = []
+    drawings = _drawings(rules, tree, seed, spread)
+    tokens = len(asked) * pipe.manifest.model.image_tokens
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
+        tasks = [bar.add_task(drawing.name, total=tokens) for drawing in drawings]
+        for drawing, task in zip(drawings, tasks, strict=True):
+
+            def advance(done: int, task: Any = task) -> None:
+                bar.update(task, completed=done)
+
+            folder = out / drawing.folder_name
+            try:
+                pictures = draw(pipe, drawing, asked, folder, advance)
+            except KeyboardInterrupt:
+                kept = len(list(folder.glob("*.png")))
+                click.echo(f"{kept} pictures are kept in {folder}; the same command goes on from there.", err=True)
+                raise
+            _add(means, drawing.name, "drawn", pictures, asked, speed(pictures), rows, shown)
+    return rows
+
+
+def _drawings(rules: tuple[str, ...], tree: str | None, seed: int, spread: bool) -> list[Any]:
+    from ..evaluation.draw import Drawing
+
+    chosen = dict.fromkeys((PLAIN, *rules) if spread else rules)  # each rule once, in the order given
+    drawings = [Drawing(rule, tree, seed, rule) for rule in chosen]
+    if spread:
+        other = seed + _OTHER_SEED
+        drawings.append(Drawing(PLAIN, None, other, f"{PLAIN}, seed {other}"))
+    return drawings

@@ -1,0 +1,111 @@
+"""Draws a set of pictures into a folder; what is there already, from the same bundle and settings, is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..runtime.bundle import MANIFEST
+from ..runtime.images import save_png
+from ..runtime.pipeline import Output, Pipeline
+from ..runtime.rules.registry import PLAIN
+from .captions import Caption, write_captions
+
+_COUNTS = ("tokens", "rounds", "target_calls", "total_seconds")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One set to draw: a rule as `Pipeline.generate` takes it, a tree (None: the bundle's first), the first seed.
+
+    Picture i shows caption i, from the first again after the last, and uses seed + i.
+    """
+
+    rule: str
+    tree: str | None
+    seed: int
+    name: str
+
+    @property
+    def folder_name(self) -> str:
+        tree = f"-{self.tree}" if self.tree and self.rule != PLAIN else ""
+        return re.sub(r"[^A-Za-z0-9.=_+-]+", "-", f"{self.rule}{tree}-seed{self.seed}").strip("-")
+
+
+def draw(
+    pipe: Pipeline, drawing: Drawing, captions: Sequence[Caption], folder: Path, advance: Callable[[int], None]
+) -> list[Image.Image]:
+    """The set's pictures, one for each caption; missing ones are drawn and written to `folder` batch by batch.
+
+    advance gets the number of tokens that are done. After Ctrl-C it raises KeyboardInterrupt; finished pictures are
+    in the folder, and the next call goes on from them.
+    """
+    wanted = [_text(pipe, drawing, caption, i) for i, caption in enumerate(captions)]
+    files = [folder / f"{i:05d}.png" for i in range(len(captions))]
+    missing = [i for i, (file, text) in enumerate(zip(files, wanted, strict=True)) if not _is_kept(file, text)]
+    tokens, kept = pipe.manifest.model.image_tokens, len(captions) - len(missing)
+    advance(kept * tokens)
+    if missing:
+        batches = pipe.stream(
+            [captions[i].prompt for i in missing], seed=[drawing.seed + i for i in missing], rule=drawing.rule,
+            tree=None if drawing.rule == PLAIN else drawing.tree,
+            callback=lambda done, _total: advance(kept * tokens + done),
+        )  # fmt: skip
+        for output in batches:
+            for image in output.images:
+                i = missing.pop(0)
+                save_png(image, files[i], wanted[i] | _share(output))
+            if output.interrupted:
+                raise KeyboardInterrupt
+    write_captions(folder / "captions.jsonl", (_with_file(c, f.name) for c, f in zip(captions, files, strict=True)))
+    return [open_image(file) for file in files]
+
+
+def speed(images: Sequence[Image.Image]) -> dict[str, float | None]:
+    """Tokens per target call and images per second over the pictures, from what their files say."""
+    sums = {name: sum(float(_info(image).get(name, 0)) for image in images) for name in _COUNTS}
+    return {
+        "tau": sums["tokens"] / sums["rounds"] if sums["rounds"] else None,
+        "images_per_second": len(images) / sums["total_seconds"] if sums["total_seconds"] else None,
+    }
+
+
+def open_image(file: Path) -> Image.Image:
+    """The picture, loaded, its text chunk in `info`. Raises OSError when the file is missing or damaged."""
+    image = Image.open(file)
+    image.load()
+    return image
+
+
+def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> dict[str, str]:
+    """What a picture's file says of how it was made; the bundle by its manifest, so that any rebuild counts."""
+    made_by = hashlib.sha256((pipe.folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    tree = "" if drawing.rule == PLAIN else drawing.tree or pipe.manifest.tree(None).name
+    return {"prompt": caption.prompt, "seed": str(drawing.seed + number), "rule": drawing.rule, "tree": tree,
+            "model": pipe.manifest.name, "bundle": made_by}  # fmt: skip
+
+
+def _share(output: Output) -> dict[str, str]:
+    """One picture's share of its batch's counts, so that sums over pictures are those of the batches."""
+    count = max(1, output.stats.images)
+    return {name: repr(getattr(output.stats, name) / count) for name in _COUNTS}
+
+
+def _is_kept(file: Path, wanted: dict[str, str]) -> bool:
+    try:
+        return wanted.items() <= _info(open_image(file)).items()
+    except OSError:
+        return False
+
+
+def _info(image: Image.Image) -> dict[str, str]:
+    return {name: str(value) for name, value in image.info.items() if isinstance(name, str)}
+
+
+def _with_file(caption: Caption, name: str) -> Caption:
+    return Caption(caption.prompt, name, caption.concept, caption.style, caption.background, caption.group)
