@@ -117,6 +117,10 @@ def _report(out: Path, manifest: Any) -> None:
     ]
     if worst:
         click.echo(f"largest difference from PyTorch: {max(worst)[0]:.1e} of the scale, in {max(worst)[1]}")
+    from ..export.overflow import fp16_advice
+
+    for sentence in fp16_advice(manifest.parity):
+        click.echo(sentence)
     what = '--class-id 1' if manifest.model.condition == "class" else '"a red apple"'
     if manifest.model.condition == "class" or manifest.text is not None:
         click.echo(f"next: cascade-trt generate {what} --bundle {out}")

@@ -18,18 +18,21 @@ from torch import Tensor, nn
 
 from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
+from ..runtime.prompts import PromptEncoder
 from ..runtime.tree import Tree
 from .checkpoints.source import TensorSource
 from .models.drafter import Drafter
 from .models.llamagen import Block, LlamaGenConfig, RMSNorm, condition_embedder, prefix_causal_mask, rope_2d
 from .models.t5 import T5Encoder
 from .models.vq import VQModel
+from .overflow import ActivationScan
 from .parts import Parts
 
 # Largest difference from PyTorch's float32, relative to the output's largest value, per precision. Measured
 # worst cases (fixtures and full-size random weights): fp32 2e-5; fp16 and bf16 follow from their mantissas
 # over the depth of the model.
 _LIMITS = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
+_PROMPT = "a photo of a red apple on a wooden table"
 Module = TypeVar("Module", bound=nn.Module)
 Runner = Callable[[str, Mapping[str, np.ndarray], list[str]], dict[str, np.ndarray]]
 
@@ -38,8 +41,9 @@ def check_parity(parts: Parts, options: Any, folder: Path, manifest: Manifest) -
     """Runs every engine of the bundle in `folder`; returns a report for each engine.
 
     A report holds, for each output, the largest absolute difference and the same relative to the output's
-    largest value. bfloat16 has no CPU kernels, so there an fp32 twin with the rounded weights is compared.
-    Raises CascadeError when an output is not finite or too far off.
+    largest value, and for the engine the largest activation of PyTorch's float32 run. bfloat16 has no CPU
+    kernels, so there an fp32 twin with the rounded weights is compared. Raises CascadeError when an output is not
+    finite or too far off.
     """
     if options.precision == "bf16":
         return _compare_twin(parts, options, manifest)
@@ -60,17 +64,26 @@ def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str) -> 
     run = _ort_runner(folder, manifest)
     rng = np.random.default_rng(0)
     report: dict[str, Any] = {}
+    scan = ActivationScan()
+    given: tuple[np.ndarray, np.ndarray] | None = None
     with torch.inference_mode():
         if "text" in manifest.engines:
-            report["text"] = _judge("text", precision, _text(parts, run, rng))
-        report["condition"], prefix, mask = _condition(parts, run, rng, precision)
+            with scan.watch("text"):
+                outputs, given = _text(parts, manifest, run, rng)
+            report["text"] = _judge("text", precision, outputs)
+        with scan.watch("condition"):
+            report["condition"], prefix, mask = _condition(parts, run, rng, precision, given)
         report["embed"] = _judge("embed", precision, _embed(parts, run, rng))
-        report["target"], hidden = _target(parts, manifest, run, rng, prefix, mask, precision)
+        with scan.watch("target"):
+            report["target"], hidden = _target(parts, manifest, run, rng, prefix, mask, precision)
         for tree in manifest.trees:
-            outputs = _draft(parts, manifest, run, rng, tree.tree(), tree.engine, hidden)
+            with scan.watch(tree.engine):
+                outputs = _draft(parts, manifest, run, rng, tree.tree(), tree.engine, hidden)
             report[tree.engine] = _judge(tree.engine, precision, outputs)
-        report["decode"] = _judge("decode", precision, _decode(parts, run, rng))
-    return report
+        with scan.watch("decode"):
+            outputs = _decode(parts, run, rng)
+        report["decode"] = _judge("decode", precision, outputs)
+    return {engine: entry | scan.entry(engine) for engine, entry in report.items()}
 
 
 def _ort_runner(folder: Path, manifest: Manifest) -> Runner:
@@ -121,24 +134,39 @@ def _load(module: Module, source: TensorSource, prefix: str = "") -> Module:
     return module.eval()
 
 
-def _text(parts: Parts, run: Runner, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, Tensor]]:
+def _text(
+    parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator
+) -> tuple[dict[str, tuple[np.ndarray, Tensor]], tuple[np.ndarray, np.ndarray]]:
+    """The outputs of a real prompt and of random ids; and PyTorch's features with their mask, for `_condition`."""
     assert parts.text is not None and parts.text_config is not None  # the caller asks for `text` only then
     length = parts.config.prefix_len
     ids = rng.integers(1, parts.text_config.vocab_size, (2, length))
     mask = np.arange(length)[None] >= np.array([[0], [length // 2]])
+    if parts.tokenizer is not None and manifest.text is not None:
+        encoder = PromptEncoder(parts.tokenizer.parent, replace(manifest.text, tokenizer=parts.tokenizer.name))
+        ids[1:], mask[1:], _ = encoder.encode([_PROMPT])
     module = _load(T5Encoder(parts.text_config), parts.text)
     wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
-    return {"features": (run("text", {"ids": ids, "mask": mask}, ["features"])["features"], wanted)}
+    got = run("text", {"ids": ids, "mask": mask}, ["features"])["features"]
+    return {"features": (got, wanted)}, (wanted.float().numpy(), mask)
 
 
 def _condition(
-    parts: Parts, run: Runner, rng: np.random.Generator, precision: str
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Report, prefix embeddings float32 [2, T, D] of a conditional and an unconditional row, and their mask."""
+    parts: Parts, run: Runner, rng: np.random.Generator, precision: str,
+    given: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:  # fmt: skip
+    """Report, prefix embeddings float32 [2, T, D] of a conditional and an unconditional row, and their mask.
+
+    `given` are features [2, T, C] and their mask [2, T] of the text encoder, where the bundle has one: the last
+    row is a prompt's, and both rows take it.
+    """
     config = parts.config
     uncond = np.array([False, True])
     mask = np.ones((2, config.prefix_len), bool)
-    if config.condition == "text":
+    if config.condition == "text" and given is not None:
+        mask = given[1][[1, 1]]
+        inputs = {"features": given[0][[1, 1]] * mask[..., None], "uncond": uncond}
+    elif config.condition == "text":
         mask[:, : config.prefix_len // 2] = False
         features = rng.normal(size=(2, config.prefix_len, config.caption_dim)).astype(np.float32) * mask[..., None]
         inputs = {"features": features, "uncond": uncond}
