@@ -27,14 +27,15 @@ def run(bundle: Path, targets: tuple[str, ...]) -> None:
             status.update(f"compiling {what} ({done + 1} of {total})")
 
         added = add_plans(bundle, chosen, progress)
-    if not added.built:
-        click.echo(f"{bundle}: all {added.kept} TensorRT engines are up to date")
-        return
     plans = [plan for plan in added.manifest.plans if plan.target in {target.name for target in chosen}]
-    size, peak = sum(plan.bytes for plan in plans), max(plan.peak_memory for plan in plans)
+    files = {plan.file: plan for plan in plans}
+    if not added.built:
+        click.echo(f"{bundle}: all {len(files)} TensorRT engines are up to date")
+        return
+    size, peak = sum(plan.bytes for plan in files.values()), max(plan.peak_memory for plan in plans)
     kept = f", {added.kept} kept" if added.kept else ""
     click.echo(
-        f"{bundle}: {added.built} TensorRT engines compiled{kept}, {human(size)}, "
-        f"{time.perf_counter() - start:.0f} s, peak memory {human(peak)}"
+        f"{bundle}: {added.built} TensorRT engines compiled{kept} for {', '.join(t.name for t in chosen)}, "
+        f"{human(size)}, {time.perf_counter() - start:.0f} s, peak memory {human(peak)}"
     )
     click.echo(f"next: cascade-trt info {bundle}; cascade-trt doctor {bundle}")

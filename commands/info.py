@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from ..runtime.bundle import Manifest, check_files, read_manifest
+from ..runtime.bundle import Manifest, PlanInfo, check_files, read_manifest
 
 
 def run(bundle: Path, verify: bool, as_json: bool) -> None:
@@ -71,42 +71,50 @@ def _drafter(manifest: Manifest) -> str:
 
 
 def _engines(console: Console, manifest: Manifest) -> None:
-    table = Table("engine", "precision", "graph", "weights", "against PyTorch", title=None)
+    table = Table("engine", "precision", "graph", "weights", "against PyTorch", "activations", title=None)
     for name, engine in manifest.engines.items():
         size = sum(manifest.files[file].bytes for file in engine.weights)
         graph = manifest.files[engine.file].bytes
         table.add_row(
             name, engine.precision, human(graph), f"{', '.join(engine.weights)} ({human(size)})",
-            _parity(manifest.parity.get(name)),
+            _parity(manifest.parity.get(name)), _reach(manifest.parity.get(name)),
         )  # fmt: skip
     console.print(table)
 
 
 def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -> None:
-    """TensorRT engines: what is inside them by TensorRT's own layer report."""
+    """TensorRT engines: what is inside them by TensorRT's own layer report. Targets that share plans share rows."""
     if not manifest.plans:
         return
     from ..engines.cache import plan_damage
     from ..engines.inspect import summarise
 
-    table = Table("TensorRT engine", "size", "layers", "in/out", "attention", "KV in place", "KV copies",
-                  "layers by dtype", "build", title=None)  # fmt: skip
-    damaged = []
+    served: dict[str, list[PlanInfo]] = {}
     for plan in manifest.plans:
-        damage = plan_damage(bundle, plan, thorough)
-        if damage:
-            damaged.append(f"{plan.file} {damage}: run `cascade-trt compile {bundle} --target {plan.target}`.")
-            continue
-        s = summarise(bundle, plan)
-        mix = ", ".join(f"{count} {dtype}" for dtype, count in s.precisions.items())
-        table.add_row(
-            f"{plan.target} {plan.engine}", human(plan.bytes), str(s.layers), f"{s.inputs}/{s.outputs}",
-            str(s.attention), str(len(s.aliases)), s.copies, mix,
-            f"{plan.seconds:.0f} s, {human(plan.peak_memory)}",
-        )  # fmt: skip
-    console.print(table)
-    versions = sorted({f"{plan.target}: {plan.backend} {plan.backend_version}" for plan in manifest.plans})
-    console.print("; ".join(versions), soft_wrap=True)
+        served.setdefault(plan.file, []).append(plan)
+    groups: dict[tuple[str, ...], list[PlanInfo]] = {}
+    for plans in served.values():
+        groups.setdefault(tuple(plan.target for plan in plans), []).append(plans[0])
+    damaged = []
+    for targets, plans in groups.items():
+        names = ("engine", "size", "layers", "in/out", "attention", "KV in place", "KV copies")
+        table = Table(*(Column(name, no_wrap=True) for name in names), "by dtype", "build",
+                      title=f"{' '.join(targets)}: {plans[0].backend} {plans[0].backend_version}",
+                      title_justify="left")  # fmt: skip
+        for plan in plans:
+            damage = plan_damage(bundle, plan, thorough)
+            if damage:
+                again = " ".join(f"--target {target}" for target in targets)
+                damaged.append(f"{plan.file} {damage}: run `cascade-trt compile {bundle} {again}`.")
+                continue
+            s = summarise(bundle, plan)
+            mix = ", ".join(f"{count} {dtype}" for dtype, count in s.precisions.items() if "f" in dtype)
+            table.add_row(
+                plan.engine, human(plan.bytes), str(s.layers), f"{s.inputs}/{s.outputs}", str(s.attention),
+                str(len(s.aliases)), s.copies, mix,
+                f"{plan.seconds:.0f} s, {human(plan.peak_memory)}",
+            )  # fmt: skip
+        console.print(table)
     for sentence in damaged:
         console.print(sentence, style="red", soft_wrap=True)
 
@@ -118,6 +126,12 @@ def _parity(report: dict | None) -> str:
         return report["skipped"]
     worst = max(report["outputs"].items(), key=lambda item: item[1]["relative"])
     return f"{worst[0]} within {worst[1]['absolute']:.1e}"
+
+
+def _reach(report: dict | None) -> str:
+    """The largest activation; fp16 holds 65504."""
+    seen = (report or {}).get("activations")
+    return f"{seen['largest']:.3g}" if seen else ""
 
 
 def _backends(console: Console, manifest: Manifest) -> None:

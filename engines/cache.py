@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import Manifest, PlanInfo
+from ..runtime.bundle import MANIFEST, Manifest, PlanInfo
+from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.profiles import engine_profiles
 from .tensorrt.target import Target
 
 _LAYOUT = 1  # raised when plans of an older cascade-trt must not be used again
+_HASHED_ALWAYS = 256 << 20  # bytes; larger plans are hashed when they are younger than the manifest
 
 
 def this_platform() -> str:
@@ -47,8 +49,17 @@ def reusable(folder: Path, manifest: Manifest, engine: str, target: Target, key:
     """The plan of an earlier build with the same key whose file is unharmed, or None."""
     for plan in manifest.plans:
         if plan.engine == engine and plan.target == target.name and plan.key == key:
-            return plan if plan_damage(folder, plan) is None else None
+            return plan if plan_damage(folder, plan, _worth_hashing(folder, plan)) is None else None
     return None
+
+
+def _worth_hashing(folder: Path, plan: PlanInfo) -> bool:
+    """A large plan that nobody touched since the manifest was written is not read again: a build that has nothing
+    to do takes no time."""
+    path = folder / plan.file
+    if plan.bytes <= _HASHED_ALWAYS or not path.is_file():
+        return True
+    return path.stat().st_mtime_ns > (folder / MANIFEST).stat().st_mtime_ns
 
 
 def plan_damage(folder: Path, plan: PlanInfo, thorough: bool = False) -> str | None:
@@ -58,6 +69,12 @@ def plan_damage(folder: Path, plan: PlanInfo, thorough: bool = False) -> str | N
         return "is missing"
     if path.stat().st_size != plan.bytes:
         return f"has {path.stat().st_size} bytes instead of {plan.bytes}"
+    problem = plan_problem(path)
+    if problem:
+        return problem
+    written = rtx_version(path)
+    if written is not None and written != plan.backend_version:
+        return f"says TensorRT-RTX {written} and the manifest {plan.backend_version}"
     if thorough:
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != plan.sha256:

@@ -22,14 +22,15 @@ from .publish import linked_copy, staged_bundle
 from .script import SCRIPT, build_script
 from .tensorrt.build import BUILDER_OPTIONS
 from .tensorrt.loader import installed_version
-from .tensorrt.target import Target, check_target
+from .tensorrt.profiles import engine_profiles
+from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
 
-Progress = Callable[[str, int, int], None]  # what is being done, engines built, engines in all
+Progress = Callable[[str, int, int], None]  # what is being done, plans compiled, plans in all
 
 
 @dataclass(frozen=True)
 class Added:
-    """What `add_plans` did: the bundle's manifest, engines compiled and engines that were good already."""
+    """What `add_plans` did: the bundle's manifest, plans compiled and plans that were good already."""
 
     manifest: Manifest
     built: int
@@ -39,30 +40,31 @@ class Added:
 def add_plans(bundle: Path, targets: list[Target], progress: Progress) -> Added:
     """Compiles every graph of `bundle` for `targets` and publishes the bundle with the new engines.
 
-    Engines whose key is unchanged are kept; when all are, nothing is written. Raises CascadeError when a target
-    cannot take the bundle, TensorRT is missing or refuses, or there is no room; the bundle is as before then.
+    Targets that one plan can serve get one. Plans whose key is unchanged are kept; when all are, nothing is
+    written. Raises CascadeError when a target cannot take the bundle, TensorRT is missing or refuses, or there is
+    no room; the bundle is as before then.
     """
     manifest = read_manifest(bundle)
     for target in targets:
         check_target(target, manifest.engines["target"].precision, head_dims(manifest))
-    work = [job for target in targets for job in _plan_work(bundle, manifest, target)]
-    missing = [job for job in work if job.found is None]
-    if not missing:
-        return Added(manifest, 0, len(work))
+    work, kept = _open_work(bundle, manifest, targets)
+    if not work:
+        return Added(manifest, 0, kept)
     with staged_bundle(bundle) as stage:
         manifest = read_manifest(bundle)  # once more: another build may have ended before the lock was ours
+        work, kept = _open_work(bundle, manifest, targets)
         linked_copy(bundle, stage)
         made: list[PlanInfo] = []
-        for target in targets:
-            jobs = [job for job in missing if job.target == target]
-            if jobs:
-                done = len(made)
-                made += _build(stage, manifest, target, jobs, lambda name, n=done: progress(name, n, len(missing)))
+        built, total = 0, sum(len(batch) for batch in work)
+        for batch in work:
+            made += _build(stage, manifest, batch, lambda name, n: progress(name, n, total), built)
+            built += len(batch)
         replaced = {(plan.target, plan.engine) for plan in made}
-        kept = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
-        manifest = replace(manifest, plans=[*kept, *made])
+        old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
+        manifest = replace(manifest, plans=[*old, *made])
+        _drop_unused(stage, manifest)
         write_new(stage / MANIFEST, manifest.to_json())
-    return Added(manifest, len(made), len(work) - len(made))
+    return Added(manifest, built, kept)
 
 
 def head_dims(manifest: Manifest) -> tuple[int, ...]:
@@ -75,18 +77,44 @@ def head_dims(manifest: Manifest) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Work:
-    """One engine for one target, and the plan of an earlier build where there is one."""
+    """One plan to compile: a graph, the targets that the plan serves, and the key of each."""
 
     engine: str
-    target: Target
-    key: str
+    targets: tuple[Target, ...]
+    keys: tuple[str, ...]
     version: str
-    architecture: str
-    found: PlanInfo | None
+    architectures: tuple[str, ...]
 
 
-def _plan_work(bundle: Path, manifest: Manifest, target: Target) -> list[Work]:
-    """Raises CascadeError when the package is missing, or the target needs a GPU and there is none."""
+def _open_work(bundle: Path, manifest: Manifest, targets: list[Target]) -> tuple[list[list[Work]], int]:
+    """What must be compiled, in batches of the same targets (a process each), and how many plans are good already.
+
+    Raises CascadeError when the package is missing, or a target needs a GPU and there is none.
+    """
+    kept: set[str] = set()
+    batches: dict[tuple[Target, ...], list[Work]] = {}
+    for group in sharing(targets):
+        version = _version(bundle, group[0])
+        architectures = {target: _architecture(bundle, target) for target in group}
+        for engine in manifest.engines:
+            keys: dict[Target, str] = {}
+            for target in group:
+                key = plan_key(manifest, engine, target, version, architectures[target], BUILDER_OPTIONS)
+                found = reusable(bundle, manifest, engine, target, key)
+                if found is None:
+                    keys[target] = key
+                else:
+                    kept.add(found.file)
+            if keys:
+                lacking = tuple(keys)
+                work = Work(
+                    engine, lacking, tuple(keys.values()), version, tuple(architectures[t] for t in lacking)
+                )
+                batches.setdefault(lacking, []).append(work)
+    return list(batches.values()), len(kept)
+
+
+def _version(bundle: Path, target: Target) -> str:
     version = installed_version(target.backend)
     if version is None:
         extra = "rtx" if target.backend == "tensorrt-rtx" else "tensorrt"
@@ -94,6 +122,11 @@ def _plan_work(bundle: Path, manifest: Manifest, target: Target) -> list[Work]:
             f"the package {target.backend} is not installed: run `pip install 'cascade-trt[{extra}]'`."
             + _carry(bundle, target)
         )
+    return version
+
+
+def _architecture(bundle: Path, target: Target) -> str:
+    """"8.9", of the target or of this machine's GPU."""
     capability = target.compute_capability
     if capability is None:
         gpu = find_gpu()
@@ -103,13 +136,7 @@ def _plan_work(bundle: Path, manifest: Manifest, target: Target) -> list[Work]:
                 "use --target rtx:sm89 (any machine)." + _carry(bundle, target)
             )
         capability = gpu.compute_capability
-    architecture = f"{capability[0]}.{capability[1]}"
-    work = []
-    for engine in manifest.engines:
-        key = plan_key(manifest, engine, target, version, architecture, BUILDER_OPTIONS)
-        found = reusable(bundle, manifest, engine, target, key)
-        work.append(Work(engine, target, key, version, architecture, found))
-    return work
+    return f"{capability[0]}.{capability[1]}"
 
 
 def _carry(bundle: Path, target: Target) -> str:
@@ -132,31 +159,42 @@ def write_new(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def _drop_unused(stage: Path, manifest: Manifest) -> None:
+    """Removes plans and reports that no entry of the manifest names any more."""
+    named = {stage / file for plan in manifest.plans for file in (plan.file, plan.report)}
+    for pattern in ("*.plan", "*.layers.json"):
+        for path in stage.rglob(pattern):
+            if path not in named:
+                path.unlink()
+    for folder in sorted(stage.glob("tensorrt*/*")):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _build(
-    stage: Path, manifest: Manifest, target: Target, jobs: list[Work], started: Callable[[str], None]
+    stage: Path, manifest: Manifest, batch: list[Work], started: Callable[[str, int], None], before: int
 ) -> list[PlanInfo]:
-    folder = stage / target.folder
+    """Compiles a batch in one process; `before` plans were compiled earlier."""
+    targets = batch[0].targets
+    folder, name = stage / plan_folder(targets), joint_name(targets)
     folder.mkdir(parents=True, exist_ok=True)
-    request = {"target": target.name, "jobs": []}
-    by_engine = {job.engine: job for job in jobs}
-    for job in jobs:
-        profiles = _profiles(manifest, job.engine)
-        paths = {"plan": plan_path(folder, job.engine), "report": report_path(folder, job.engine)}
+    jobs = []
+    for work in batch:
+        paths = {"plan": plan_path(folder, work.engine), "report": report_path(folder, work.engine)}
         for path in paths.values():
             path.unlink(missing_ok=True)  # a link to the published file
-        info = manifest.engines[job.engine]
-        request["jobs"].append(
-            {"engine": job.engine, "onnx": str(stage / info.file), "precision": info.precision, "profiles": profiles}
-            | {name: str(path) for name, path in paths.items()}
-        )
-    started(f"{target.name} {jobs[0].engine}")
+        info = manifest.engines[work.engine]
+        jobs.append(
+            {"engine": work.engine, "onnx": str(stage / info.file), "precision": info.precision,
+             "profiles": engine_profiles(manifest, work.engine)} | {key: str(path) for key, path in paths.items()}
+        )  # fmt: skip
     plans: list[PlanInfo] = []
-    for answer in _worker(request, target):
-        job = by_engine[answer["engine"]]
-        plans.append(_describe(stage, folder, manifest, job, answer))
-        left = jobs[len(plans) :]
-        if left:
-            started(f"{target.name} {left[0].engine}")
+    started(f"{name} {batch[0].engine}", before)
+    answers = _worker({"targets": [target.name for target in targets], "jobs": jobs}, name)
+    for done, (work, answer) in enumerate(zip(batch, answers, strict=True), start=1):
+        plans += _describe(stage, folder, manifest, work, answer)
+        if done < len(batch):
+            started(f"{name} {batch[done].engine}", before + done)
     return plans
 
 
@@ -168,28 +206,27 @@ def report_path(folder: Path, engine: str) -> Path:
     return folder / f"{engine}.layers.json"
 
 
-def _profiles(manifest: Manifest, engine: str) -> list[dict[str, int]]:
-    from .tensorrt.profiles import engine_profiles
-
-    return engine_profiles(manifest, engine)
-
-
-def _describe(stage: Path, folder: Path, manifest: Manifest, job: Work, answer: dict[str, Any]) -> PlanInfo:
-    plan, report = plan_path(folder, job.engine), report_path(folder, job.engine)
+def _describe(stage: Path, folder: Path, manifest: Manifest, work: Work, answer: dict[str, Any]) -> list[PlanInfo]:
+    """An entry for each target of the plan; they name the same file."""
+    plan, report = plan_path(folder, work.engine), report_path(folder, work.engine)
     with open(plan, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PlanInfo(
-        engine=job.engine, target=job.target.name, file=str(plan.relative_to(stage)),
-        report=str(report.relative_to(stage)), key=job.key, backend=job.target.backend,
-        backend_version=job.version, compute_capability=job.architecture, platform=this_platform(),
-        precision=manifest.engines[job.engine].precision, options=dict(BUILDER_OPTIONS),
-        profiles=_profiles(manifest, job.engine), network=answer["network"], bytes=plan.stat().st_size,
-        sha256=sha256, seconds=round(answer["seconds"], 2), peak_memory=answer["peak_memory"],
-    )  # fmt: skip
+    return [
+        PlanInfo(
+            engine=work.engine, target=target.name, file=str(plan.relative_to(stage)),
+            report=str(report.relative_to(stage)), key=key, backend=target.backend, backend_version=work.version,
+            compute_capability=architecture, platform=this_platform(),
+            precision=manifest.engines[work.engine].precision, options=dict(BUILDER_OPTIONS),
+            profiles=engine_profiles(manifest, work.engine), network=answer["network"],
+            bytes=plan.stat().st_size, sha256=sha256, seconds=round(answer["seconds"], 2),
+            peak_memory=answer["peak_memory"],
+        )
+        for target, key, architecture in zip(work.targets, work.keys, work.architectures, strict=True)
+    ]  # fmt: skip
 
 
-def _worker(request: dict[str, Any], target: Target) -> Iterator[dict[str, Any]]:
-    """Runs the build process and yields its answers; kills it when the caller stops (Ctrl-C).
+def _worker(request: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Runs the build process for the targets `name` and yields its answers; kills it when the caller stops (Ctrl-C).
 
     Raises CascadeError with its sentence, or with what ended it.
     """
@@ -214,13 +251,13 @@ def _worker(request: dict[str, Any], target: Target) -> Iterator[dict[str, Any]]
             return
         if code == -signal.SIGKILL:
             raise CascadeError(
-                f"the build for {target.name} was killed, most likely because memory ran out: free some, or build "
+                f"the build for {name} was killed, most likely because memory ran out: free some, or build "
                 "on a larger machine."
             )
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         what = signal.Signals(-code).name if code < 0 else f"code {code}"
         raise CascadeError(
-            f"TensorRT ended with {what} while compiling for {target.name} ({last[0][:200]}): try another version "
+            f"TensorRT ended with {what} while compiling for {name} ({last[0][:200]}): try another version "
             "of the package, or use ONNX Runtime."
         )

@@ -1,6 +1,7 @@
 """Judges this machine and bundles on it, in sentences.
 
-Every verdict is one of: "usable", "rebuild" (with the command), "cannot tell" (no GPU here), "damaged".
+Every verdict is one of: "usable", "rebuild" (with the command), "cannot tell" (no GPU here), "damaged", and "not
+for here" (the bundle is as it should be, this part of it serves other machines).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +19,10 @@ from ..runtime.bundle import Manifest, PlanInfo, check_files, read_manifest
 from ..runtime.errors import CascadeError
 from .cache import plan_damage, this_platform
 from .gpu import Gpu, find_gpu
-from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.loader import installed_version, version_numbers
 
-USABLE, REBUILD, UNKNOWN, DAMAGED = "usable", "rebuild", "cannot tell", "damaged"
+USABLE, REBUILD, UNKNOWN, DAMAGED, ELSEWHERE = "usable", "rebuild", "cannot tell", "damaged", "not for here"
+_ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their files
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def machine_sentences(machine: Machine) -> list[str]:
     else:
         capability = ".".join(map(str, gpu.compute_capability))
         memory = f"{gpu.free >> 30} of {gpu.memory >> 30} GiB free" if gpu.memory else "memory shared with the CPU"
-        sentences.append(f"{gpu.name}, compute capability {capability}, driver {gpu.driver}, {memory}.")
+        cuda = f" (CUDA {gpu.cuda})" if gpu.cuda else ""
+        sentences.append(f"{gpu.name}, compute capability {capability}, driver {gpu.driver}{cuda}, {memory}.")
     for backend, version in machine.versions.items():
         extra = "rtx" if backend == "tensorrt-rtx" else "tensorrt"
         missing = f"{backend} is not installed (pip install 'cascade-trt[{extra}]')."
@@ -104,11 +107,11 @@ def judge_bundle(bundle: Path, machine: Machine) -> list[Verdict]:
         check_files(bundle, manifest)
     except CascadeError as error:
         return [Verdict("bundle", DAMAGED, f"{error}")]
-    verdicts = [_judge_ort(manifest, machine)]
-    for target in dict.fromkeys(plan.target for plan in manifest.plans):
-        plans = [plan for plan in manifest.plans if plan.target == target]
-        verdicts.append(_judge_target(bundle, manifest, target, plans, machine))
-    return verdicts
+    verdicts = [_judge_ort(manifest, machine), *_judge_cuda(manifest, machine)]
+    damage = _damage(bundle, manifest)
+    targets = list(dict.fromkeys(plan.target for plan in manifest.plans))
+    judged = [_judge_target(bundle, manifest, target, damage, machine) for target in targets]
+    return [*verdicts, *_set_aside(judged, manifest, machine)]
 
 
 def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
@@ -116,26 +119,58 @@ def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
     if not machine.providers:
         return Verdict("ort-cpu", REBUILD, "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`.")
     if support != "yes":
-        return Verdict("ort-cpu", REBUILD, support)
+        return Verdict("ort-cpu", ELSEWHERE, support)
+    needed = _ROOM * sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data"))
+    if machine.free_memory and needed > machine.free_memory:
+        sizes = f"{needed / 2**30:.1f} GiB for the weights, and {machine.free_memory / 2**30:.1f} GiB are free"
+        return Verdict("ort-cpu", UNKNOWN, f"needs about {sizes}: close other programs, or build with fp16.")
     return Verdict("ort-cpu", USABLE, "usable on this CPU.")
 
 
+def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
+    """Nothing where ONNX Runtime has no CUDA provider."""
+    if "CUDAExecutionProvider" not in machine.providers:
+        return []
+    support = manifest.backends.get("ort-cuda", "yes")
+    if support != "yes":
+        return [Verdict("ort-cuda", ELSEWHERE, support)]
+    if machine.gpu is None:
+        return [Verdict("ort-cuda", UNKNOWN, "the provider is installed, but there is no GPU here.")]
+    return [Verdict("ort-cuda", USABLE, f"usable on {machine.gpu.name}.")]
+
+
+def _damage(bundle: Path, manifest: Manifest) -> dict[str, str]:
+    """What is wrong with plan files, by file; targets that share a plan have it read once."""
+    files = {plan.file: plan for plan in manifest.plans}
+    found = {file: plan_damage(bundle, plan, thorough=True) for file, plan in files.items()}
+    return {file: damage for file, damage in found.items() if damage}
+
+
 def _judge_target(
-    bundle: Path, manifest: Manifest, target: str, plans: list[PlanInfo], machine: Machine
+    bundle: Path, manifest: Manifest, target: str, damage: Mapping[str, str], machine: Machine
 ) -> Verdict:
     again = f"run `cascade-trt compile {bundle} --target {target}`."
+    plans = [plan for plan in manifest.plans if plan.target == target]
     missing = [engine for engine in manifest.engines if engine not in {plan.engine for plan in plans}]
     if missing:
         return Verdict(target, REBUILD, f"lacks the engine {missing[0]}: {again}")
     for plan in plans:
-        damage = plan_damage(bundle, plan, thorough=True) or plan_problem(bundle / plan.file)
-        if damage:
-            return Verdict(target, DAMAGED, f"{plan.file} {damage}: {again}")
-        written = rtx_version(bundle / plan.file)
-        if written is not None and written != plan.backend_version:
-            says = f"{plan.file} says TensorRT-RTX {written}, the manifest {plan.backend_version}"
-            return Verdict(target, DAMAGED, f"{says}: {again}")
+        if plan.file in damage:
+            return Verdict(target, DAMAGED, f"{plan.file} {damage[plan.file]}: {again}")
     return judge_plan(plans[0], machine, again)
+
+
+def _set_aside(verdicts: list[Verdict], manifest: Manifest, machine: Machine) -> list[Verdict]:
+    """Targets for other GPUs need no rebuilding where one for this GPU is usable."""
+    if machine.gpu is None or not any(verdict.verdict == USABLE for verdict in verdicts):
+        return verdicts
+    here = ".".join(map(str, machine.gpu.compute_capability))
+    other = {plan.target: plan.compute_capability for plan in manifest.plans if plan.compute_capability != here}
+    return [
+        Verdict(v.what, ELSEWHERE, f"for GPUs of compute capability {other[v.what]}, this one has {here}.")
+        if v.verdict == REBUILD and v.what in other else v
+        for v in verdicts
+    ]  # fmt: skip
 
 
 def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`driver` is the driver's version, memory in bytes."""
+    """`driver` is the driver's version, `cuda` the newest CUDA that it serves ("" unknown), memory in bytes."""
 
     name: str
     compute_capability: tuple[int, int]
     driver: str
     memory: int
     free: int
+    cuda: str = ""
 
 
 def find_gpu() -> Gpu | None:
@@ -29,7 +31,23 @@ def find_gpu() -> Gpu | None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return parse_gpu(answer.stdout)
+    gpu = parse_gpu(answer.stdout)
+    return None if gpu is None else replace(gpu, cuda=_cuda_version(program))
+
+
+def _cuda_version(program: str) -> str:
+    """From the header of nvidia-smi's table, the only place where every version of it tells."""
+    try:
+        answer = subprocess.run([program], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return parse_cuda(answer.stdout)
+
+
+def parse_cuda(text: str) -> str:
+    """"13.0" of "CUDA Version: 13.0" (newer drivers write "CUDA UMD Version"); "" when it is not there."""
+    match = re.search(r"CUDA (?:\w+ )?Version\s*:\s*([\d.]+)", text)
+    return match[1] if match else ""
 
 
 def parse_gpu(text: str) -> Gpu | None:

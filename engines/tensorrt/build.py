@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ...runtime.errors import CascadeError
 from .loader import Flavour
 from .profiles import Dims
 from .report import LayerReport, parse_log
-from .target import Target
+from .target import Target, joint_name
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Plan:
 BUILDER_OPTIONS: dict[str, Any] = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False}
 
 
-def build_plan(flavour: Flavour, onnx: Path, precision: str, target: Target, profiles: list[Dims]) -> Plan:
-    """Compiles `onnx` for `target`.
+def build_plan(
+    flavour: Flavour, onnx: Path, precision: str, targets: Sequence[Target], profiles: list[Dims]
+) -> Plan:
+    """Compiles `onnx` into one plan for all `targets` (more than one for TensorRT-RTX only).
 
     Precision is in the ONNX file; fp32 attention is allowed to decompose, because only half precisions have fused
     kernels. Raises CascadeError with TensorRT's own reason when it refuses.
@@ -45,11 +48,11 @@ def build_plan(flavour: Flavour, onnx: Path, precision: str, target: Target, pro
     parsed: Any = (builder, network, parser)
     if precision == "fp32":
         parsed = SetDecomposableAttentions(parsed)
-    config = _config(flavour, target, [_profile(network, dims) for dims in profiles])
+    config = _config(flavour, targets, [_profile(network, dims) for dims in profiles])
     try:
         data = EngineBytesFromNetwork(parsed, config=config)()
     except PolygraphyException:
-        raise CascadeError(refusal(onnx.name, target, precision, log.errors)) from None
+        raise CascadeError(refusal(onnx.name, targets, precision, log.errors)) from None
     kinds = [str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers)]
     wanted = ("KV_CACHE_UPDATE", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
     counts = {kind: kinds.count(kind) for kind in wanted if kind in kinds}
@@ -112,35 +115,35 @@ def _profile(network: Any, dims: Dims) -> Any:
     return profile
 
 
-def _config(flavour: Flavour, target: Target, profiles: list[Any]) -> Any:
+def _config(flavour: Flavour, targets: Sequence[Target], profiles: list[Any]) -> Any:
     # No timing cache: TensorRT-RTX would ask for a GPU and gain nothing.
     verbosity = flavour.trt.ProfilingVerbosity.DETAILED
     common: dict[str, Any] = {"profiles": profiles, "profiling_verbosity": verbosity}
     if flavour.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        return CreateConfigRTX(compute_capabilities=[target.compute_capability], **common)
+        return CreateConfigRTX(compute_capabilities=[t.compute_capability for t in targets], **common)
     from polygraphy.backend.trt import CreateConfig
 
     return CreateConfig(**common)
 
 
-def refusal(graph: str, target: Target, precision: str, errors: list[str]) -> str:
+def refusal(graph: str, targets: Sequence[Target], precision: str, errors: list[str]) -> str:
     """One sentence from TensorRT's error messages."""
-    text = "\n".join(errors)
+    text, name = "\n".join(errors), joint_name(targets)
     if "Attention operation was not supported by a dedicated kernel" in text:
         return (
-            f"{target.name} has no attention kernel for the head dimension and dtype of {graph} ({precision}): "
+            f"{name} has no attention kernel for the head dimension and dtype of {graph} ({precision}): "
             "build with --precision fp16, or use ONNX Runtime for this model."
         )
     if "FP32 GEMM is not supported" in text:
         return (
-            f"{target.name} (Turing) has no fp32 matrix products in TensorRT-RTX, which {graph} needs for guidance: "
+            f"{name} (Turing) has no fp32 matrix products in TensorRT-RTX, which {graph} needs for guidance: "
             "use ONNX Runtime with CUDA, or TensorRT, on this GPU."
         )
-    if "bf16" in text.lower() and target.architecture == "sm75":
-        return f"{target.name} has no bfloat16 kernels: build the bundle with --precision fp16 for it."
+    if "bf16" in text.lower() and targets[0].architecture == "sm75":
+        return f"{name} has no bfloat16 kernels: build the bundle with --precision fp16 for it."
     if "out of memory" in text.lower() or "OutOfMemory" in text:
-        return f"memory ran out while {graph} was compiled for {target.name}: free some, or build on a larger machine."
+        return f"memory ran out while {graph} was compiled for {name}: free some, or build on a larger machine."
     reason = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    return f"{target.name} cannot compile {graph} in {precision} ({reason[:200]}): use ONNX Runtime for this model."
+    return f"{name} cannot compile {graph} in {precision} ({reason[:200]}): use ONNX Runtime for this model."

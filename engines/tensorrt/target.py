@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import CascadeError
@@ -38,10 +39,29 @@ class Target:
         digits = self.architecture.removeprefix("sm")
         return int(digits[:-1]), int(digits[-1])
 
-    @property
-    def folder(self) -> str:
-        """Where the bundle keeps this target's plans."""
-        return f"{self.backend}/{self.architecture or 'local'}"
+
+def joint_name(targets: Sequence[Target]) -> str:
+    """"rtx:sm86+sm89" for targets of one plan."""
+    return targets[0].name + "".join(f"+{target.architecture}" for target in targets[1:])
+
+
+def plan_folder(targets: Sequence[Target]) -> str:
+    """Where the bundle keeps the plans that serve `targets`."""
+    names = [target.architecture or "local" for target in targets]
+    return f"{targets[0].backend}/{'-'.join(names)}"
+
+
+def sharing(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
+    """The targets in groups that one plan can serve.
+
+    TensorRT-RTX compiles one plan for several GPUs, with one copy of the weights. Turing stays by itself: it
+    lacks kernels that the others have, and should not cost them theirs.
+    """
+    groups: dict[object, list[Target]] = {}
+    for target in targets:
+        alone = target.backend != "tensorrt-rtx" or target.architecture == "sm75"
+        groups.setdefault(target.name if alone else target.backend, []).append(target)
+    return [tuple(group) for group in groups.values()]
 
 
 def parse_target(text: str) -> Target:

@@ -21,12 +21,12 @@ from .target import parse_target
 
 def main(request: dict[str, Any]) -> None:
     """Builds `request["jobs"]`; raises CascadeError when one fails."""
-    target = parse_target(request["target"])
+    targets = [parse_target(name) for name in request["targets"]]
     require_polygraphy()
-    flavour = import_tensorrt(target.backend)
+    flavour = import_tensorrt(targets[0].backend)
     for job in request["jobs"]:
         reset_peak()
-        plan = build_plan(flavour, Path(job["onnx"]), job["precision"], target, job["profiles"])
+        plan = build_plan(flavour, Path(job["onnx"]), job["precision"], targets, job["profiles"])
         with open(job["plan"], "wb") as file:
             file.write(plan.data)
         Path(job["report"]).write_text(plan.report.to_json())

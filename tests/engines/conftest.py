@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest_trt import TARGET, quiet, require_rtx
+from conftest_trt import TARGETS, quiet, require_rtx
 from support import build, save_checkpoints
 
 from cascade_trt.engines.compile import add_plans
@@ -24,11 +24,11 @@ def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled_bundle(plain_bundle: Path) -> Path:
-    """`plain_bundle` with engines for sm89. Tests that change it must copy it first."""
+    """`plain_bundle` with engines for sm86, sm89 and sm120. Tests that change it must copy it first."""
     require_rtx()
     out = plain_bundle.parent / "compiled"
     shutil.copytree(plain_bundle, out)
-    assert add_plans(out, [parse_target(TARGET)], quiet).built == 5
+    assert add_plans(out, [parse_target(name) for name in TARGETS], quiet).built == 5
     return out
 
 

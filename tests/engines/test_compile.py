@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest_trt import TARGET, quiet
+from conftest_trt import TARGET, TARGETS, quiet
 
 from cascade_trt.cli import cli
 from cascade_trt.engines import cache, compile
@@ -26,7 +27,7 @@ from cascade_trt.engines.tensorrt.target import parse_target
 from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 
-SM89, SM86 = parse_target("rtx:sm89"), parse_target("rtx:sm86")
+SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -43,7 +44,7 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             header = b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116])
             Path(job["plan"]).write_bytes(header + job["engine"].encode() * 20)
             Path(job["report"]).write_text('{"layers": [], "io": []}')
-            built.append(f"{request['target']} {job['engine']}")
+            built.append(f"{' '.join(request['targets'])} {job['engine']}")
             yield {"engine": job["engine"], "seconds": 0.1, "peak_memory": 1 << 20, "network": {}}
 
     monkeypatch.setattr(compile, "_worker", worker)
@@ -68,13 +69,49 @@ def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> Non
     check_files(bundle, read_manifest(bundle), thorough=True)
 
 
+def test_targets_share_one_plan(bundle: Path, fake_worker: list[str]) -> None:
+    """GPUs asked for together get one plan and one copy of the weights; what nobody names any more is removed."""
+    assert add_plans(bundle, [SM89], quiet).built == 5
+    alone = sorted(path for path in bundle.rglob("*.plan"))
+    (bundle / "tensorrt-rtx" / "sm89" / "target.plan").write_bytes(b"short")
+    added = add_plans(bundle, [SM86, SM89, SM75], quiet)
+    # Four graphs for sm86 only, since sm89 has them; target for both; and Turing, which shares with nobody.
+    assert (added.built, added.kept) == (10, 4)
+    assert "rtx:sm86 rtx:sm89 target" in fake_worker and "rtx:sm75 target" in fake_worker
+    files = {(plan.target, plan.engine): plan.file for plan in added.manifest.plans}
+    assert files["rtx:sm86", "target"] == files["rtx:sm89", "target"] == "tensorrt-rtx/sm86-sm89/target.plan"
+    assert files["rtx:sm89", "decode"] == "tensorrt-rtx/sm89/decode.plan"
+    assert alone[-1].name == "target.plan" and not alone[-1].exists()
+    assert {str(path.relative_to(bundle)) for path in bundle.rglob("*.plan")} == set(files.values())
+    assert add_plans(bundle, [SM75, SM89, SM86], quiet).built == 0
+
+
+def test_a_large_plan_is_hashed_only_when_it_was_touched(
+    bundle: Path, fake_worker: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_HASHED_ALWAYS", 0)
+    plan = add_plans(bundle, [SM89], quiet).manifest.plans[0]
+    path, reads = bundle / plan.file, []
+    real = hashlib.file_digest
+    monkeypatch.setattr(cache.hashlib, "file_digest", lambda *given: (reads.append(given), real(*given))[1])
+    assert add_plans(bundle, [SM89], quiet).built == 0 and not reads
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(0, (bundle / MANIFEST).stat().st_mtime_ns + 1))
+    assert add_plans(bundle, [SM89], quiet).built == 1 and reads
+    assert len(fake_worker) == 6
+
+
 def test_a_damaged_or_missing_plan_is_built_again(bundle: Path, fake_worker: list[str]) -> None:
     plans = {plan.engine: plan for plan in add_plans(bundle, [SM89], quiet).manifest.plans}
     (bundle / plans["decode"].file).write_bytes(b"short")
     (bundle / plans["embed"].file).unlink()
+    path = bundle / plans["target"].file  # of the same size, with another byte
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
     added = add_plans(bundle, [SM89], quiet)
-    assert (added.built, added.kept) == (2, 3)
-    assert fake_worker[-2:] == ["rtx:sm89 embed", "rtx:sm89 decode"]
+    assert (added.built, added.kept) == (3, 2)
+    assert fake_worker[-3:] == ["rtx:sm89 target", "rtx:sm89 embed", "rtx:sm89 decode"]
     assert all(cache.plan_damage(bundle, plan, thorough=True) is None for plan in added.manifest.plans)
 
 
@@ -212,8 +249,10 @@ def test_unknown_target_and_no_target(bundle: Path) -> None:
 def test_the_worker_records_time_and_memory(compiled_bundle: Path) -> None:
     manifest = read_manifest(compiled_bundle)
     assert {plan.engine for plan in manifest.plans} == set(manifest.engines)
+    capabilities = {plan.target: plan.compute_capability for plan in manifest.plans}
+    assert capabilities == dict(zip(TARGETS, ("8.6", "8.9", "12.0"), strict=True))
     for plan in manifest.plans:
         assert plan.seconds > 0 and plan.peak_memory > 50 << 20
-        assert plan.backend_version.count(".") == 3 and plan.compute_capability == "8.9"
+        assert plan.backend_version.count(".") == 3 and plan.file.startswith("tensorrt-rtx/sm86-sm89-sm120/")
         assert (compiled_bundle / plan.file).stat().st_size == plan.bytes
     assert (compiled_bundle / MANIFEST).is_file()

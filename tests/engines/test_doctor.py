@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from cascade_trt.cli import cli
+from cascade_trt.engines import doctor
 from cascade_trt.engines.doctor import (
     DAMAGED,
+    ELSEWHERE,
     REBUILD,
     UNKNOWN,
     USABLE,
@@ -20,7 +22,7 @@ from cascade_trt.engines.doctor import (
     judge_plan,
     machine_sentences,
 )
-from cascade_trt.engines.gpu import Gpu, parse_gpu
+from cascade_trt.engines.gpu import Gpu, parse_cuda, parse_gpu
 from cascade_trt.engines.tensorrt.header import plan_problem, rtx_version
 from cascade_trt.runtime.bundle import PlanInfo, read_manifest
 
@@ -61,11 +63,44 @@ def test_tensorrt_plans_stay_on_their_system() -> None:
     assert "built with tensorrt 11.4.0.106, this machine has 11.3.0.99" in judge_plan(plan, older, AGAIN).sentence
 
 
+def test_targets_for_other_gpus_are_no_fault_where_one_fits(
+    plain_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(plain_bundle)
+    plans = [replace(PLAN, engine=engine, target=f"rtx:{sm}", compute_capability=capability)
+             for sm, capability in (("sm89", "8.9"), ("sm86", "8.6")) for engine in manifest.engines]  # fmt: skip
+    monkeypatch.setattr(doctor, "read_manifest", lambda _: replace(manifest, plans=plans))
+    monkeypatch.setattr(doctor, "plan_damage", lambda *_, **__: None)
+
+    def found(machine: Machine) -> dict[str, str]:
+        return {verdict.what: verdict.verdict for verdict in judge_bundle(plain_bundle, machine)}
+
+    assert found(MACHINE) == {"ort-cpu": USABLE, "rtx:sm89": USABLE, "rtx:sm86": ELSEWHERE}
+    blackwell = replace(MACHINE, gpu=replace(ADA, compute_capability=(12, 0)))
+    assert found(blackwell) == {"ort-cpu": USABLE, "rtx:sm89": REBUILD, "rtx:sm86": REBUILD}
+    cuda = replace(MACHINE, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert found(cuda)["ort-cuda"] == USABLE and found(replace(cuda, gpu=None))["ort-cuda"] == UNKNOWN
+
+
+def test_what_onnx_runtime_cannot_do_here(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bf16 bundle is no fault on a CPU, and a machine with little memory is told."""
+    manifest = read_manifest(plain_bundle)
+    no_kernels = replace(manifest, backends={**manifest.backends, "ort-cpu": "no bfloat16 kernels."})
+    small = judge_bundle(plain_bundle, replace(MACHINE, free_memory=1000))[0]
+    assert small.verdict == UNKNOWN and "for the weights" in small.sentence
+    monkeypatch.setattr(doctor, "read_manifest", lambda _: no_kernels)
+    assert judge_bundle(plain_bundle, MACHINE)[0].verdict == ELSEWHERE
+    none = judge_bundle(plain_bundle, replace(MACHINE, providers=[]))[0]
+    assert none.verdict == REBUILD and "cascade-trt[cpu]" in none.sentence
+
+
 def test_nvidia_smi_is_read() -> None:
     gpu = parse_gpu("NVIDIA GeForce RTX 4090, 8.9, 580.65.06, 24564, 20000\nanother, 8.6, 1, 1, 1\n")
     assert gpu == Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24564 << 20, 20000 << 20)
     jetson = parse_gpu("Orin (nvgpu), 8.7, 540.4.0, [N/A], [N/A]")
     assert jetson is not None and jetson.memory == 0
+    assert parse_cuda("| NVIDIA-SMI 580.65.06   Driver Version: 580.65.06   CUDA Version: 13.0  |") == "13.0"
+    assert parse_cuda("CUDA UMD Version : 13.2") == "13.2" and parse_cuda("nothing") == ""
     for text in ("", "No devices were found", "a, b, c, d, e"):
         assert parse_gpu(text) is None
 

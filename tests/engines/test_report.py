@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest_trt import TARGETS
 
 from cascade_trt.engines.inspect import aliases, io_problems, read_report, summarise
 from cascade_trt.engines.tensorrt.report import LayerReport, parse_inspector, parse_log
@@ -110,7 +111,7 @@ def test_copies_of_the_cache_do_not_grow_in_number(compiled_bundle: Path) -> Non
 def test_info_shows_the_engines(compiled_bundle: Path) -> None:
     command = [sys.executable, "-m", "cascade_trt", "info", str(compiled_bundle)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "rtx:sm89: tensorrt-rtx" in shown and "KV in place" in shown
+    assert f"{' '.join(TARGETS)}: tensorrt-rtx" in shown and "KV in place" in shown and "draft.small_9" in shown
     as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
     assert {plan["engine"] for plan in json.loads(as_json)["plans"]} == set(read_manifest(compiled_bundle).engines)
     target = next(plan for plan in read_manifest(compiled_bundle).plans if plan.engine == "target")

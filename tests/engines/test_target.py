@@ -8,7 +8,7 @@ import pytest
 
 from cascade_trt.engines.tensorrt import loader
 from cascade_trt.engines.tensorrt.build import refusal
-from cascade_trt.engines.tensorrt.target import NAMES, check_target, parse_target
+from cascade_trt.engines.tensorrt.target import NAMES, check_target, joint_name, parse_target, plan_folder, sharing
 from cascade_trt.runtime.errors import CascadeError
 
 
@@ -29,6 +29,13 @@ def test_compute_capability() -> None:
     assert parse_target("tensorrt").compute_capability is None
 
 
+def test_targets_of_one_plan() -> None:
+    sm75, sm86, sm120, local = (parse_target(name) for name in ("rtx:sm75", "rtx:sm86", "rtx:sm120", "tensorrt"))
+    assert sharing([sm86, sm75, local, sm120]) == [(sm86, sm120), (sm75,), (local,)]
+    assert joint_name([sm86, sm120]) == "rtx:sm86+sm120" and joint_name([local]) == "tensorrt"
+    assert plan_folder([sm86, sm120]) == "tensorrt-rtx/sm86-sm120" and plan_folder([local]) == "tensorrt/local"
+
+
 def test_bf16_on_turing_and_odd_heads_are_sentences() -> None:
     check_target(parse_target("rtx:sm89"), "bf16", (64,))
     with pytest.raises(CascadeError, match="rtx:sm75 has no bfloat16 kernels.*--precision fp16"):
@@ -38,7 +45,7 @@ def test_bf16_on_turing_and_odd_heads_are_sentences() -> None:
 
 
 def test_tensorrts_refusals_become_one_sentence() -> None:
-    target = parse_target("rtx:sm75")
+    target = [parse_target("rtx:sm75")]
     trace = "Error Code 1: Myelin ([pass.cpp:337] for Turing (SM75): FP32 GEMM is not supported. In compileG)"
     assert "Turing" in refusal("target.onnx", target, "fp16", [trace])
     trace = "CHECK failed. Attention operation was not supported by a dedicated kernel.\n (See https://...)"
