@@ -3,6 +3,7 @@
 #   make generate PROMPT="a red apple"     build the demo's engines if they are missing, draw, name the PNG
 #   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
 #                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
+#                                          [TARGET="rtx:sm86 rtx:sm89" (any machine) or TARGET=tensorrt (its GPU)]
 #   make test | lint | bench
 
 PYTHON ?= python3.11
@@ -15,12 +16,13 @@ PROMPT    ?=
 PRECISION ?= fp32
 BATCH     ?= 1
 TREE      ?=
+TARGET    ?=
 OUT       ?= build/$(MODEL)
 SEED      ?= 0
 
 .PHONY: help setup engines generate test test-fast lint bench clean
 help:
-	@sed -n '3,6p' Makefile | cut -c3-
+	@sed -n '3,7p' Makefile | cut -c3-
 
 # The virtual environment: the runtime alone, then export tools, then what tests need. Stamps make each step
 # run once, and again when pyproject.toml changes.
@@ -34,6 +36,11 @@ $(VENV)/.export: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
 	touch $@
 
+# TensorRT is installed for those who ask for its engines.
+$(VENV)/.rtx $(VENV)/.tensorrt: $(VENV)/.%: $(VENV)/.export pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.export pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,eval,train,rtx,dev]'
 	touch $@
@@ -43,9 +50,11 @@ setup: $(VENV)/.export
 # An empty option is left out, so the command's own default holds.
 OPTIONS := $(if $(CKPT),--checkpoint '$(CKPT)') $(if $(VQ),--vq '$(VQ)') $(if $(DRAFTER),--drafter '$(DRAFTER)') \
 	$(if $(TEXT),--text '$(TEXT)') $(if $(CONFIG),--config '$(CONFIG)') $(if $(GRID),--grid $(GRID)) \
-	$(foreach tree,$(TREE),--tree '$(tree)') $(if $(DUMMY),--dummy-weights)
+	$(foreach tree,$(TREE),--tree '$(tree)') $(if $(DUMMY),--dummy-weights) \
+	$(foreach target,$(TARGET),--target '$(target)')
+COMPILERS := $(if $(filter rtx:%,$(TARGET)),$(VENV)/.rtx) $(if $(filter tensorrt,$(TARGET)),$(VENV)/.tensorrt)
 
-engines: $(VENV)/.export
+engines: $(VENV)/.export $(COMPILERS)
 	$(BIN)/cascade-trt build '$(MODEL)' $(OPTIONS) --precision $(PRECISION) --batch $(BATCH) --out '$(OUT)'
 
 build/emoji/manifest.json: $(VENV)/.export
