@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints
+from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints, save_text_encoder
 
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import TREE_NAMES
@@ -38,3 +38,13 @@ def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     trees = ("chain", "small_9", "naive_extend_57")
     build(*arguments, "--batch", 3, *(part for name in trees for part in ("--tree", name)), "--out", folder / "bundle")
     return Pipeline.load(folder / "bundle", threads=1)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-to-image model with its own text encoder, batches of two."""
+    folder = tmp_path_factory.mktemp("text")
+    arguments = save_checkpoints(folder / "checkpoints", vocab=32, grid=6)
+    text = save_text_encoder(folder / "encoder", width=16)
+    build(*arguments, "--text", text, "--batch", 2, "--tree", "pair_4", "--out", folder / "bundle")
+    return folder / "bundle"

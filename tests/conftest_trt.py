@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 TARGET = "rtx:sm89"
-TARGETS = ("rtx:sm86", TARGET, "rtx:sm120")  # compiled together
+TARGETS = ("rtx:sm86", TARGET, "rtx:sm120")
 
 
 def quiet(*_: object) -> None:

@@ -14,20 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from support import build, save_checkpoints, save_text_encoder
+from support import build, save_checkpoints
 
 from cascade_trt.cli import cli
 from cascade_trt.runtime.pipeline import Pipeline
-
-
-@pytest.fixture(scope="module")
-def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random text-to-image model with its own text encoder, batches of two."""
-    folder = tmp_path_factory.mktemp("text")
-    arguments = save_checkpoints(folder / "checkpoints", vocab=32, grid=6)
-    text = save_text_encoder(folder / "encoder", width=16)
-    build(*arguments, "--text", text, "--batch", 2, "--tree", "pair_4", "--out", folder / "bundle")
-    return folder / "bundle"
 
 
 def generate(*arguments: object) -> Result:

@@ -81,11 +81,11 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cpu": Recipe(
-        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), target_groups=(3, 4),
+        styles=("noto", "fluent"), groups=(0, 3, 4, 5, 6, 7), target_groups=(4,),
         image_size=64, grid=16, codebook_size=1024,
         vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=1600, vq_batch=32,
         dim=192, n_layer=12, n_head=6, prefix_len=20, text_dim=128, text_layers=2,
-        target_steps=2400, target_batch=16, target_lr=1.5e-3,
+        target_steps=3300, target_batch=8, target_lr=1.5e-3,
         drafter_samples=384, drafter_steps=700, drafter_batch=16,
         judge_groups=(3, 4), judge_steps=500, judge_batch=64, compile=True,
         # Two CPU hours are too short to learn what captions mean under strong augmentation: after 700 steps with it,

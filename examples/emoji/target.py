@@ -28,6 +28,7 @@ from .text import encode
 
 _EVERY = 50
 _AVERAGE = 0.99
+_PROBE = 0.3  # weight of the concept's loss
 
 
 class TextToImage(nn.Module):
@@ -48,7 +49,7 @@ class TextToImage(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, uncond: Tensor, codes: Tensor, hidden_codes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits [R, HW, V] of codes [R, HW] under teacher forcing, and the hidden states [R, T + HW - 1, D].
+        """Logits [R, HW, V] of codes [R, HW] under teacher forcing, and the states [R, HW, D] in mid-stack.
 
         Codes marked in hidden_codes bool [R, HW - 1] are read as zeros.
         """
@@ -57,9 +58,34 @@ class TextToImage(nn.Module):
         if hidden_codes is not None:
             read = read.masked_fill(hidden_codes[..., None], 0.0)
         x = torch.cat([prefix, read], dim=1)
-        positions = torch.arange(x.shape[1], device=x.device)[None]
-        hidden = self.target.stack(x, positions, prefix_causal_mask(mask, x.shape[1]))
-        return self.target.logits(hidden[:, prefix.shape[1] - 1 :]), hidden
+        allowed, rope = prefix_causal_mask(mask, x.shape[1]), self.target.rope[None, : x.shape[1]]
+        middle = x
+        for number, block in enumerate(self.target.layers, start=1):
+            x = block(x, rope, allowed, None)
+            middle = x if 2 * number <= len(self.target.layers) else middle
+        first = prefix.shape[1] - 1
+        return self.target.logits(self.target.norm(x[:, first:])), middle[:, first:]
+
+
+class Probe(nn.Module):
+    """Reads the concept from the states in mid-stack; it is trained along and then thrown away.
+
+    LlamaGen's prefix slots have no rotary phase, so their keys are zero: every image token sees all words alike,
+    and the less of them the more codes there are. Without a reason to carry the concept along, it is lost.
+    """
+
+    def __init__(self, concepts: list[str], dim: int) -> None:
+        super().__init__()
+        self._index = {concept: i for i, concept in enumerate(sorted(set(concepts)))}
+        self.head = nn.Linear(dim, len(self._index))
+
+    def forward(self, states: Tensor, concepts: list[str], told: Tensor) -> Tensor:
+        """Mean nats of the concept at every position of states [B, HW, D], over the rows in told bool [B]."""
+        states = F.rms_norm(states, states.shape[-1:])
+        labels = torch.tensor([self._index[concept] for concept in concepts], device=states.device)
+        logits = self.head(states).transpose(1, 2)  # [B, concepts, HW]
+        nats = F.cross_entropy(logits, labels[:, None].expand(-1, states.shape[1]), reduction="none").mean(1)
+        return (nats * told).sum() / told.sum().clamp(min=1)
 
 
 def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, out: Path) -> TextToImage:
@@ -70,29 +96,32 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
     average = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
-    start = run.resume({"model": model, "average": average}, optimizer)
     train = data.split(held_out=False, groups=recipe.target_groups)
+    probe = Probe([data.pictures[i].concept for i in train], recipe.dim).to(recipe.device)
+    optimizer.add_param_group({"params": list(probe.parameters())})
+    start = run.resume({"model": model, "average": average, "probe": probe}, optimizer)
     prices = code_prices(recipe, data, vq, train)
     forward = torch.compile(model) if recipe.compile else model
     for step in tqdm(range(start, recipe.target_steps), desc="target", initial=start, total=recipe.target_steps):
         rng = random.Random(step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.target_lr * cosine_rate(step, recipe.target_steps, 100)
-        ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng)
+        chosen, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng)
         left = 1 - step / recipe.target_steps
         hidden = hide(codes, recipe.hidden * min(1.0, left / 0.4), rng)  # the last 40 % go over to whole pictures
-        logits, _ = forward(ids, mask, uncond, codes, hidden)
+        logits, middle = forward(ids, mask, uncond, codes, hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        named = probe(middle, [data.pictures[i].concept for i in chosen], ~uncond)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + _PROBE * named).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         update_average(average, model, min(_AVERAGE, (step + 1) / (step + 10)))
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
-            run.log(step + 1, loss=float(loss.detach()))
+            run.log(step + 1, loss=float(loss.detach()), concept=float(named.detach()))
             if (step + 1) % (4 * _EVERY) == 0 or step + 1 == recipe.target_steps:
                 run.log(step + 1, **validate(recipe, data, vq, prices, tokenizer, average))
-            run.save({"model": model, "average": average}, optimizer, step + 1)
+            run.save({"model": model, "average": average, "probe": probe}, optimizer, step + 1)
     if start < recipe.target_steps:
         run.plot()
     return average.eval()
@@ -102,8 +131,8 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
 def batch(
     recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, pool: list[int],
     rng: random.Random,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views of pictures of the pool."""
+) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
+    """Picture numbers, ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views from the pool."""
     chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
     pictures = [data.pictures[i] for i in chosen]
     pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), pictures, rng, recipe.augment)
@@ -111,7 +140,7 @@ def batch(
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
     device = recipe.device
-    return ids.to(device), mask.to(device), uncond.to(device), encode_pixels(vq, pixels, prices)
+    return chosen, ids.to(device), mask.to(device), uncond.to(device), encode_pixels(vq, pixels, prices)
 
 
 def hide(codes: Tensor, share: float, rng: random.Random) -> Tensor:
@@ -145,7 +174,7 @@ def validate(
         losses, others = [], []
         for seed in range(3):
             rng = random.Random(10_000 + seed)
-            ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, pool, rng)
+            _, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, pool, rng)
             everyone = torch.zeros_like(uncond)
             logits, _ = model(ids, mask, everyone, codes)
             losses.append(float(F.cross_entropy(logits.flatten(0, 1), codes.flatten())))

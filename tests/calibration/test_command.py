@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from support import random_features
 
 from cascade_trt.calibration.watch import Acceptance, Watched
 from cascade_trt.cli import cli
+from cascade_trt.commands.calibrate_thresholds import write_rule
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.rules import get_rule
 from cascade_trt.runtime.tree import get_tree
@@ -65,3 +67,42 @@ def test_rare_ranks_borrow_from_the_depth_above() -> None:
     acceptance.visited.update({(0, 0): 100, (0, 1): 100, (1, 0): 40, (1, 1): 3})
     acceptance.accepted.update({(0, 0): 50, (0, 1): 20, (1, 0): 10, (1, 1): 3})
     np.testing.assert_allclose(acceptance.table(), [[0.5, 0.2], [0.25, 0.2]])
+
+
+def test_thresholds_are_swept_and_the_bare_rule_follows_the_bundle(text_bundle: Path, tmp_path: Path) -> None:
+    """Without a judge: cosines, curve and points. With an operating point: plain `cascade` means it from then on."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "report"
+    prompts.write_text("red apple\nblue bird\n")
+    result = CliRunner().invoke(cli, [
+        "calibrate", "thresholds", "--bundle", str(text_bundle), "--judge", "none", "--prompts", str(prompts),
+        "--num-images", "2", "--out", str(out),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "thresholds.json").read_text())
+    assert report["operating_point"] is None
+    assert {entry["signals"] for entry in report["points"]} == {"none", "breadth", "depth", "both"}
+    assert all(entry["tau"] >= 1 for entry in report["points"])
+    assert (out / "curve.png").stat().st_size > 1000
+    assert (out / "similarities.png").stat().st_size > 1000
+    own = tmp_path / "bundle"
+    shutil.copytree(text_bundle, own)
+    write_rule(own, "cascade:children=coupled,tau_pos=0.5,tau_seq=off")
+    stats = Pipeline.load(own).generate(["red apple"], rule="cascade").stats
+    assert stats.rule == "cascade:children=coupled,tau_pos=0.5,tau_seq=off"
+    assert Pipeline.load(text_bundle).generate(["red apple"], rule="cascade").stats.rule == "cascade"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--children", "greedy"], "--children must be one of"),
+        (["--num-images", "0"], "--num-images must be at least 1"),
+        (["--judge", "none"], "give a file with --prompts"),
+        (["--judge", "nowhere.safetensors"], "there is no judge in"),
+    ],
+)
+def test_thresholds_refusals(text_bundle: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    command = ["calibrate", "thresholds", "--bundle", str(text_bundle), "--out", str(tmp_path / "out"), *arguments]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2
+    assert said in result.output

@@ -28,7 +28,7 @@ def compiled_bundle(plain_bundle: Path) -> Path:
     require_rtx()
     out = plain_bundle.parent / "compiled"
     shutil.copytree(plain_bundle, out)
-    assert add_plans(out, [parse_target(name) for name in TARGETS], quiet).built == 5
+    assert add_plans(out, [parse_target(name) for name in TARGETS], quiet).built == 15
     return out
 
 
