@@ -62,6 +62,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--dummy-weights", is_flag=True, help="Random weights for a preset: for sizing and benchmarks.")
 @click.option("--target", "targets", multiple=True,
               help="Also compile TensorRT engines: rtx:sm75|sm86|sm89|sm120|sm121, tensorrt; repeatable.")
+@click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
 @click.option("--out", type=PATH, help="Folder of the bundle. [default: build/<model>]")
 def build(model: str, **options: Any) -> None:
     """Build a bundle for MODEL: `llamagen` with checkpoints, `emoji` (bundled), or a preset of `models`."""
@@ -74,11 +75,12 @@ def build(model: str, **options: Any) -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--target", "targets", multiple=True,
               help="rtx:sm75|sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
-def compile_(bundle: Path, targets: tuple[str, ...]) -> None:
+@click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
+def compile_(bundle: Path, targets: tuple[str, ...], one_plan: bool) -> None:
     """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
     from .commands.compile import run
 
-    run(bundle, targets)
+    run(bundle, targets, one_plan)
 
 
 @cli.command()

@@ -19,7 +19,7 @@ _DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights
 def run(
     model: str, *, checkpoint: Path | None, vq: Path | None, drafter: Path | None, text: str, config: Path | None,
     grid: int | None, n_head: int | None, trees: tuple[str, ...], batch: int, precision: str,
-    max_top_k: int | None, dummy_weights: bool, targets: tuple[str, ...], out: Path | None,
+    max_top_k: int | None, dummy_weights: bool, targets: tuple[str, ...], one_plan: bool, out: Path | None,
 ) -> None:  # fmt: skip
     """Opens the parts, builds the bundle, says what was built and what to do next."""
     from ..runtime.tree import get_tree
@@ -41,7 +41,7 @@ def run(
         if already_built(folder, request):
             from .compile import run as compile_plans
 
-            compile_plans(folder, targets)
+            compile_plans(folder, targets, one_plan)
             return
     try:
         from ..export.build import BuildOptions, build_bundle
@@ -80,7 +80,7 @@ def run(
     if targets:
         from .compile import run as compile_plans
 
-        compile_plans(folder, targets)
+        compile_plans(folder, targets, one_plan)
 
 
 class _Bar:

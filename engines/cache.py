@@ -26,8 +26,8 @@ def this_platform() -> str:
 def plan_key(
     manifest: Manifest, engine: str, target: Target, version: str, architecture: str, options: dict[str, Any]
 ) -> str:
-    """Hex digest over graph and weights (by their hashes), trees, precision, backend and its full version, GPU,
-    platform, profiles and builder options."""
+    """Hex digest over graph and weights (by their hashes), trees, precision, backend and its full version, GPU (or
+    GPUs, "8.6+8.9", of one plan), platform, profiles and builder options."""
     info = manifest.engines[engine]
     trees = [(tree.name, tree.parents) for tree in manifest.trees]
     parts = {

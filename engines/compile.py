@@ -37,22 +37,23 @@ class Added:
     kept: int
 
 
-def add_plans(bundle: Path, targets: list[Target], progress: Progress) -> Added:
+def add_plans(bundle: Path, targets: list[Target], progress: Progress, one_plan: bool = False) -> Added:
     """Compiles every graph of `bundle` for `targets` and publishes the bundle with the new engines.
 
-    Targets that one plan can serve get one. Plans whose key is unchanged are kept; when all are, nothing is
-    written. Raises CascadeError when a target cannot take the bundle, TensorRT is missing or refuses, or there is
-    no room; the bundle is as before then.
+    With `one_plan`, targets that one plan can serve get one: a smaller bundle. Plans whose key is unchanged are
+    kept; when all are, nothing is written. Raises CascadeError when a target cannot take the bundle, TensorRT is
+    missing or refuses, or there is no room; the bundle is as before then.
     """
     manifest = read_manifest(bundle)
     for target in targets:
         check_target(target, manifest.engines["target"].precision, head_dims(manifest))
-    work, kept = _open_work(bundle, manifest, targets)
+    groups = sharing(targets) if one_plan else [(target,) for target in targets]
+    work, kept = _open_work(bundle, manifest, groups)
     if not work:
         return Added(manifest, 0, kept)
     with staged_bundle(bundle) as stage:
         manifest = read_manifest(bundle)  # once more: another build may have ended before the lock was ours
-        work, kept = _open_work(bundle, manifest, targets)
+        work, kept = _open_work(bundle, manifest, groups)
         linked_copy(bundle, stage)
         made: list[PlanInfo] = []
         built, total = 0, sum(len(batch) for batch in work)
@@ -86,32 +87,30 @@ class Work:
     architectures: tuple[str, ...]
 
 
-def _open_work(bundle: Path, manifest: Manifest, targets: list[Target]) -> tuple[list[list[Work]], int]:
+def _open_work(bundle: Path, manifest: Manifest, groups: list[tuple[Target, ...]]) -> tuple[list[list[Work]], int]:
     """What must be compiled, in batches of the same targets (a process each), and how many plans are good already.
 
-    Raises CascadeError when the package is missing, or a target needs a GPU and there is none.
+    Each group of targets shares its plans. Raises CascadeError when the package is missing, or a target needs a
+    GPU and there is none.
     """
-    kept: set[str] = set()
-    batches: dict[tuple[Target, ...], list[Work]] = {}
-    for group in sharing(targets):
+    kept, batches = 0, []
+    for group in groups:
         version = _version(bundle, group[0])
-        architectures = {target: _architecture(bundle, target) for target in group}
+        architectures = tuple(_architecture(bundle, target) for target in group)
+        batch = []
         for engine in manifest.engines:
-            keys: dict[Target, str] = {}
-            for target in group:
-                key = plan_key(manifest, engine, target, version, architectures[target], BUILDER_OPTIONS)
-                found = reusable(bundle, manifest, engine, target, key)
-                if found is None:
-                    keys[target] = key
-                else:
-                    kept.add(found.file)
-            if keys:
-                lacking = tuple(keys)
-                work = Work(
-                    engine, lacking, tuple(keys.values()), version, tuple(architectures[t] for t in lacking)
-                )
-                batches.setdefault(lacking, []).append(work)
-    return list(batches.values()), len(kept)
+            keys = tuple(
+                plan_key(manifest, engine, target, version, "+".join(architectures), BUILDER_OPTIONS)
+                for target in group
+            )
+            pairs = zip(group, keys, strict=True)
+            if all(reusable(bundle, manifest, engine, target, key) for target, key in pairs):
+                kept += 1
+            else:
+                batch.append(Work(engine, group, keys, version, architectures))
+        if batch:
+            batches.append(batch)
+    return batches, kept
 
 
 def _version(bundle: Path, target: Target) -> str:
@@ -126,7 +125,7 @@ def _version(bundle: Path, target: Target) -> str:
 
 
 def _architecture(bundle: Path, target: Target) -> str:
-    """"8.9", of the target or of this machine's GPU."""
+    """ "8.9", of the target or of this machine's GPU."""
     capability = target.compute_capability
     if capability is None:
         gpu = find_gpu()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -31,7 +32,7 @@ class ActivationScan:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             for value in (*inputs, output):
                 if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                    reached = float(value.detach().abs().max())
+                    reached = largest_activation(value)
                     if reached > self.largest.get(engine, (0.0, ""))[0]:
                         self.largest[engine] = (reached, type(module).__name__)
 
@@ -44,6 +45,13 @@ class ActivationScan:
             return {}
         value, module = self.largest[engine]
         return {"activations": {"largest": value, "module": module, "fp16": fp16_sentence(value, module)}}
+
+
+def largest_activation(value: Tensor) -> float:
+    """Largest magnitude in `value`, without the lowest number of its type: that marks what a mask hides."""
+    value = value.detach()
+    hidden = value == torch.finfo(value.dtype).min
+    return float(value.masked_fill(hidden, 0).abs().max())
 
 
 def fp16_sentence(largest: float, module: str) -> str:

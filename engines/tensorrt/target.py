@@ -52,13 +52,13 @@ def plan_folder(targets: Sequence[Target]) -> str:
 
 
 def sharing(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
-    """The targets in groups that one plan can serve.
+    """The targets in groups that one plan can serve, the oldest GPU of each first.
 
-    TensorRT-RTX compiles one plan for several GPUs, with one copy of the weights. Turing stays by itself: it
-    lacks kernels that the others have, and should not cost them theirs.
+    TensorRT-RTX compiles one plan for several GPUs, with one copy of the weights and the layers that suit the
+    oldest. Turing stays by itself: it lacks kernels that the others have.
     """
     groups: dict[object, list[Target]] = {}
-    for target in targets:
+    for target in sorted(targets, key=lambda target: target.compute_capability or (0, 0)):
         alone = target.backend != "tensorrt-rtx" or target.architecture == "sm75"
         groups.setdefault(target.name if alone else target.backend, []).append(target)
     return [tuple(group) for group in groups.values()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...export.models.llamagen import KVCache
 from .config import Recipe
-from .target import TextToImage
+from .model import TextToImage
 from .text import encode
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ...export.models.drafter import Drafter
 from ...export.models.vq import VQModel
 from .config import Recipe
-from .target import TextToImage
+from .model import TextToImage
 
 
 def ship(

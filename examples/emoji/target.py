@@ -15,56 +15,20 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...export.models.llamagen import LlamaGen, prefix_causal_mask
-from ...export.models.t5 import T5Encoder
 from ...export.models.vq import VQModel
 from .augment import views
 from .captions import caption
 from .config import Recipe
 from .data import DataSet
 from .encode import code_prices, encode_pixels
+from .model import TextToImage
 from .progress import Run, cosine_rate
 from .text import encode
+from .words import learn_words
 
 _EVERY = 50
 _AVERAGE = 0.99
 _PROBE = 0.3  # weight of the concept's loss
-
-
-class TextToImage(nn.Module):
-    """Target and text encoder under one roof while they are trained together."""
-
-    def __init__(self, recipe: Recipe, vocab_size: int) -> None:
-        super().__init__()
-        self.text = T5Encoder(recipe.text(vocab_size))
-        self.target = LlamaGen(recipe.target())
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.1)
-
-    def prefix(self, ids: Tensor, mask: Tensor, uncond: Tensor) -> Tensor:
-        """Prefix embeddings [R, T, D] of token ids [R, T]; rows marked uncond [R] get the null caption."""
-        return self.target.cls_embedding(self.text(ids, mask), uncond)
-
-    def forward(
-        self, ids: Tensor, mask: Tensor, uncond: Tensor, codes: Tensor, hidden_codes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [R, HW, V] of codes [R, HW] under teacher forcing, and the states [R, HW, D] in mid-stack.
-
-        Codes marked in hidden_codes bool [R, HW - 1] are read as zeros.
-        """
-        prefix = self.prefix(ids, mask, uncond)
-        read = self.target.tok_embeddings(codes[:, :-1])
-        if hidden_codes is not None:
-            read = read.masked_fill(hidden_codes[..., None], 0.0)
-        x = torch.cat([prefix, read], dim=1)
-        allowed, rope = prefix_causal_mask(mask, x.shape[1]), self.target.rope[None, : x.shape[1]]
-        middle = x
-        for number, block in enumerate(self.target.layers, start=1):
-            x = block(x, rope, allowed, None)
-            middle = x if 2 * number <= len(self.target.layers) else middle
-        first = prefix.shape[1] - 1
-        return self.target.logits(self.target.norm(x[:, first:])), middle[:, first:]
 
 
 class Probe(nn.Module):
@@ -80,11 +44,13 @@ class Probe(nn.Module):
         self.head = nn.Linear(dim, len(self._index))
 
     def forward(self, states: Tensor, concepts: list[str], told: Tensor) -> Tensor:
-        """Mean nats of the concept at every position of states [B, HW, D], over the rows in told bool [B]."""
+        """Mean nats of the concept over the positions of states [B, HW, D], over the rows in told bool [B]."""
         states = F.rms_norm(states, states.shape[-1:])
         labels = torch.tensor([self._index[concept] for concept in concepts], device=states.device)
         logits = self.head(states).transpose(1, 2)  # [B, concepts, HW]
-        nats = F.cross_entropy(logits, labels[:, None].expand(-1, states.shape[1]), reduction="none").mean(1)
+        nats = F.cross_entropy(logits, labels[:, None].expand(-1, states.shape[1]), reduction="none")
+        # The first rows count twice: there the codes do not give the concept away yet.
+        nats = (nats.mean(1) + nats[:, : nats.shape[1] // 4].mean(1)) / 2
         return (nats * told).sum() / told.sum().clamp(min=1)
 
 
@@ -94,12 +60,15 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
     torch.manual_seed(0)
     model = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
     average = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
-    average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.target.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
     train = data.split(held_out=False, groups=recipe.target_groups)
     probe = Probe([data.pictures[i].concept for i in train], recipe.dim).to(recipe.device)
     optimizer.add_param_group({"params": list(probe.parameters())})
     start = run.resume({"model": model, "average": average, "probe": probe}, optimizer)
+    if start == 0:
+        learn_words(recipe, data, tokenizer, model, train, run)
+        average.load_state_dict(model.state_dict())
+    model.text.requires_grad_(False)  # it stays as it is, like LlamaGen's T5
     prices = code_prices(recipe, data, vq, train)
     forward = torch.compile(model) if recipe.compile else model
     for step in tqdm(range(start, recipe.target_steps), desc="target", initial=start, total=recipe.target_steps):

@@ -27,6 +27,14 @@ def test_inputs_and_outputs_of_every_module_count() -> None:
     assert scan.entry("one")["activations"]["largest"] == 3000.0 and scan.entry("none") == {}
 
 
+def test_what_a_mask_hides_is_no_activation() -> None:
+    scan = ActivationScan()
+    lowest = torch.finfo(torch.float32).min
+    with scan.watch("text"):
+        torch.nn.Identity()(torch.tensor([[-8.0, lowest]]))
+    assert scan.largest["text"][0] == 8.0
+
+
 @pytest.mark.parametrize(
     ("largest", "words"),
     [(100.0, "well inside fp16"), (FP16_LARGEST / 2, "bf16 is safer"), (1e6, "build with --precision bf16")],
