@@ -21,7 +21,7 @@ from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
 from .files import check_writable
 
-PROMPTS = ("a red apple", "a cat face", "a slice of pizza", "a sunflower", "a smiling face", "a green frog")
+PROMPTS = ("a red apple", "a hamburger", "a slice of pizza", "a carrot", "a birthday cake", "a doughnut")
 
 
 @dataclass

@@ -125,7 +125,7 @@ def _version(bundle: Path, target: Target) -> str:
 
 
 def _architecture(bundle: Path, target: Target) -> str:
-    """ "8.9", of the target or of this machine's GPU."""
+    """As "8.9": the target's, or that of this machine's GPU."""
     capability = target.compute_capability
     if capability is None:
         gpu = find_gpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints,
 
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import TREE_NAMES
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

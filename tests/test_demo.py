@@ -46,7 +46,7 @@ def test_a_red_apple(bundle: Path, tmp_path: Path) -> None:
 def test_exact_draws_the_pictures_of_ar(bundle: Path, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a trained model, whose drafter is followed for several tokens at a time."""
     pipe = Pipeline.load(bundle)
-    prompts = ["a red apple", "a tiger", "a sunflower on a pale blue background", "pizza, noto style"]
+    prompts = ["a red apple", "a carrot", "a hamburger on a pale blue background", "pizza, noto style"]
     with monkeypatch.context() as patch:
         leads = watch_leads(patch)
         plain = pipe.generate(prompts, seed=0, rule="ar")

@@ -35,7 +35,7 @@ def run_until(last: str, name: str, out: Path) -> None:
     """Runs the steps up to `last`; each is quick when it was finished before."""
     from .config import RECIPES
     from .data import build_data
-    from .drafter import train_drafter
+    from .drafter import flatness, make_samples, train_drafter
     from .judge import make_judge
     from .ship import ship
     from .target import train_target
@@ -58,6 +58,9 @@ def run_until(last: str, name: str, out: Path) -> None:
     if until < 4:
         return
     drafter = train_drafter(recipe, data, words, model, out)
+    entropy, top = flatness(recipe, model.target, make_samples(recipe, data, words, model, out)["hidden"])
+    settings = f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}"
+    click.echo(f"target at {settings}: entropy {entropy:.2f} nats, mean top-1 probability {top:.2f}")
     if until < 5:
         return
     ship(recipe, model, vq, drafter, words, out / "weights")

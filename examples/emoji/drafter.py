@@ -119,7 +119,20 @@ def losses(
     return total, overlaps
 
 
+@torch.no_grad()
+def flatness(recipe: Recipe, target: LlamaGen, hidden: Tensor) -> tuple[float, float]:
+    """Mean entropy in nats, and mean probability of the likeliest token, of the guided law that samples with states
+    [S, 2, T + HW - 1, D] were drawn from. Peaky targets flatter every rule; real ones are flat."""
+    entropies, tops = [], []
+    for states in hidden[:, :, recipe.prefix_len - 1 :].to(recipe.device).split(16):
+        law = guided_law(recipe, target, states.float().transpose(0, 1).flatten(0, 1))
+        entropies.append(-(law.exp() * law).sum(-1).mean())
+        tops.append(law.exp().amax(-1).mean())
+    return float(torch.stack(entropies).mean()), float(torch.stack(tops).mean())
+
+
 def guided_law(recipe: Recipe, target: LlamaGen, states: Tensor) -> Tensor:
-    """Log-probabilities [B, n, V] of states [2B, n, D] under the recipe's guidance."""
+    """Log-probabilities [B, n, V] of states [2B, n, D] under the recipe's guidance and temperature."""
     cond, uncond = states.chunk(2)
-    return target.logits(uncond + recipe.guidance_scale * (cond - uncond)).log_softmax(-1)
+    logits = target.logits(uncond + recipe.guidance_scale * (cond - uncond))
+    return (logits / recipe.temperature).log_softmax(-1)

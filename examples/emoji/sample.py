@@ -41,7 +41,7 @@ def sample(
     for step in range(config.image_tokens):
         last = h[:, -1]
         state = last[count:] + scale * (last[:count] - last[count:])
-        logits = target.logits(state)
+        logits = target.logits(state) / recipe.temperature
         kept = logits.topk(min(recipe.top_k, logits.shape[-1])).values[:, -1:]
         p = logits.masked_fill(logits < kept, -torch.inf).softmax(-1)
         token = torch.multinomial(p, 1, generator=generator)  # [P, 1]

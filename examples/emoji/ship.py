@@ -41,7 +41,8 @@ def ship(
         "dim": config.dim, "n_layer": config.n_layer, "n_head": config.n_head, "vocab_size": config.vocab_size,
         "grid": config.grid, "cls_token_num": config.prefix_len, "caption_dim": config.caption_dim,
         "vq_ch_mult": list(recipe.vq_ch_mult), "vq_z_channels": recipe.vq_z_channels, "vq_codebook_dim": 8,
-        "cfg_scale": recipe.guidance_scale, "top_k": recipe.top_k, "temperature": 1.0,
+        "cfg_scale": recipe.guidance_scale, "top_k": recipe.top_k,
+        "temperature": recipe.temperature,
     })  # fmt: skip
     if drafter is not None:
         _save(drafter, folder / "drafter.safetensors")

@@ -213,7 +213,7 @@ def test_ctrl_c_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
         "from cascade_trt.engines import compile\n"
         "real = subprocess.Popen\n"
         "sleep = [sys.executable, '-c', 'import time, signal; signal.signal(2, signal.SIG_IGN); time.sleep(60)']\n"
-        "compile.subprocess.Popen = lambda _, **how: (print('started', flush=True), real(sleep, **how))[1]\n"
+        "compile.subprocess.Popen = lambda _, **how: (real(sleep, **how), print('started', flush=True))[0]\n"
         "compile.installed_version = lambda _: '1.7.1.116'\n"
         "from cascade_trt.cli import main\n"
         f"sys.argv = ['cascade-trt', 'compile', {str(bundle)!r}, '--target', 'rtx:sm89']\n"
