@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class Setting:
     rule: str
     tree: str | None
     runs: list[Stats] = field(default_factory=list)
+    causes: list[np.ndarray] = field(default_factory=list)  # int8 [1, HW] of each run
+
+    @property
+    def name(self) -> str:
+        return self.rule if self.tree is None else f"{self.rule} {self.tree}"
 
     def seconds(self) -> float:
         """Median seconds of one picture."""
@@ -54,12 +60,14 @@ class Setting:
 
 def run(
     *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
-    seed: int, threads: int | None, json_file: Path | None,
+    seed: int, threads: int | None, json_file: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
     if json_file is not None:
         check_writable(json_file.parent)
+    if plots is not None:
+        check_plots(plots)
     pipe = Pipeline.load(bundle, threads=threads)
     settings = choose(pipe.manifest, rules, trees)
     console = Console(stderr=True)
@@ -73,6 +81,22 @@ def run(
         machine = describe_machine(threads)
         content = {"bundle": pipe.manifest.name, "images": num_images, "machine": machine, "rows": rows}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
+    if plots is not None:
+        plot(settings, rows, pipe.manifest.model.grid, plots)
+
+
+def check_plots(folder: Path) -> None:
+    """Before anything is drawn. Raises CascadeError when matplotlib is missing or the folder cannot be written."""
+    if find_spec("matplotlib") is None:
+        raise CascadeError("--plots needs matplotlib: run `pip install matplotlib`, or leave it away.")
+    check_writable(folder)
+
+
+def plot(settings: list[Setting], rows: list[dict[str, Any]], grid: int, folder: Path) -> None:
+    from ..benchmarks.plots import plot_accepts, plot_speed
+
+    plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, grid, folder / "accepts.png")
+    plot_speed(rows, folder / "speed.png")
 
 
 def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
@@ -97,6 +121,7 @@ def measure(
                 raise KeyboardInterrupt
             if number >= 0:
                 setting.runs.append(output.stats)
+                setting.causes.append(output.causes)
             bar.advance(task)
 
 

@@ -1,0 +1,50 @@
+"""`cascade-trt bench`: the table, its JSON, its plots, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from cascade_trt.cli import cli
+
+RELAXED = "cool:delta=1"
+
+
+def bench(bundle: Path, *options: object):
+    return CliRunner().invoke(cli, ["bench", "--bundle", str(bundle), *map(str, options)])
+
+
+def test_figures_and_plots(tiny_bundle: Path, tmp_path: Path) -> None:
+    asked = ("--rule", "exact", "--rule", RELAXED, "--tree", "small_9", "--num-images", 2, "--threads", 1)
+    result = bench(tiny_bundle, *asked, "--json", tmp_path / "bench.json", "--plots", tmp_path / "plots")
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "bench.json").read_text())
+    plain, exact, relaxed = content["rows"]
+    assert [row["rule"] for row in content["rows"]] == ["ar", "exact", RELAXED]
+    assert plain["speed_up"] == 1 and plain["tau"] == 1 and plain["relaxed_share"] == 0
+    assert exact["tau"] >= 1 and exact["relaxed_share"] == 0
+    assert relaxed["causes"]["relaxed"] > 0 and set(exact["ms_per_stage"]) >= {"draft", "verify", "accept", "commit"}
+    for name in ("accepts.png", "speed.png"):
+        with Image.open(tmp_path / "plots" / name) as image:
+            assert min(image.size) > 200
+
+
+def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for options, sentence in (
+        (("--rule", "magic"), "unknown rule 'magic'"),
+        (("--tree", "oak"), "oak"),
+        (("--num-images", 0), "--num-images must be at least 1"),
+        (("--plots", tmp_path / "file" / "plots"), "choose another place"),
+    ):
+        result = bench(tiny_bundle, *options)
+        assert result.exit_code == 2 and sentence in result.stderr
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("cascade_trt.commands.bench.find_spec", lambda _: None)
+    result = bench(tiny_bundle, "--plots", tmp_path)
+    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
