@@ -31,7 +31,7 @@ def test_compute_capability() -> None:
 
 def test_targets_of_one_plan() -> None:
     sm75, sm86, sm120, local = (parse_target(name) for name in ("rtx:sm75", "rtx:sm86", "rtx:sm120", "tensorrt"))
-    assert sharing([sm86, sm75, local, sm120]) == [(sm86, sm120), (sm75,), (local,)]
+    assert sharing([sm86, sm75, local, sm120]) == [(local,), (sm75,), (sm86, sm120)]
     assert joint_name([sm86, sm120]) == "rtx:sm86+sm120" and joint_name([local]) == "tensorrt"
     assert plan_folder([sm86, sm120]) == "tensorrt-rtx/sm86-sm120" and plan_folder([local]) == "tensorrt/local"
 
