@@ -34,7 +34,7 @@ def run(
             parse_target(target)  # a misspelt one is told before the work starts
         given = [path for path in (checkpoint, vq, drafter, config) if path is not None]
         given += [] if text == "none" else [Path(text)]
-        asked = {"model": model, "trees": [(t.name, t.parents) for t in chosen], "batch": batch, "grid": grid,
+        asked = {"model": model, "trees": [repr(tree) for tree in chosen], "batch": batch, "grid": grid,
                  "n_head": n_head, "precision": precision, "max_top_k": max_top_k, "dummy": dummy_weights,
                  "drafter": drafter is not None, "text": text}  # fmt: skip
         request = request_digest(asked, given or [_DEMO])

@@ -16,6 +16,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.stats import ROUND, Stats
+from ..runtime.tree import Tree
 from .bench import conditioning
 from .files import check_writable
 
@@ -31,7 +32,7 @@ def run(
     console = Console(stderr=True)
     wanted = sizes(most_nodes + 1)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        trees = [info.name for info in pipe.manifest.trees]
+        trees = list(_static(pipe))
         task = bar.add_task("measuring", total=num_images * (len(trees) + 1) + 10)
         advance = lambda: bar.advance(task)  # noqa: E731 - a name for what both loops call
         runs: dict[str, Stats] = {}
@@ -68,6 +69,16 @@ def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, out: Pa
     check_writable(out.parent)
 
 
+def _static(pipe: Pipeline) -> dict[str, Tree]:
+    """The bundle's static trees. Raises CascadeError when there is none: ranks of a dynamic tree say too little."""
+    trees = {info.name: tree for info in pipe.manifest.trees if isinstance(tree := info.tree(), Tree)}
+    if not trees:
+        raise CascadeError(
+            f"bundle {pipe.manifest.name} has no static tree to measure with: build it with --tree mc_sim_7b_63, too."
+        )
+    return trees
+
+
 def _sum(first: Stats, second: Stats) -> Stats:
     first.add(second)
     return first
@@ -79,7 +90,7 @@ def _costs(pipe: Pipeline, runs: dict[str, Stats], verify: dict[int, float]) -> 
         1e3 * sum(stats.seconds[s] for s in ROUND if s not in ("draft", "verify")) / stats.rounds
         for stats in runs.values()
     ]
-    return Costs(verify, draft, sum(host) / len(host), {info.name: info.tree() for info in pipe.manifest.trees})
+    return Costs(verify, draft, sum(host) / len(host), _static(pipe))
 
 
 def _write(out: Path, best: Choice) -> None:
@@ -99,11 +110,11 @@ def _show(
         table.add_row(str(depth + 1), *(f"{share:.3f}" for share in row))
     console.print(table)
     table = Table("tree", "nodes", "levels", "tau", "ms/round", "speed-up")
-    for info in pipe.manifest.trees:
-        stats, tree = runs[info.name], info.tree()
+    for name, tree in _static(pipe).items():
+        stats = runs[name]
         took = 1e3 * sum(stats.seconds[s] for s in ROUND) / stats.rounds
         predicted = expected_tau(tree, shares), costs.of(tree)
-        table.add_row(info.name, str(tree.size - 1), str(tree.depth), f"{stats.tau:.2f} ({predicted[0]:.2f} predicted)",
+        table.add_row(name, str(tree.size - 1), str(tree.depth), f"{stats.tau:.2f} ({predicted[0]:.2f} predicted)",
                       f"{took:.2f} ({predicted[1]:.2f})",
                       f"{alone * stats.tau / took:.2f}x ({alone * predicted[0] / predicted[1]:.2f}x)")  # fmt: skip
     for choice in choices[:5]:

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..runtime.bundle import Manifest, PlanInfo, check_files, read_manifest
+from ..runtime.bundle import Manifest, PlanInfo, TreeInfo, check_files, read_manifest
 
 
 def run(bundle: Path, verify: bool, as_json: bool) -> None:
@@ -51,8 +51,7 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
                     f"of {model.vocab_size}"),
         ("condition", condition if model.condition == "class" else f"{condition}; text: {text}"),
         ("drafter", _drafter(manifest)),
-        ("trees", "; ".join(f"{t.name} ({len(t.parents)} nodes, depth {t.tree().depth})" for t in manifest.trees)
-                  or "none: only rule 'ar'"),
+        ("trees", "; ".join(map(_tree, manifest.trees)) or "none: only rule 'ar'"),
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
                      f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
         ("batch", f"up to {manifest.batch} prompt(s), {manifest.target.slots} cache slots"),
@@ -68,6 +67,11 @@ def _drafter(manifest: Manifest) -> str:
     if drafter is None:
         return "none"
     return f"{drafter.kind}, {human(drafter.parameters, '').strip()} weights"
+
+
+def _tree(info: TreeInfo) -> str:
+    tree = info.tree()
+    return f"{info.name} ({tree.size} nodes, depth {tree.depth}{', dynamic' if info.dynamic else ''})"
 
 
 def _engines(console: Console, manifest: Manifest) -> None:

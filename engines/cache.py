@@ -29,7 +29,7 @@ def plan_key(
     """Hex digest over graph and weights (by their hashes), trees, precision, backend and its full version, GPU (or
     GPUs, "8.6+8.9", of one plan), platform, profiles and builder options."""
     info = manifest.engines[engine]
-    trees = [(tree.name, tree.parents) for tree in manifest.trees]
+    trees = [repr(tree.tree()) for tree in manifest.trees]
     parts = {
         "layout": _LAYOUT,
         "files": {name: manifest.files[name].sha256 for name in [info.file, *info.weights]},

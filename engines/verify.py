@@ -19,7 +19,8 @@ from ..runtime.pipeline import Pipeline
 # Largest difference allowed, as a share of the tensor's largest value: about three times what was measured on
 # the fixture and the random XL model (docs/tensorrt.md).
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
-INTEGERS = ("ids", "tree_tokens")  # near ties may swap, so a share of them must agree
+_CHOSEN = ("parents", "sources", "depths", "ancestors")  # by the draft graph of a dynamic tree
+INTEGERS = ("ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
 _LEAST_AGREEMENT = 0.8
 _BEST = 16  # of the ids, which are sorted by logit, as many are compared, as sets
 _ACTIVATIONS = ("hidden", "embeds", "prefix", "features")  # outputs in the bundle's precision; others are float32

@@ -27,11 +27,12 @@ from ..runtime.bundle import (
     describe_file,
 )
 from ..runtime.errors import CascadeError
-from ..runtime.tree import Tree
+from ..runtime.tree import AnyTree, DynamicTree
 from .graphs.builder import GraphBuilder
 from .graphs.condition import build_condition
 from .graphs.decode import build_decode
-from .graphs.draft import DraftGraph, DraftShape, build_draft, draft_shape
+from .graphs.draft import build_draft
+from .graphs.drafter import DraftGraph, DraftShape, draft_shape
 from .graphs.embed import build_embed
 from .graphs.target import HEAD, TargetShape, build_target, target_shape
 from .graphs.text import build_text
@@ -50,7 +51,7 @@ class BuildOptions:
     """Settings of a build. `batch` is the largest number of prompts that are drawn at once."""
 
     out: Path
-    trees: tuple[Tree, ...]
+    trees: tuple[AnyTree, ...]
     sampling: SamplingDefaults
     batch: int = 1
     precision: str = "fp32"
@@ -114,12 +115,17 @@ def _check(parts: Parts, options: BuildOptions) -> None:
         raise CascadeError("--batch must be at least 1.")
     if options.max_top_k < 1:
         raise CascadeError("--max-top-k must be at least 1.")
-    widest = max((len(c) for tree in options.trees for c in tree.children), default=0)
+    widest = max((_widest(tree) for tree in options.trees), default=0)
     if widest > parts.config.vocab_size:
         raise CascadeError(f"a tree node has {widest} children, more than the {parts.config.vocab_size} tokens.")
     names = [tree.name for tree in options.trees]
     if len(set(names)) != len(names):
         raise CascadeError(f"two trees are called {max(names, key=names.count)!r}: name them apart.")
+
+
+def _widest(tree: AnyTree) -> int:
+    """Most children that are drafted of one node."""
+    return tree.width if isinstance(tree, DynamicTree) else max(len(nodes) for nodes in tree.children)
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ def _manifest(
         sampling=options.sampling,
         engines=stage.engines,
         files=stage.files(),
-        trees=[TreeInfo(t.name, list(t.parents), f"draft.{t.name}") for t in options.trees] if drafter else [],
+        trees=[TreeInfo.of(tree, f"draft.{tree.name}") for tree in options.trees] if drafter else [],
         drafter=drafter_info,
         text=text,
         dummy_weights=parts.dummy,

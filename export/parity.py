@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.prompts import PromptEncoder
-from ..runtime.tree import Tree
+from ..runtime.tree import AnyTree, DynamicTree, Tree
 from .checkpoints.source import TensorSource
 from .models.drafter import Drafter
 from .models.llamagen import Block, LlamaGenConfig, RMSNorm, condition_embedder, prefix_causal_mask, rope_2d
@@ -193,7 +193,8 @@ def _target(
     Returns the report and PyTorch's hidden states of the whole prefix, for the drafter.
     """
     config, window = parts.config, manifest.target.window
-    tree = manifest.trees[0].tree() if manifest.trees else Tree("root", (-1,))
+    static = [tree for info in manifest.trees if isinstance(tree := info.tree(), Tree)]
+    tree = static[0] if static else Tree("root", (-1,))
     kept = min(config.prefix_len, max(1, window - tree.size))  # prefix slots that fit beside the tree
     tree = Tree(tree.name, tree.parents[: min(tree.size, window - kept)])
     ids = rng.integers(0, config.vocab_size, (1, tree.size)).repeat(2, axis=0)
@@ -254,7 +255,7 @@ def reference_hidden(
 
 
 def _draft(
-    parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator, tree: Tree, engine: str,
+    parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator, tree: AnyTree, engine: str,
     hidden: np.ndarray,
 ) -> dict[str, tuple[np.ndarray, Tensor]]:  # fmt: skip
     """Catch-up over the prefix, then the law at the root and along each node's first children."""
@@ -277,7 +278,9 @@ def _draft(
         "guidance": np.array([[scale, 1 - scale]], np.float32),
         "temperature": np.ones(1, np.float32),
     }
-    got = run(engine, inputs, ["features", "log_q", "tree_tokens"])
+    chosen = ["parents", "sources"] if isinstance(tree, DynamicTree) else []
+    got = run(engine, inputs, ["features", "log_q", "tree_tokens", *chosen])
+    drafted = Tree(tree.name, tuple(got["parents"][0].tolist())) if isinstance(tree, DynamicTree) else tree
     with torch.device("meta"):
         module = Drafter(replace(config))
     module.rope = rope_2d(config.grid, config.head_dim, config.prefix_len - 1, tail=20, base=config.rope_base)
@@ -285,7 +288,7 @@ def _draft(
     head = parts.target.load("output.weight").float().T
     states_now, tokens_now = torch.from_numpy(states), torch.from_numpy(tokens).repeat(2, 1)
     features = module(states_now, tokens_now)
-    wanted, spine = [], _first_child_spine(tree)
+    wanted, spine = [], _first_child_spine(drafted)
     last = features
     for node in spine:
         if node:
@@ -295,7 +298,10 @@ def _draft(
             last = module(states_now, tokens_now)
         state = last[1, -1] + scale * (last[0, -1] - last[1, -1])
         wanted.append((state @ head).log_softmax(-1))
-    at = [tree.internal.index(node) for node in spine]
+    if isinstance(tree, DynamicTree):
+        at = [int(got["sources"][0, drafted.children[node][0]]) for node in spine]
+    else:
+        at = [tree.internal.index(node) for node in spine]
     return {"features": (got["features"], features), "log_q": (got["log_q"][0, at], torch.stack(wanted))}
 
 

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import CascadeError
-from .tree import Tree
+from .tree import AnyTree, DynamicTree, Tree
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -77,14 +77,32 @@ class DrafterInfo:
 
 
 @dataclass(frozen=True)
+class DynamicInfo:
+    """The numbers of a dynamic tree: N nodes (root included), levels, width."""
+
+    size: int
+    depth: int
+    width: int
+
+
+@dataclass(frozen=True)
 class TreeInfo:
-    """A tree that the bundle was built with, and the engine that drafts it."""
+    """A tree that the bundle was built with, and the engine that drafts it; a dynamic one has no parents."""
 
     name: str
     parents: list[int]
     engine: str
+    dynamic: DynamicInfo | None = None
 
-    def tree(self) -> Tree:
+    @classmethod
+    def of(cls, tree: AnyTree, engine: str) -> TreeInfo:
+        if isinstance(tree, DynamicTree):
+            return cls(tree.name, [], engine, DynamicInfo(tree.size, tree.depth, tree.width))
+        return cls(tree.name, list(tree.parents), engine)
+
+    def tree(self) -> AnyTree:
+        if self.dynamic is not None:
+            return DynamicTree(self.name, self.dynamic.size, self.dynamic.depth, self.dynamic.width)
         return Tree(self.name, tuple(self.parents))
 
 

@@ -8,7 +8,7 @@ hidden states that the target wrote.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from .backends import BoundCall, Engine
 from .bundle import Manifest
 from .cache import KVCache
 from .noise import NoiseWindow
-from .tree import Tree
+from .tree import AnyTree, DynamicTree, Tree
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,44 @@ class EmbedCall:
 
 
 class DraftBuffers:
-    """What the drafter leaves for the rest of a round; shared by its first call and its steady one."""
+    """What the drafter leaves for the rest of a round; shared by its first call and its steady one.
 
-    def __init__(self, manifest: Manifest, layout: Layout, tree: Tree, embeds: np.ndarray) -> None:
+    `trees` holds each prompt's tree of this round, `depths` int64 [P, N] and `ancestors` bool [P, N, N] what
+    verification needs of them, and `law_rows` says for nodes with children which row of log_q is theirs. They stay
+    as they are with a static tree; `read_trees` reads those of a dynamic one after each call.
+    """
+
+    def __init__(self, manifest: Manifest, layout: Layout, tree: AnyTree, embeds: np.ndarray) -> None:
         p, vocab = layout.prompts, manifest.model.vocab_size
+        self.dynamic = isinstance(tree, DynamicTree)
         self.noise = np.zeros((p, tree.depth + 1, vocab), np.float32)
         self.window = NoiseWindow(self.noise)
         self.tree_tokens = np.zeros((p, tree.size), np.int64)
-        self.log_q = np.zeros((p, len(tree.internal), vocab), np.float32)
+        self.log_q = np.zeros((p, tree.laws, vocab), np.float32)
         self.embeds = embeds  # [R, N, D], the target call's input
+        self.parents = np.zeros((p, tree.size), np.int64)
+        self.sources = np.zeros((p, tree.size), np.int64)  # the row of log_q that a node was drafted from
+        self.depths = np.zeros((p, tree.size), np.int64)
+        self.ancestors = np.tile(np.eye(tree.size, dtype=bool), (p, 1, 1))
+        if isinstance(tree, DynamicTree):
+            self.trees, self.law_rows = [Tree(tree.name, (-1,))] * p, [dict[int, int]()] * p
+            return
+        self.depths[:], self.ancestors[:] = tree.depths, tree.ancestors
+        self.trees, self.law_rows = [tree] * p, [{node: row for row, node in enumerate(tree.internal)}] * p
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Where the draft graph writes."""
+        names = ("parents", "sources", "depths", "ancestors") if self.dynamic else ()
+        return {name: getattr(self, name) for name in ("tree_tokens", "log_q", "embeds", *names)}
+
+    def read_trees(self, prompts: Sequence[int]) -> None:
+        """Reads the trees that the graph has chosen for `prompts`."""
+        if not self.dynamic:
+            return
+        for p in prompts:
+            parents = self.parents[p].tolist()
+            self.trees[p] = Tree(self.trees[p].name, tuple(parents))
+            self.law_rows[p] = dict(zip(parents[1:], self.sources[p, 1:].tolist(), strict=True))
 
 
 class DraftCall:
@@ -125,7 +154,7 @@ class DraftCall:
         self.seconds = 0.0  # spent inside the engine so far
         self._call = engine.bind(
             {"hidden": hidden, "noise": buffers.noise, **inputs, **shared, **past},
-            {"tree_tokens": buffers.tree_tokens, "log_q": buffers.log_q, "embeds": buffers.embeds, **present},
+            {**buffers.outputs(), **present},
         )
 
     def place(self, start: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from .calls import DraftBuffers, DraftCall, EmbedCall, Layout, TargetCall
 from .rules import Rule
 from .sampling import Sampling
 from .stats import Stats
-from .tree import Tree
+from .tree import AnyTree
 
 Progress = Callable[[loop.State], None]
 
@@ -34,7 +34,7 @@ class Lane:
 
     def __init__(
         self, manifest: Manifest, engines: Engines, cache: KVCache, drafter_cache: KVCache | None,
-        layout: Layout, tree: Tree | None,
+        layout: Layout, tree: AnyTree | None,
     ) -> None:  # fmt: skip
         self.manifest, self.layout, self.tree = manifest, layout, tree
         self._cache, model = cache, manifest.model
@@ -48,12 +48,13 @@ class Lane:
         self.prefill.positions[:] = np.arange(model.prefix_len)
         nodes = 1 if tree is None else tree.size
         self.step = TargetCall(engines.target, manifest, cache, layout, nodes, shared)
-        self.step.tree_mask[:, :, :nodes] = True if tree is None else tree.ancestors
         if tree is None:
+            self.step.tree_mask[:, :, :nodes] = True
             self._embed = EmbedCall(engines.embed, self.step.embeds)
             return
         assert manifest.drafter is not None and drafter_cache is not None  # a tree comes with its drafter
         self.buffers = DraftBuffers(manifest, layout, tree, self.step.embeds)
+        self.step.tree_mask[:, :, :nodes] = self.buffers.ancestors[layout.prompt_of_row()]
         every_slot = np.ones((r, manifest.drafter.slots), bool)
         shared = {**mixing, "cache_mask": every_slot, "prompt_of_row": layout.prompt_of_row()}
         engine = engines.draft[tree.name]
@@ -111,7 +112,6 @@ class Lane:
     def _speculative(
         self, state: loop.State, rule: Rule, sampling: Sampling, stats: Stats, progress: Progress
     ) -> None:
-        assert self.tree is not None  # `run` chooses
         length = self.manifest.model.prefix_len
         call = self._first_draft
         call.tokens[:, -1] = state.codes[:, 0]
@@ -120,9 +120,9 @@ class Lane:
             with stats.stage("draft"):
                 loop.draft(call, self.buffers, state, rule, sampling)
             with stats.stage("verify"):
-                loop.verify(self.step, state, self.layout, self.tree, length)
+                loop.verify(self.step, self.buffers, state, self.layout, length)
             with stats.stage("accept"):
-                accepted = loop.accept(self.step, self.buffers, state, rule, self.tree, sampling)
+                accepted = loop.accept(self.step, self.buffers, state, rule, sampling)
             with stats.stage("commit"):
                 loop.commit(self._cache, state, accepted, self.layout, length)
             with stats.stage("emit"):

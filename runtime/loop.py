@@ -24,7 +24,6 @@ from .noise import Stream
 from .rules import Cause, Draws, Node, Rule
 from .rules.exact import draw_token
 from .sampling import Sampling, kept
-from .tree import Tree
 
 
 @dataclass
@@ -73,31 +72,33 @@ def draft(call: DraftCall, buffers: DraftBuffers, state: State, rule: Rule, samp
     for p in state.unfinished:
         buffers.window.fill(p, state.seeds[p], stream, int(state.done[p]), state.image_tokens)
     call.run()
+    buffers.read_trees(state.unfinished)
 
 
-def verify(call: TargetCall, state: State, layout: Layout, tree: Tree, prefix_len: int) -> None:
+def verify(call: TargetCall, buffers: DraftBuffers, state: State, layout: Layout, prefix_len: int) -> None:
     """Runs the target on every prompt's tree."""
     start = np.minimum(prefix_len + state.done - 1, prefix_len + state.image_tokens - 1)  # [P]
-    start = start[layout.prompt_of_row()]  # [R]
-    call.write_index[:] = start
-    call.positions[:] = start[:, None] + tree.depths
+    prompts = layout.prompt_of_row()
+    call.write_index[:] = start[prompts]  # [R]
+    call.positions[:] = (start[:, None] + buffers.depths)[prompts]
+    if buffers.dynamic:
+        call.tree_mask[:, :, : buffers.ancestors.shape[1]] = buffers.ancestors[prompts]
     call.run()
     state.target_calls += 1
 
 
 def accept(
-    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, tree: Tree, sampling: Sampling
+    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling
 ) -> dict[int, Accepted]:
     """Walks every unfinished prompt's tree; returns what was accepted, cut at the end of the picture."""
-    return {p: walk(call, buffers, state, rule, tree, sampling, p) for p in state.unfinished}
+    return {p: walk(call, buffers, state, rule, sampling, p) for p in state.unfinished}
 
 
 def walk(
-    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, tree: Tree, sampling: Sampling, p: int
+    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling, p: int
 ) -> Accepted:
     """Follows the rule's decisions from the root until one is a bonus token."""
-    drafted = buffers.tree_tokens[p]
-    internal = {node: index for index, node in enumerate(tree.internal)}
+    drafted, tree, law_rows = buffers.tree_tokens[p], buffers.trees[p], buffers.law_rows[p]
     room = state.image_tokens - int(state.done[p])
     path, node = [0], 0
     tokens: list[int] = []
@@ -111,7 +112,7 @@ def walk(
             logits=call.logits[p, node, :count],
             tokens=[int(drafted[child]) for child in tree.children[node]],
             nodes=tree.children[node],
-            log_q=buffers.log_q[p, internal[node]] if node in internal else None,
+            log_q=buffers.log_q[p, law_rows[node]] if node in law_rows else None,
             similarity=call.similarity[p],
             tree=tree,
             drafted=drafted,

@@ -20,8 +20,10 @@ from .backends import open_backend
 from .bundle import Manifest, check_files, read_manifest
 from .cache import KVCache
 from .calls import Layout
+from .errors import CascadeError
 from .images import to_images
 from .lane import Engines, Lane
+from .noise import Stream
 from .prompts import PromptEncoder
 from .request import Conditioning, check_conditioning, check_sampling, check_seeds
 from .rules import Rule, get_rule
@@ -140,9 +142,9 @@ class Pipeline:
     def _lane(self, layout: Layout, tree: str | None) -> Lane:
         key = (layout, tree)
         if key not in self._lanes:
-            static = self.manifest.tree(tree).tree() if tree is not None else None
+            drafted = self.manifest.tree(tree).tree() if tree is not None else None
             self._lanes[key] = Lane(
-                self.manifest, self._engines, self._cache, self._drafter_cache, layout, static
+                self.manifest, self._engines, self._cache, self._drafter_cache, layout, drafted
             )
         return self._lanes[key]
 
@@ -215,14 +217,16 @@ class Pipeline:
         conditioning = check_conditioning(self.manifest, prompts, features, features_mask, class_ids)
         seeds = check_seeds(seed, len(conditioning))
         sampling = check_sampling(self.manifest, guidance_scale, temperature, top_k, top_p)
-        chosen, tree_name = self._choose(rule, tree)
+        chosen, tree_name = self._choose(rule, tree, sampling)
         warnings: list[str] = []
         if conditioning.prompts is not None and self._prompts is not None:
             ids, mask, warnings = self._prompts.encode(conditioning.prompts)
             conditioning = Conditioning(ids=ids, mask=mask)
         return Request(conditioning, seeds, sampling, chosen, tree_name, self.manifest.model.image_tokens, warnings)
 
-    def _choose(self, rule: str | Rule | None, tree: str | None) -> tuple[Rule | None, str | None]:
+    def _choose(
+        self, rule: str | Rule | None, tree: str | None, sampling: Sampling
+    ) -> tuple[Rule | None, str | None]:
         """The rule object (None for plain decoding) and the tree's name."""
         if rule is None:
             rule = "exact" if self.manifest.trees else PLAIN
@@ -232,7 +236,14 @@ class Pipeline:
             return None, None
         if isinstance(rule, str):
             rule = get_rule(self.manifest.rules.get(rule, rule), self._neighbours())
-        return rule, self.manifest.tree(tree).name
+        info = self.manifest.tree(tree)
+        at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
+        if info.dynamic is not None and at_random:
+            raise CascadeError(
+                f"rule {rule.name} tests children that were drawn at random, and of those the dynamic tree "
+                f"{info.name} keeps only the likeliest: use a static tree, rule exact or strict-topk, or children=topk."
+            )
+        return rule, info.name
 
     def _neighbours(self) -> np.ndarray | None:
         """The table for LANTERN, int [V, K], mapped from the bundle's file."""

@@ -1,13 +1,14 @@
-"""Static draft trees: which continuations one target call verifies.
+"""Draft trees: which continuations one target call verifies.
 
 A tree is a list of nodes in breadth-first order; node 0 is the root, the last token that is already decided.
 The k-th child of a node is the drafter's k-th choice there. Everything that verification needs (parents,
-depths, ancestor mask) is a constant of the tree.
+depths, ancestor mask) is a constant of a static tree; a dynamic one is chosen in each round.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,13 +31,19 @@ _BRANCHING: dict[str, list[list[int]]] = {
     ],
     "chain_2": [[1], [1]],
     "chain_3": [[1], [1], [1]],
+    "pair_3": [[2], [1]],
     "pair_4": [[2], [1, 1]],
     "small_6": [[2], [2], [1]],
     "small_9": [[3], [2, 1], [1], [1]],
     "small_12": [[3], [2, 1, 1], [2], [1], [1]],
 }  # fmt: skip
 
-TREE_NAMES: tuple[str, ...] = tuple(_BRANCHING)
+# Nodes (root included), levels, width of the published dynamic trees: EAGLE-2's own and LANTERN's LlamaGen setting.
+_DYNAMIC: dict[str, tuple[int, int, int]] = {"eagle2_60": (60, 7, 10), "eagle2_59": (59, 5, 10)}
+_DYNAMIC_SPEC = re.compile(r"dynamic_(\d+)x(\d+)x(\d+)")
+
+STATIC_NAMES: tuple[str, ...] = tuple(_BRANCHING)
+TREE_NAMES: tuple[str, ...] = (*_BRANCHING, *_DYNAMIC)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class Tree:
         """Nodes with children, in node order: those where the drafter is run."""
         return tuple(node for node, nodes in enumerate(self.children) if nodes)
 
+    @property
+    def laws(self) -> int:
+        """How many laws of the drafter a round leaves: one for each node with children."""
+        return len(self.internal)
+
     @cached_property
     def ancestors(self) -> np.ndarray:
         """bool [N, N]: row n marks the nodes that node n sees, itself included."""
@@ -101,6 +113,47 @@ class Tree:
             parent = self.parents[node]
             paths.append([*paths[parent], self.children[parent].index(node)])
         return paths[1:]
+
+
+@dataclass(frozen=True)
+class DynamicTree:
+    """A tree that the draft graph chooses anew in each round (EAGLE-2, arXiv 2406.16858, section 4).
+
+    Each level but the last expands the `width` likeliest nodes of the level above it, `width` children each; of all
+    that was drafted the `size` - 1 likeliest are kept (`size`, N, counts the root). A node's likelihood is the product
+    of the drafter's probabilities on its path, so a kept node's parent is kept.
+    """
+
+    name: str
+    size: int
+    depth: int
+    width: int
+
+    @property
+    def laws(self) -> int:
+        """How many laws of the drafter a round leaves: the root's and those of the expanded nodes."""
+        return 1 + self.width * (self.depth - 1)
+
+    @property
+    def candidates(self) -> int:
+        """How many nodes a round drafts, to keep size - 1 of them."""
+        return self.width * self.laws
+
+
+AnyTree = Tree | DynamicTree
+
+
+def dynamic_tree(name: str, size: int, depth: int, width: int) -> DynamicTree:
+    """Raises CascadeError when a number is too small, or there are fewer candidates than nodes."""
+    tree = DynamicTree(name, size, depth, width)
+    if min(depth, width) < 1 or size < 2:
+        raise CascadeError(f"tree {name!r} needs at least 2 nodes, 1 level and width 1.")
+    if size - 1 > tree.candidates:
+        raise CascadeError(
+            f"tree {name!r} drafts {tree.candidates} candidates, fewer than its {size - 1} nodes behind the root: "
+            "ask for fewer nodes, more levels or more width."
+        )
+    return tree
 
 
 def tree_from_branching(name: str, levels: Sequence[Sequence[int]]) -> Tree:
@@ -136,8 +189,15 @@ def tree_from_paths(name: str, paths: Sequence[Sequence[int]]) -> Tree:
     return Tree(name, (-1, *(index[path[:-1]] for path in order)))
 
 
-def get_tree(spec: str) -> Tree:
-    """A tree by name, or from a JSON file that lists its paths. Raises CascadeError for anything else."""
+def get_tree(spec: str) -> AnyTree:
+    """A tree by name, `dynamic_NxLxW` (nodes with the root, levels, width), or a JSON file that lists its paths.
+
+    Raises CascadeError for anything else.
+    """
+    if spec in _DYNAMIC:
+        return dynamic_tree(spec, *_DYNAMIC[spec])
+    if found := _DYNAMIC_SPEC.fullmatch(spec):
+        return dynamic_tree(spec, *map(int, found.groups()))
     if spec in _BRANCHING:
         return tree_from_branching(spec, _BRANCHING[spec])
     path = Path(spec)
@@ -152,5 +212,6 @@ def get_tree(spec: str) -> Tree:
             raise CascadeError(f"{spec} must hold a list of paths such as [[0], [1], [0, 0]].")
         return tree_from_paths(path.stem, paths)
     raise CascadeError(
-        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, or a .json file that lists its paths."
+        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, dynamic_NxLxW (nodes, levels, width), or a "
+        ".json file that lists its paths."
     )

@@ -27,7 +27,7 @@ def engine_profiles(manifest: Manifest, engine: str) -> list[Dims]:
     length = manifest.model.prefix_len
     calls: list[Dims] = [{}]
     if engine == "target":
-        nodes = {length, 1, *(len(tree.parents) for tree in manifest.trees)}
+        nodes = {length, 1, *(tree.tree().size for tree in manifest.trees)}
         calls = [{"N": n} for n in sorted(nodes, reverse=True)]
     elif engine == "embed":
         calls = [{"N": 1}]
@@ -35,7 +35,7 @@ def engine_profiles(manifest: Manifest, engine: str) -> list[Dims]:
         for tree in manifest.trees:
             if tree.engine == engine:
                 first = {"M": length, "N_hidden": length}
-                calls = [first, {"M": tree.tree().depth + 1, "N_hidden": len(tree.parents)}]
+                calls = [first, {"M": tree.tree().depth + 1, "N_hidden": tree.tree().size}]
     profiles: list[Dims] = []
     for prompts in range(1, manifest.batch + 1):
         rows = 2 * prompts if guided(manifest) else prompts

@@ -61,7 +61,8 @@ def verified(tree: Tree, prompts: int) -> tuple[Any, Any]:
         tree_tokens=(np.arange(tree.size) + np.arange(prompts)[:, None]) % VOCAB,
         log_q=np.zeros((prompts, len(tree.internal), VOCAB), np.float32),
         noise=np.zeros((prompts, tree.depth + 1, VOCAB), np.float32),
-    )
+        trees=[tree] * prompts, law_rows=[{node: row for row, node in enumerate(tree.internal)}] * prompts,
+    )  # fmt: skip
     buffers.log_q[:] = np.arange(len(tree.internal))[:, None]
     return call, buffers
 
@@ -76,7 +77,7 @@ def test_walk(tree: Tree, choices: list[int], image_tokens: int, done: int) -> N
         np.zeros(1, np.int64),
     )  # fmt: skip
     rule = Anything(choices)
-    accepted = loop.accept(call, buffers, state, rule, tree, SAMPLING)
+    accepted = loop.accept(call, buffers, state, rule, SAMPLING)
     if done == image_tokens:
         assert accepted == {}
         return
@@ -133,7 +134,7 @@ def test_lengths_over_a_whole_picture(tree: Tree, choices: list[int], guided: bo
         before, cache = state.done.copy(), Moves()
         finished = [p for p in range(prompts) if p not in state.unfinished]
         kept = [(pairs.path[p].copy(), pairs.write_index[p]) for p in finished]
-        accepted = loop.accept(call, buffers, state, rule, tree, SAMPLING)
+        accepted = loop.accept(call, buffers, state, rule, SAMPLING)
         loop.commit(cache, state, accepted, layout, PREFIX)  # type: ignore[arg-type]
         loop.emit(state, accepted, pairs, layout, PREFIX)  # type: ignore[arg-type]
         assert [rows for rows, _, _ in cache.calls] == [layout.rows_of(p) for p in accepted]
