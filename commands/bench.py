@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,6 +152,6 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['ms_per_round']:.1f}", f"{100 * row['host_share']:.1f} %",
             f"{100 * row['relaxed_share']:.1f} %",
         )  # fmt: skip
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     console.print("stages in ms per round; speed-up: median over pictures against rule ar in this run", highlight=False)

@@ -13,6 +13,7 @@ from ..runtime.errors import CascadeError
 
 _CONSOLE = Console(stderr=True)
 DEFAULT_TREES = ("small_6",)
+_DEMO_TREES = ("pair_3",)  # what `calibrate tree` chose for the demo on two cores: nodes cost much there
 _DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
@@ -24,7 +25,7 @@ def run(
     """Opens the parts, builds the bundle, says what was built and what to do next."""
     from ..runtime.tree import get_tree
 
-    chosen = tuple(get_tree(name) for name in trees or DEFAULT_TREES)
+    chosen = tuple(get_tree(name) for name in trees or (_DEMO_TREES if model == "emoji" else DEFAULT_TREES))
     folder, request = out or Path("build") / model, ""
     if targets:
         from ..engines.request import already_built, request_digest

@@ -20,7 +20,7 @@ WEIGHTS = Path(__file__).parent.parent / "examples" / "emoji" / "weights"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "emoji"
-    build("emoji", "--batch", 4, "--tree", "small_6", "--tree", "mc_sim_7b_63", "--out", out)
+    build("emoji", "--batch", 4, "--tree", "pair_3", "--tree", "mc_sim_7b_63", "--tree", "eagle2_60", "--out", out)
     return out
 
 
@@ -42,7 +42,7 @@ def test_a_red_apple(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", ["small_6", "mc_sim_7b_63"])
+@pytest.mark.parametrize("tree", ["pair_3", "mc_sim_7b_63", "eagle2_60"])
 def test_exact_draws_the_pictures_of_ar(bundle: Path, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a trained model, whose drafter is followed for several tokens at a time."""
     pipe = Pipeline.load(bundle)
