@@ -157,8 +157,9 @@ def models(as_json: bool) -> None:
 @click.option("--num-images", type=int, default=4, show_default=True, help="Pictures for each setting.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
+@click.option("--judge", help="Also judge the pictures, of its prompts: 'demo', or a judge (.safetensors).")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
-@click.option("--plots", type=PATH, help="Also write accepts.png and speed.png to this folder.")
+@click.option("--plots", type=PATH, help="Also write accepts.png, speed.png (and quality.png) to this folder.")
 def bench(**options: Any) -> None:
     """Compare plain decoding and every rule on one bundle, side by side."""
     from .commands.bench import run

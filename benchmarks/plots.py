@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,6 +43,30 @@ def plot_speed(rows: Sequence[Mapping[str, float | str]], file: Path) -> None:
     axis.axhline(1, color="gray", lw=0.8)
     axis.set_xlabel("tau, tokens per target call")
     axis.set_ylabel("speed-up over plain decoding, same run")
+    _save(figure, file)
+
+
+def plot_quality(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Accuracy lost against plain decoding, with its 95 % interval, over tau and over speed-up; a colour for each rule.
+
+    The first row is plain decoding itself.
+    """
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    kinds = list(dict.fromkeys(row["rule"].split(":")[0] for row in rows[1:]))
+    for axis, over in zip(figure.subplots(1, 2, sharey=True), ("tau", "speed_up"), strict=True):
+        for kind in kinds:
+            mine = sorted((row for row in rows[1:] if row["rule"].split(":")[0] == kind), key=lambda row: row[over])
+            lost = [row["quality"]["against_plain"]["concept"] for row in mine]
+            if any(value is None for value in lost):
+                continue
+            means = np.array([100 * value["mean"] for value in lost])
+            bars = np.abs(np.array([[100 * value[end] for value in lost] for end in ("low", "high")]) - means)
+            x = [row[over] for row in mine]
+            axis.errorbar(x, means, bars, fmt="o-", ms=4, lw=1, capsize=2, label=kind, color=f"C{kinds.index(kind)}")
+        axis.axhline(0, color="gray", lw=0.8)
+        axis.set_xlabel("tau, tokens per target call" if over == "tau" else "speed-up over plain decoding, same run")
+    figure.axes[0].set_ylabel("concept accuracy - plain decoding's, points")
+    figure.axes[0].legend(fontsize=8)
     _save(figure, file)
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,13 @@ from ..runtime.rules import RULE_NAMES, check_rule_name
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
 from .files import check_writable
+from .judge import judge_with
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..evaluation.captions import Caption
+    from ..evaluation.means import Means
 
 PROMPTS = ("a red apple", "a hamburger", "a slice of pizza", "a carrot", "a birthday cake", "a doughnut")
 
@@ -34,6 +41,7 @@ class Setting:
     tree: str | None
     runs: list[Stats] = field(default_factory=list)
     causes: list[np.ndarray] = field(default_factory=list)  # int8 [1, HW] of each run
+    images: list[Image.Image] = field(default_factory=list)  # kept where they will be judged
 
     @property
     def name(self) -> str:
@@ -61,26 +69,32 @@ class Setting:
 
 def run(
     *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
-    seed: int, threads: int | None, json_file: Path | None, plots: Path | None,
+    seed: int, threads: int | None, judge: str | None, json_file: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
+    """Measures, shows the table(s), and writes what was asked for. Pictures are judged where `judge` names one."""
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
     if json_file is not None:
         check_writable(json_file.parent)
     if plots is not None:
         check_plots(plots)
+    means = None if judge is None else judge_with(None if judge == "demo" else judge)
+    asked = [] if means is None else captions(means, prompts, num_images)
+    prompts = tuple(caption.prompt for caption in asked) or prompts
     pipe = Pipeline.load(bundle, threads=threads)
     settings = choose(pipe.manifest, rules, trees)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        measure(pipe, settings, prompts, num_images, seed, bar)
+        measure(pipe, settings, prompts, num_images, seed, bar, keep=means is not None)
     rows = [setting.figures(settings[0]) for setting in settings]
     show(rows)
+    if means is not None:
+        add_quality(rows, settings, means, asked)
     if json_file is not None:
         from ..benchmarks.machine import describe_machine
 
         machine = describe_machine(threads)
-        content = {"bundle": pipe.manifest.name, "images": num_images, "machine": machine, "rows": rows}
+        content = {"bundle": pipe.manifest.name, "images": num_images, "seed": seed, "machine": machine, "rows": rows}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
     if plots is not None:
         plot(settings, rows, pipe.manifest.model.grid, plots)
@@ -94,10 +108,33 @@ def check_plots(folder: Path) -> None:
 
 
 def plot(settings: list[Setting], rows: list[dict[str, Any]], grid: int, folder: Path) -> None:
-    from ..benchmarks.plots import plot_accepts, plot_speed
+    from ..benchmarks.plots import plot_accepts, plot_quality, plot_speed
 
     plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, grid, folder / "accepts.png")
     plot_speed(rows, folder / "speed.png")
+    if "quality" in rows[0]:
+        plot_quality(rows, folder / "quality.png")
+
+
+def captions(means: Means, prompts: tuple[str, ...], count: int) -> list[Caption]:
+    """What is drawn and judged: the given prompts as the judge understands them, or the judge's own."""
+    from ..evaluation.captions import Caption, understand
+    from ..evaluation.means import captions_to_draw
+
+    if not prompts:
+        return captions_to_draw(None, means, count)
+    given = [Caption(prompts[i % len(prompts)]) for i in range(count)]
+    return understand(given, means.judge.config) if means.judge is not None else given
+
+
+def add_quality(rows: list[dict[str, Any]], settings: list[Setting], means: Means, asked: list[Caption]) -> None:
+    """Judges every setting's pictures, adds the figures to its row and shows them."""
+    from ..benchmarks import quality
+
+    judged = [quality.judged(means, setting.name, setting.images, asked) for setting in settings]
+    for row, setting, one in zip(rows, settings, judged, strict=True):
+        row |= quality.intervals(settings[0].runs, setting.runs) | {"quality": quality.quality(judged[0], one)}
+    quality.show(rows, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
@@ -110,9 +147,13 @@ def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -
 
 
 def measure(
-    pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress
-) -> None:
-    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture."""
+    pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress,
+    keep: bool = False,
+) -> None:  # fmt: skip
+    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture.
+
+    With `keep` the settings hold the pictures too.
+    """
     task = bar.add_task("drawing", total=(images + 1) * len(settings))
     for number in range(-1, images):
         for setting in settings:
@@ -123,6 +164,7 @@ def measure(
             if number >= 0:
                 setting.runs.append(output.stats)
                 setting.causes.append(output.causes)
+                setting.images += output.images if keep else []
             bar.advance(task)
 
 

@@ -24,6 +24,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.stats import Stats
 from .files import check_writable
+from .judge import judge_with
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,12 +83,7 @@ def run(
 
 def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, list[Caption]]:
     """What to judge with (None: nothing) and the captions to draw."""
-    try:
-        from .eval import _means, _prompts
-
-        means = None if judge == "none" else _means(judge, None, None)
-    except ImportError as error:
-        raise CascadeError(f"{error.name} is not installed: run `pip install 'cascade-trt[eval,cpu]'`.") from None
+    means = None if judge == "none" else judge_with(judge)
     if means is None:
         from ..evaluation.captions import read_captions
 
@@ -95,7 +91,9 @@ def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, li
             raise CascadeError("without a judge there are no prompts: give a file with --prompts.")
         given = read_captions(prompts)
         return None, [given[i % len(given)] for i in range(count)]
-    return means, _prompts(prompts, means, count)
+    from ..evaluation.means import captions_to_draw
+
+    return means, captions_to_draw(prompts, means, count)
 
 
 def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Similarities:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,31 +16,18 @@ from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from .files import check_writable
+from .judge import judge_with
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..evaluation.captions import Caption
-    from ..evaluation.judge import FeatureMaker, Judge
+    from ..evaluation.means import Means
     from ..evaluation.report import Row
-    from ..evaluation.score import Gallery, Reference
 
 _CONSOLE = Console(stderr=True)
-_WEIGHTS = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
-DEFAULT_JUDGE = _WEIGHTS / "judge.safetensors"
 _OTHER_SEED = 1 << 20  # added for the second set of --spread
 _IN_SHEET = 24
-
-
-@dataclass(frozen=True)
-class Means:
-    """What pictures are judged with: the judge, other features for the distances, features of real pictures."""
-
-    judge: Judge | None
-    maker: FeatureMaker | None
-    reference: Reference | None
-    gallery: Gallery | None
-    judge_file: Path | None
 
 
 def run(
@@ -66,13 +52,15 @@ def run(
     check_writable(out)
     if threads:
         torch.set_num_threads(threads)
-    means = _means(judge, features, reference)
+    means = judge_with(judge, features, reference)
     rows, shown = _real(means, num_images), []
     for number, folder in enumerate(images):
         _read(means, folder, captions[number] if number < len(captions) else folder / "captions.jsonl", rows, shown)
     drawn: list[Row] = []
     if bundle is not None or not images:
-        asked = _prompts(prompts, means, num_images)
+        from ..evaluation.means import captions_to_draw
+
+        asked = captions_to_draw(prompts, means, num_images)
         pipe = Pipeline.load(bundle or Path("build/emoji"), threads=threads)
         drawn = _draw(pipe, means, asked, rules or (PLAIN,), tree, seed, spread, out, shown)
     rows += drawn
@@ -90,27 +78,6 @@ def run(
         click.echo(f"{out / 'report.json'}\n{out / 'sheet.png'}")
 
 
-def _means(judge: str | None, features: Path | None, reference: Path | None) -> Means:
-    from ..evaluation.judge import features_of, load_features, load_judge
-    from ..evaluation.pictures import read_folder
-    from ..evaluation.real import load_real
-    from ..evaluation.score import Reference
-
-    if judge == "none" and features is None:
-        raise CascadeError("without a judge there is nothing to measure: leave --judge none away, or add --features.")
-    file = None if judge == "none" else Path(judge) if judge else DEFAULT_JUDGE
-    loaded = None if file is None else load_judge(file)
-    maker = None if features is None else load_features(features)
-    real = load_real(file) if file is not None else None
-    gallery = real.gallery if real is not None else None
-    if reference is not None:
-        used = maker or (loaded.features if loaded is not None else None)
-        assert used is not None  # one of both is there
-        made = features_of(used, read_folder(reference))
-        return Means(loaded, maker, Reference(made, np.zeros(len(made), bool)), gallery, file)
-    return Means(loaded, maker, real.reference if real is not None and maker is None else None, gallery, file)
-
-
 def _real(means: Means, count: int) -> list[Row]:
     """Rows of the real pictures and their reconstructions that came with the judge."""
     from ..evaluation.real import judge_prompts, load_real, real_scores
@@ -121,18 +88,6 @@ def _real(means: Means, count: int) -> list[Row]:
         return []
     scores = real_scores(real, judge_prompts(means.judge_file), means.judge, count, means.maker is None)
     return [make_row(name, "real", answers, means.reference, {}) for name, answers in scores.items()]
-
-
-def _prompts(file: Path | None, means: Means, count: int) -> list[Caption]:
-    """`count` captions: the file's, or the judge's own, from the first again after the last."""
-    from ..evaluation.captions import read_captions, understand
-    from ..evaluation.real import judge_prompts
-
-    if file is None and means.judge_file is None:
-        raise CascadeError("without a judge there are no prompts: give a file with --prompts.")
-    given = read_captions(file) if file is not None else judge_prompts(means.judge_file or DEFAULT_JUDGE)
-    given = understand(given, means.judge.config) if means.judge is not None else given
-    return [replace(given[i % len(given)], file=None) for i in range(count)]
 
 
 def _read(means: Means, folder: Path, captions: Path, rows: list[Row], shown: list[Any]) -> None:

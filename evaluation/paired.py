@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -35,10 +37,17 @@ def compare(first: np.ndarray, second: np.ndarray, confidence: float = 0.95, see
     if not len(change):
         return None
     mean = float(change.mean())
-    if np.ptp(change) == 0:  # every resample is the same
-        return Difference(mean, mean, mean, len(change))
-    interval = bootstrap(
-        (change,), np.mean, n_resamples=_RESAMPLES, confidence_level=confidence, method="percentile", batch=1000,
+    return Difference(mean, *interval(change, np.mean, confidence, seed), len(change))
+
+
+def interval(
+    values: np.ndarray, statistic: Callable[..., Any], confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bounds of the percentile bootstrap interval of a statistic (np.mean, np.median) of values [n]."""
+    if np.ptp(values) == 0:  # every resample is the same
+        return float(values[0]), float(values[0])
+    bounds = bootstrap(
+        (values,), statistic, n_resamples=_RESAMPLES, confidence_level=confidence, method="percentile", batch=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return Difference(mean, float(interval.low), float(interval.high), len(change))
+    return float(bounds.low), float(bounds.high)

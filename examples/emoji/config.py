@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         vq_ch=32, vq_ch_mult=(1, 1, 1), vq_z_channels=32, vq_steps=4, vq_batch=4,
         dim=64, n_layer=2, n_head=2, prefix_len=8, text_dim=32, text_layers=1, text_steps=2,
         target_steps=3, target_batch=4, target_lr=1e-3,
-        drafter_ffn=192, drafter_samples=4, drafter_steps=2, drafter_batch=2, judge_groups=(3, 4), judge_steps=4, judge_batch=8,
-        top_k=64,
+        drafter_ffn=192, drafter_samples=4, drafter_steps=2, drafter_batch=2,
+        judge_groups=(3, 4), judge_steps=4, judge_batch=8, top_k=64,
     ),
 }  # fmt: skip
