@@ -154,10 +154,13 @@ def models(as_json: bool) -> None:
 @click.option("--rule", "rules", multiple=True, help="Rules to compare; repeatable. [default: all]")
 @click.option("--tree", "trees", multiple=True, help="Trees to compare; repeatable. [default: all]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
-@click.option("--num-images", type=int, default=4, show_default=True, help="Pictures for each setting.")
+@click.option("--num-images", type=int, default=4, show_default=True, help="Pictures of each setting that are timed.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
-@click.option("--judge", help="Also judge the pictures, of its prompts: 'demo', or a judge (.safetensors).")
+@click.option("--judge", help="Also judge pictures, of its prompts: 'demo', or a judge (.safetensors).")
+@click.option("--judged", type=int, default=100, show_default=True, help="Pictures of each setting that are judged.")
+@click.option("--pictures", type=PATH, default=Path("outputs/bench"), show_default=True,
+              help="Folder of the judged pictures; those that are there are not drawn again.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
 @click.option("--plots", type=PATH, help="Also write accepts.png, speed.png (and quality.png) to this folder.")
 def bench(**options: Any) -> None:

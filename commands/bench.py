@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -25,8 +27,6 @@ from .files import check_writable
 from .judge import judge_with
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..evaluation.captions import Caption
     from ..evaluation.means import Means
 
@@ -41,7 +41,6 @@ class Setting:
     tree: str | None
     runs: list[Stats] = field(default_factory=list)
     causes: list[np.ndarray] = field(default_factory=list)  # int8 [1, HW] of each run
-    images: list[Image.Image] = field(default_factory=list)  # kept where they will be judged
 
     @property
     def name(self) -> str:
@@ -58,8 +57,9 @@ class Setting:
         ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, self.runs, strict=True)]
         return {
             "rule": self.rule, "tree": self.tree, "images_per_second": 1 / self.seconds(),
-            "speed_up": statistics.median(ratios), "tau": sum(r.tokens for r in self.runs) / rounds,
-            "ms_per_stage": stages, "ms_per_round": sum(stages.values()),
+            "speed_up": statistics.median(ratios), "speed_ups": ratios,
+            "tau": sum(run.tokens for run in self.runs) / rounds, "ms_per_stage": stages,
+            "ms_per_round": sum(stages.values()),
             "decode_ms": 1e3 * statistics.median(run.seconds["decode"] / run.images for run in self.runs),
             "host_share": statistics.median(run.host_share for run in self.runs),
             "causes": {cause: sum(run.causes[cause] for run in self.runs) for cause in self.runs[0].causes},
@@ -69,33 +69,37 @@ class Setting:
 
 def run(
     *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
-    seed: int, threads: int | None, judge: str | None, json_file: Path | None, plots: Path | None,
+    seed: int, threads: int | None, judge: str | None, judged: int, pictures: Path, json_file: Path | None,
+    plots: Path | None,
 ) -> None:  # fmt: skip
     """Measures, shows the table(s), and writes what was asked for. Pictures are judged where `judge` names one."""
-    if num_images < 1:
-        raise CascadeError("--num-images must be at least 1.")
-    if json_file is not None:
-        check_writable(json_file.parent)
+    if min(num_images, judged) < 1:
+        raise CascadeError(f"{'--num-images' if num_images < 1 else '--judged'} must be at least 1.")
+    for folder in (json_file and json_file.parent, judge and pictures):
+        if folder:
+            check_writable(Path(folder))
     if plots is not None:
         check_plots(plots)
     means = None if judge is None else judge_with(None if judge == "demo" else judge)
-    asked = [] if means is None else captions(means, prompts, num_images)
-    prompts = tuple(caption.prompt for caption in asked) or prompts
     pipe = Pipeline.load(bundle, threads=threads)
-    settings = choose(pipe.manifest, rules, trees)
+    settings = choose(pipe, rules, trees)
     console = Console(stderr=True)
+    asked = [] if means is None else captions(means, prompts, judged)
+    shown = tuple(caption.prompt for caption in asked) or prompts
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        measure(pipe, settings, prompts, num_images, seed, bar, keep=means is not None)
+        measure(pipe, settings, shown, num_images, seed, bar)
     rows = [setting.figures(settings[0]) for setting in settings]
+    content = {"bundle": pipe.manifest.name, "images": num_images, "seed": seed, "rows": rows}
     show(rows)
     if means is not None:
-        add_quality(rows, settings, means, asked)
+        from ..benchmarks import quality
+
+        content |= quality.judge_rows(pipe, means, rows, asked, seed, pictures, console)
+        quality.show(rows, Console(width=None if sys.stdout.isatty() else 160))
     if json_file is not None:
         from ..benchmarks.machine import describe_machine
 
-        machine = describe_machine(threads)
-        content = {"bundle": pipe.manifest.name, "images": num_images, "seed": seed, "machine": machine, "rows": rows}
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
+        json_file.write_text(json.dumps(content | {"machine": describe_machine(threads)}, indent=1) + "\n")
     if plots is not None:
         plot(settings, rows, pipe.manifest.model.grid, plots)
 
@@ -127,33 +131,34 @@ def captions(means: Means, prompts: tuple[str, ...], count: int) -> list[Caption
     return understand(given, means.judge.config) if means.judge is not None else given
 
 
-def add_quality(rows: list[dict[str, Any]], settings: list[Setting], means: Means, asked: list[Caption]) -> None:
-    """Judges every setting's pictures, adds the figures to its row and shows them."""
-    from ..benchmarks import quality
+def choose(pipe: Pipeline, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
+    """Plain decoding first, then every asked rule with every asked tree.
 
-    judged = [quality.judged(means, setting.name, setting.images, asked) for setting in settings]
-    for row, setting, one in zip(rows, settings, judged, strict=True):
-        row |= quality.intervals(settings[0].runs, setting.runs) | {"quality": quality.quality(judged[0], one)}
-    quality.show(rows, Console(width=None if sys.stdout.isatty() else 160))
-
-
-def choose(manifest: Manifest, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
-    """Plain decoding first, then every asked rule with every asked tree."""
+    Pairs that do not fit are left out with a word on stderr; where no pair is left it raises CascadeError.
+    """
     for rule in rules:
         check_rule_name(rule)
-    names = [manifest.tree(tree).name for tree in trees] or [tree.name for tree in manifest.trees]
+    names = [pipe.manifest.tree(tree).name for tree in trees] or [tree.name for tree in pipe.manifest.trees]
     wanted = [rule for rule in rules or RULE_NAMES if rule != PLAIN]
-    return [Setting(PLAIN, None), *(Setting(rule, tree) for rule in wanted for tree in names)]
+    found, refused = [Setting(PLAIN, None)], []
+    for rule, tree in itertools.product(wanted, names):
+        try:
+            pipe.check_rule(rule, tree)
+        except CascadeError as error:
+            refused.append(error)
+        else:
+            found.append(Setting(rule, tree))
+    if refused and len(found) == 1:
+        raise refused[0]
+    for error in refused:
+        click.echo(f"Left out: {error}", err=True)
+    return found
 
 
 def measure(
-    pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress,
-    keep: bool = False,
-) -> None:  # fmt: skip
-    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture.
-
-    With `keep` the settings hold the pictures too.
-    """
+    pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress
+) -> None:
+    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture."""
     task = bar.add_task("drawing", total=(images + 1) * len(settings))
     for number in range(-1, images):
         for setting in settings:
@@ -164,7 +169,6 @@ def measure(
             if number >= 0:
                 setting.runs.append(output.stats)
                 setting.causes.append(output.causes)
-                setting.images += output.images if keep else []
             bar.advance(task)
 
 

@@ -7,16 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..runtime.bundle import MANIFEST
 from ..runtime.images import save_png
 from ..runtime.pipeline import Output, Pipeline
+from ..runtime.rules import Cause
 from ..runtime.rules.registry import PLAIN
 from .captions import Caption, write_captions
+from .paired import interval
 
-_COUNTS = ("tokens", "rounds", "target_calls", "total_seconds")
+_COUNTS = ("tokens", "rounds", "relaxed", "target_calls", "total_seconds")
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,30 @@ def draw(
             callback=lambda done, _total: advance(kept * tokens + done),
         )  # fmt: skip
         for output in batches:
-            for image in output.images:
+            for place, image in enumerate(output.images):
                 i = missing.pop(0)
-                save_png(image, files[i], wanted[i] | _share(output))
+                save_png(image, files[i], wanted[i] | _counts(output, place))
             if output.interrupted:
                 raise KeyboardInterrupt
     write_captions(folder / "captions.jsonl", (_with_file(c, f.name) for c, f in zip(captions, files, strict=True)))
     return [open_image(file) for file in files]
 
 
-def speed(images: Sequence[Image.Image]) -> dict[str, float | None]:
-    """Tokens per target call and images per second over the pictures, from what their files say."""
-    sums = {name: sum(float(_info(image).get(name, 0)) for image in images) for name in _COUNTS}
-    return {
-        "tau": sums["tokens"] / sums["rounds"] if sums["rounds"] else None,
+def speed(images: Sequence[Image.Image]) -> dict[str, Any]:
+    """Figures from what the pictures' files say: tokens per target call with their 95 % bootstrap interval, the share
+    of relaxed tokens, images per second."""
+    counts = {name: np.array([float(_info(image).get(name, 0)) for image in images]) for name in _COUNTS}
+    sums = {name: float(values.sum()) for name, values in counts.items()}
+    found: dict[str, Any] = {
+        "tau": None, "tau_interval": None, "relaxed_share": None,
         "images_per_second": len(images) / sums["total_seconds"] if sums["total_seconds"] else None,
-    }
+    }  # fmt: skip
+    if sums["rounds"]:
+        # Pictures being equally long, the mean of rounds a token is 1 / tau.
+        low, high = interval(counts["rounds"] / counts["tokens"], np.mean)
+        found |= {"tau": sums["tokens"] / sums["rounds"], "tau_interval": [1 / high, 1 / low],
+                  "relaxed_share": sums["relaxed"] / (sums["tokens"] + len(images))}  # fmt: skip
+    return found
 
 
 def open_image(file: Path) -> Image.Image:
@@ -90,10 +102,18 @@ def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> di
             "model": pipe.manifest.name, "bundle": made_by}  # fmt: skip
 
 
-def _share(output: Output) -> dict[str, str]:
-    """One picture's share of its batch's counts, so that sums over pictures are those of the batches."""
-    count = max(1, output.stats.images)
-    return {name: repr(getattr(output.stats, name) / count) for name in _COUNTS}
+def _counts(output: Output, place: int) -> dict[str, str]:
+    """One picture's own tokens and rounds, and its share of its batch's calls and time."""
+    stats, rounds = output.stats, int(output.rounds[place])
+    count = max(1, stats.images)
+    own = {"tokens": output.codes.shape[1] - 1, "rounds": rounds, "relaxed": _relaxed(output.causes[place])}
+    shared = {name: getattr(stats, name) / count for name in ("target_calls", "total_seconds")}
+    return {name: repr(value) for name, value in (own | shared).items()}
+
+
+def _relaxed(causes: np.ndarray) -> int:
+    """How many of a picture's tokens only a relaxation let pass."""
+    return int(sum((causes == cause).sum() for cause in Cause if cause.relaxed))
 
 
 def _is_kept(file: Path, wanted: dict[str, str]) -> bool:

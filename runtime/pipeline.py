@@ -40,12 +40,14 @@ class Output:
 
     `images` are PIL images in the order of the prompts, `codes` int32 [P, grid * grid] their tokens, `seeds`
     the seed of each, `warnings` sentences such as a prompt that was cut, `causes` int8 [P, grid * grid] how each
-    token came (rules.Cause). After Ctrl-C (`interrupted`) it holds the images that were finished.
+    token came (rules.Cause), `rounds` int64 [P] the target calls that each took (prefill not counted). After Ctrl-C
+    (`interrupted`) it holds the images that were finished.
     """
 
     images: list[Image.Image]
     codes: np.ndarray
     causes: np.ndarray
+    rounds: np.ndarray
     stats: Stats
     seeds: list[int]
     warnings: list[str] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Output:
         self.images = self.images + other.images
         self.codes = np.concatenate([self.codes, other.codes])
         self.causes = np.concatenate([self.causes, other.causes])
+        self.rounds = np.concatenate([self.rounds, other.rounds])
         self.seeds = self.seeds + other.seeds
         self.interrupted = other.interrupted
         self.stats.add(other.stats)
@@ -84,7 +87,8 @@ class Request:
         """An output without pictures yet."""
         stats = Stats(self.rule.name if self.rule else PLAIN, self.tree)
         shape = (0, self.image_tokens)
-        return Output([], np.zeros(shape, np.int32), np.zeros(shape, np.int8), stats, [], list(self.warnings))
+        codes, causes = np.zeros(shape, np.int32), np.zeros(shape, np.int8)
+        return Output([], codes, causes, np.zeros(0, np.int64), stats, [], list(self.warnings))
 
 
 class Pipeline:
@@ -224,6 +228,10 @@ class Pipeline:
             conditioning = Conditioning(ids=ids, mask=mask)
         return Request(conditioning, seeds, sampling, chosen, tree_name, self.manifest.model.image_tokens, warnings)
 
+    def check_rule(self, rule: str, tree: str | None = None) -> None:
+        """Raises CascadeError when the rule or the tree is unknown, or the bundle cannot serve them together."""
+        self._choose(rule, tree, check_sampling(self.manifest, None, None, None, None))
+
     def _choose(
         self, rule: str | Rule | None, tree: str | None, sampling: Sampling
     ) -> tuple[Rule | None, str | None]:
@@ -283,7 +291,8 @@ class Pipeline:
         lane.run(prefix, mask, state, request.rule, request.sampling, stats, report)
         with stats.stage("decode"):
             output.images = self._pixels(state.codes)
-        output.codes, output.causes, output.seeds = state.codes, state.causes, request.seeds
+        output.codes, output.causes, output.rounds = state.codes, state.causes, state.rounds
+        output.seeds = request.seeds
         stats.images = len(request.seeds)
         stats.count_causes(state.causes)
         stats.total_seconds = time.perf_counter() - started

@@ -34,6 +34,19 @@ def test_figures_and_plots(tiny_bundle: Path, tmp_path: Path) -> None:
             assert min(image.size) > 200
 
 
+def test_pairs_that_do_not_fit_are_left_out(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Children drawn at random on a tree that keeps the likeliest: the other rule and the other tree are measured."""
+    asked = ("--rule", "exact", "--rule", "strict", "--tree", "chain_2", "--tree", "eagle2_60", "--num-images", 1)
+    result = bench(tiny_bundle, *asked, "--json", tmp_path / "bench.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    pairs = [("ar", None), ("exact", "chain_2"), ("exact", "eagle2_60"), ("strict", "chain_2")]
+    assert [(row["rule"], row["tree"]) for row in rows] == pairs
+    assert "Left out: rule strict tests children that were drawn at random" in result.stderr
+    result = bench(tiny_bundle, "--rule", "strict", "--tree", "eagle2_60")
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+
+
 def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for options, sentence in (
