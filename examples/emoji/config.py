@@ -56,7 +56,8 @@ class Recipe:
     top_k: int = 1000
     caption_dropout: float = 0.1
     augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default
-    rate: float = 0.007  # cosine that a rarer code must gain for each nat it costs (encode.py)
+    rate: float = 0.002  # cosine that a rarer code must gain for each nat it costs (encode.py)
+    grain: float = 0.008  # temperature, in cosine, of the draw among codes that show much the same (encode.py)
     hidden: float = 0.8  # share of pictures with hidden codes while the target is trained; falls to 0 at the end
     device: str = "cpu"
     compile: bool = False  # torch.compile the target: 25 % faster on a CPU, after two minutes

@@ -30,7 +30,7 @@ from .augment import compose, random_moves, views
 from .captions import BACKGROUNDS, caption
 from .config import Augment, Recipe
 from .data import DataSet, Picture
-from .encode import code_prices, similarities
+from .encode import code_prices, draw_codes, similarities
 from .progress import Run, cosine_rate
 
 _EVERY = 100
@@ -167,12 +167,12 @@ def measure_real(recipe: Recipe, data: DataSet, vq: VQModel, judge: Judge, file:
     prices = code_prices(recipe, data, vq, train)
     pixels = real_views(recipe, data, tests, 3)
     made: dict[str, list[tuple[Tensor, list[int]]]] = {"real": [], "reconstruction": [], "codes": []}
-    for x in tqdm(pixels.split(50), desc="real pictures", unit="batch"):
+    for seed, x in enumerate(tqdm(pixels.split(50), desc="real pictures", unit="batch")):
         x = x.to(recipe.device)
         made["real"].append(_seen(judge, x))
         cosines = similarities(vq, x)
         made["reconstruction"].append(_seen(judge, vq.decode_codes(cosines.argmax(-1))))
-        made["codes"].append(_seen(judge, vq.decode_codes((cosines + prices).argmax(-1))))
+        made["codes"].append(_seen(judge, vq.decode_codes(draw_codes(cosines, prices, recipe.grain, seed))))
     sets = {
         name: (torch.cat([f for f, _ in parts]).numpy(), np.array([i for _, seen in parts for i in seen]))
         for name, parts in made.items()
@@ -233,7 +233,7 @@ def accuracies(judge: Judge, file: Path) -> dict[str, float]:
 
 def _digest(recipe: Recipe, judge: Judge, vq: VQModel) -> str:
     """Of everything that the measurements hang on."""
-    found = hashlib.sha256(repr((recipe.target_groups, recipe.augment, recipe.rate)).encode())
+    found = hashlib.sha256(repr((recipe.target_groups, recipe.augment, recipe.rate, recipe.grain)).encode())
     for module in (judge, vq):
         for _, tensor in sorted(module.state_dict().items()):
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -20,7 +20,7 @@ from .augment import views
 from .captions import caption
 from .config import Recipe
 from .data import DataSet
-from .encode import code_prices, encode_pixels
+from .encode import code_prices, draw_codes, similarities
 from .model import TextToImage
 from .progress import Run, cosine_rate
 from .text import encode
@@ -108,8 +108,9 @@ def batch(
     texts = [caption(p, b, rng) for p, b in zip(pictures, backgrounds, strict=True)]
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
+    codes = draw_codes(similarities(vq, pixels), prices, recipe.grain, rng.getrandbits(40))
     device = recipe.device
-    return chosen, ids.to(device), mask.to(device), uncond.to(device), encode_pixels(vq, pixels, prices)
+    return chosen, ids.to(device), mask.to(device), uncond.to(device), codes
 
 
 def hide(codes: Tensor, share: float, rng: random.Random) -> Tensor:

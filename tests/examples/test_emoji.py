@@ -19,6 +19,7 @@ from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
 from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
 from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
 from cascade_trt.examples.emoji.drafter import train_drafter
+from cascade_trt.examples.emoji.encode import draw_codes
 from cascade_trt.examples.emoji.ship import load_average, ship
 from cascade_trt.examples.emoji.target import train_target
 from cascade_trt.examples.emoji.text import encode, train_text_tokenizer
@@ -77,6 +78,18 @@ def test_views(data: DataSet) -> None:
         torch.testing.assert_close(picture[:, 0, 0], wanted, atol=0.02, rtol=0)
     still, _ = views(rgba, data.pictures, random.Random(1), Augment(0.0, 0.0, 0.0, 0.0))
     torch.testing.assert_close(still, plain(rgba), atol=0.02, rtol=0)
+
+
+def test_codes_are_drawn_among_those_that_look_alike() -> None:
+    """exp(score / grain) is the law; without grain the best code; the same seed draws the same codes."""
+    scores = torch.tensor([0.9, 0.89, 0.5]).expand(1, 20_000, 3)
+    prices = torch.tensor([0.0, 0.01 * np.log(3), 0.0])
+    assert (draw_codes(scores, prices, 0.0, 0) == 1).all()
+    codes = draw_codes(scores, prices, 0.01, 0)
+    share = torch.bincount(codes.flatten(), minlength=3) / codes.numel()
+    torch.testing.assert_close(share, torch.tensor([np.e, 3.0, 0.0]) / (np.e + 3), atol=0.015, rtol=0)
+    assert torch.equal(codes, draw_codes(scores, prices, 0.01, 0))
+    assert not torch.equal(codes, draw_codes(scores, prices, 0.01, 1))
 
 
 def train(recipe: Recipe, data: DataSet, out: Path) -> None:
