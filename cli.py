@@ -162,6 +162,7 @@ def models(as_json: bool) -> None:
 @click.option("--pictures", type=PATH, default=Path("outputs/bench"), show_default=True,
               help="Folder of the judged pictures; those that are there are not drawn again.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
+@click.option("--markdown", type=PATH, help="Also write the table to this file, as Markdown.")
 @click.option("--plots", type=PATH, help="Also write accepts.png, speed.png (and quality.png) to this folder.")
 def bench(**options: Any) -> None:
     """Compare plain decoding and every rule on one bundle, side by side."""

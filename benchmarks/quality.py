@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..evaluation import paired as statistics
 from ..evaluation.draw import Drawing, draw, speed
-from ..evaluation.paired import interval
+from ..evaluation.format import interval, number, percent
 from ..evaluation.report import make_row, paired, spread
 from ..evaluation.score import score_images
 from ..runtime.pipeline import Pipeline
@@ -50,7 +51,7 @@ def judge_rows(
             judged.append(make_row(drawing.name, "drawn", scores, means.reference, speed(images)))
     for row, one in zip(rows, judged[:-1], strict=True):
         row |= {name: one.figures[name] for name in ("tau", "tau_interval", "relaxed_share")}
-        row["speed_up_interval"] = list(interval(np.array(row["speed_ups"]), np.median))
+        row["speed_up_interval"] = list(statistics.interval(np.array(row["speed_ups"]), np.median))
         row["quality"] = one.figures | {"against_plain": paired(judged[0], one)}
     add_flat_cost(rows)
     return {"judged": len(asked), "spread": spread(judged[0], judged[-1])}
@@ -79,23 +80,12 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_row(
             row["rule"], row["tree"] or "-", f"{row['speed_up']:.2f}x", f"{row['flat_cost_speed_up']:.2f}x",
             f"{row['tau']:.2f} ({low:.2f} to {high:.2f})", f"{100 * row['relaxed_share']:.1f} %",
-            _percent(q["concept"]), _difference(q["against_plain"]["concept"]),
-            _percent(q["nearest"]), _difference(q["against_plain"]["nearest"]),
-            *("-" if q[name] is None else f"{q[name]:.3f}" for name in ("frechet", "precision", "recall")),
+            percent(q["concept"]), interval(q["against_plain"]["concept"]),
+            percent(q["nearest"]), interval(q["against_plain"]["nearest"]),
+            *(number(q[name]) for name in ("frechet", "precision", "recall")),
         )  # fmt: skip
     console.print(table)
     console.print(
         "accuracies in per cent; differences in points, paired by prompt and seed; flat cost: computed, not measured, "
         "for verification as cheap as decoding one token", highlight=False,
     )  # fmt: skip
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _difference(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    mean, low, high = (100 * value[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

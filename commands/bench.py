@@ -70,12 +70,12 @@ class Setting:
 def run(
     *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
     seed: int, threads: int | None, judge: str | None, judged: int, pictures: Path, json_file: Path | None,
-    plots: Path | None,
+    markdown: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
     """Measures, shows the table(s), and writes what was asked for. Pictures are judged where `judge` names one."""
     if min(num_images, judged) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--judged'} must be at least 1.")
-    for folder in (json_file and json_file.parent, judge and pictures):
+    for folder in (json_file and json_file.parent, markdown and markdown.parent, judge and pictures):
         if folder:
             check_writable(Path(folder))
     if plots is not None:
@@ -96,10 +96,15 @@ def run(
 
         content |= quality.judge_rows(pipe, means, rows, asked, seed, pictures, console)
         quality.show(rows, Console(width=None if sys.stdout.isatty() else 160))
-    if json_file is not None:
+    if json_file is not None or markdown is not None:
         from ..benchmarks.machine import describe_machine
+        from ..benchmarks.markdown import to_markdown
 
-        json_file.write_text(json.dumps(content | {"machine": describe_machine(threads)}, indent=1) + "\n")
+        content["machine"] = describe_machine(threads)
+        if json_file is not None:
+            json_file.write_text(json.dumps(content, indent=1) + "\n")
+        if markdown is not None:
+            markdown.write_text(to_markdown(content))
     if plots is not None:
         plot(settings, rows, pipe.manifest.model.grid, plots)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..runtime.errors import CascadeError
+from .format import interval, number, percent, points
 from .paired import compare
 from .score import QUESTIONS, Reference, Scores, figures
 
@@ -137,21 +138,3 @@ def _paired_table(pairs: Sequence[dict[str, Any]]) -> Table:
         table.add_row(f"{pair['second']} - {pair['first']}", *(interval(pair[n]) for n in QUESTIONS),
                       *(number(pair[n], sign="+") for n in DISTANCES))  # fmt: skip
     return table
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.3f}"
-
-
-def interval(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"

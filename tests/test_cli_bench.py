@@ -37,8 +37,10 @@ def test_figures_and_plots(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_pairs_that_do_not_fit_are_left_out(tiny_bundle: Path, tmp_path: Path) -> None:
     """Children drawn at random on a tree that keeps the likeliest: the other rule and the other tree are measured."""
     asked = ("--rule", "exact", "--rule", "strict", "--tree", "chain_2", "--tree", "eagle2_60", "--num-images", 1)
-    result = bench(tiny_bundle, *asked, "--json", tmp_path / "bench.json")
+    written = ("--json", tmp_path / "bench.json", "--markdown", tmp_path / "bench.md")
+    result = bench(tiny_bundle, *asked, *written)
     assert result.exit_code == 0, result.output
+    assert (tmp_path / "bench.md").read_text().startswith("| rule | tree | speed-up |")
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     pairs = [("ar", None), ("exact", "chain_2"), ("exact", "eagle2_60"), ("strict", "chain_2")]
     assert [(row["rule"], row["tree"]) for row in rows] == pairs

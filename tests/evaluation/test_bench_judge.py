@@ -21,7 +21,7 @@ def bench(bundle: Path, folder: Path, *options: object) -> Result:
 
 def test_every_row_is_judged(text_bundle: Path, judge_file: Path, tmp_path: Path) -> None:
     asked = ("--rule", "exact", "--rule", RELAXED, "--num-images", 2, "--judge", judge_file, "--judged", 8)
-    result = bench(text_bundle, tmp_path, *asked, "--plots", tmp_path / "plots")
+    result = bench(text_bundle, tmp_path, *asked, "--plots", tmp_path / "plots", "--markdown", tmp_path / "bench.md")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "bench.json").read_text())
     plain, exact, relaxed = content["rows"]
@@ -35,6 +35,9 @@ def test_every_row_is_judged(text_bundle: Path, judge_file: Path, tmp_path: Path
         assert row["speed_up_interval"][0] <= row["speed_up"] <= row["speed_up_interval"][1]
     assert content["spread"]["second"] == "ar, other seeds"
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"accepts.png", "speed.png", "quality.png"}
+    lines = (tmp_path / "bench.md").read_text().splitlines()
+    assert {line.count("|") for line in lines[:5]} == {13} and "8 prompts" in lines[-1]
+    assert lines[3].startswith("| `exact` | pair_4 |") and "+0.0 [+0.0, +0.0]" in lines[3]
     drawn = {file: file.stat().st_mtime_ns for file in (tmp_path / "pictures").rglob("*.png")}
     assert len(drawn) == 4 * 8
 
