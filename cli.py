@@ -206,6 +206,9 @@ def calibrate() -> None:
 @click.option("--num-images", type=int, default=8, show_default=True, help="Pictures to learn from.")
 @click.option("--max-nodes", "most_nodes", type=int, default=63, show_default=True, help="Drafted nodes at most.")
 @click.option("--max-depth", "most_depth", type=int, default=7, show_default=True, help="Levels at most.")
+@click.option("--nodes", type=int,
+              help="Exactly so many drafted nodes, in the shape with the highest tau: for another machine, where they "
+                   "cost less than here. [default: the fastest number here]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)

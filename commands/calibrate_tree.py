@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..calibration.costs import Costs, measure_verify
-from ..calibration.tree import Choice, choose_tree, expected_tau, sizes
+from ..calibration.tree import Choice, best_tree, choose_tree, expected_tau, sizes
 from ..calibration.watch import Watched
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
@@ -22,11 +22,11 @@ from .files import check_writable
 
 
 def run(
-    *, bundle: Path, rule: str, num_images: int, most_nodes: int, most_depth: int, prompts: tuple[str, ...],
-    seed: int, threads: int | None, out: Path,
+    *, bundle: Path, rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None,
+    prompts: tuple[str, ...], seed: int, threads: int | None, out: Path,
 ) -> None:  # fmt: skip
     """Measures, chooses, writes the tree as a JSON of paths and says what it promises."""
-    _check(rule, num_images, most_nodes, most_depth, out)
+    _check(rule, num_images, most_nodes, most_depth, nodes, out)
     pipe = Pipeline.load(bundle, threads=threads)
     watched = Watched(get_rule(rule, pipe._neighbours()))
     console = Console(stderr=True)
@@ -53,16 +53,21 @@ def run(
     assert plain is not None  # num_images is at least 1
     costs = _costs(pipe, runs, verify)
     shares = watched.acceptance.table()
-    choices = choose_tree(shares, costs.of, most_nodes, most_depth, out.stem)
+    if nodes is None:
+        choices = choose_tree(shares, costs.of, most_nodes, most_depth, out.stem)
+    else:
+        tree, tau = best_tree(shares, nodes, most_depth, out.stem)
+        choices = [Choice(tree, tau, costs.of(tree))]
     _write(out, choices[0])
     _show(pipe, choices, runs, shares, costs, plain, out)
 
 
-def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, out: Path) -> None:
+def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None, out: Path) -> None:
     if rule == PLAIN:
         raise CascadeError("rule ar has no tree: choose another --rule.")
-    for name, value in (("--num-images", num_images), ("--max-nodes", most_nodes), ("--max-depth", most_depth)):
-        if value < 1:
+    given = (("--num-images", num_images), ("--max-nodes", most_nodes), ("--max-depth", most_depth), ("--nodes", nodes))
+    for name, value in given:
+        if value is not None and value < 1:
             raise CascadeError(f"{name} must be at least 1.")
     if out.suffix != ".json":
         raise CascadeError(f"--out must be a .json file, not {out}.")
@@ -121,4 +126,4 @@ def _show(
         table.add_row("predicted", str(choice.tree.size - 1), str(choice.tree.depth), f"{choice.tau:.2f}",
                       f"{choice.milliseconds:.2f}", f"{alone * choice.tokens_per_second / 1e3:.2f}x")  # fmt: skip
     console.print(table)
-    console.print(f"the fastest is in {out}: build the bundle with --tree {out}, and compare with `cascade-trt bench`.")
+    console.print(f"the first one predicted is in {out}: build the bundle with --tree {out}, and compare with `cascade-trt bench`.")

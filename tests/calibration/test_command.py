@@ -34,9 +34,17 @@ def test_a_tree_that_can_be_built_with(small_vocabulary: Pipeline, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
 
 
+def test_a_given_number_of_nodes(small_vocabulary: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "wide.json"
+    result = calibrate("--bundle", small_vocabulary.folder, "--num-images", 1, "--nodes", 20, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert get_tree(str(out)).size == 21
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--nodes", "0"], "--nodes must be at least 1"),
         (["--rule", "ar"], "rule ar has no tree"),
         (["--rule", "cascade:tau_pos=3"], "tau_pos must lie between 0 and 1"),
         (["--num-images", "0"], "--num-images must be at least 1"),
