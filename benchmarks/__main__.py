@@ -30,8 +30,9 @@ def main(threads: int, folder: Path) -> None:
         total = sum(row["ms"].values())
         tree = row["tree"] or "-"
         click.echo(
-            f"{row['rule']:>7} {tree:<14} {row['nodes']:>3} nodes  {total:6.1f} ms a round: "
-            f"draft {row['ms']['draft']:.1f}, verify {row['ms']['verify']:.1f}, host {100 * row['host_share']:.2f} %"
+            f"{row['rule']:>24} {tree:<14} {row['nodes']:>3} nodes  {total:6.1f} ms a round: draft "
+            f"{row['ms']['draft']:.1f}, verify {row['ms']['verify']:.1f}, host {100 * row['host_share']:.2f} %, "
+            f"accept {100 * row['accept_share']:.2f} %"
         )
 
 

@@ -23,6 +23,7 @@ from ..runtime.pipeline import Pipeline
 
 MODEL = "llamagen-t2i-b"
 TREES = ("chain_2", "small_6", "mc_sim_7b_63")
+RULES = ("exact", "strict", "cascade:children=coupled", "cascade")
 
 
 def bundle(folder: Path) -> Path:
@@ -112,7 +113,7 @@ def compare(folder: Path, threads: int, repeats: int = 3) -> dict[str, Any]:
 
 
 def _settings() -> list[tuple[str, str | None]]:
-    return [("ar", None), *(("exact", tree) for tree in TREES), *(("strict", tree) for tree in TREES)]
+    return [("ar", None), *((rule, tree) for rule in RULES for tree in TREES)]
 
 
 def round_figures(pipe: Pipeline, given: dict[str, Any], rule: str, tree: str | None) -> dict[str, Any]:
@@ -121,4 +122,8 @@ def round_figures(pipe: Pipeline, given: dict[str, Any], rule: str, tree: str | 
     nodes = 1 if tree is None else len(pipe.manifest.tree(tree).parents)
     per_round = {stage: 1e3 * seconds / stats.rounds for stage, seconds in stats.seconds.items() if seconds}
     stages = {stage: per_round.get(stage, 0.0) for stage in ("draft", "verify", "accept", "commit", "emit")}
-    return {"rule": rule, "tree": tree, "nodes": nodes, "ms": stages, "host_share": stats.host_share}
+    accept_share = stages["accept"] / sum(stages.values())
+    return {
+        "rule": rule, "tree": tree, "nodes": nodes, "ms": stages, "host_share": stats.host_share,
+        "accept_share": accept_share,
+    }  # fmt: skip
