@@ -126,4 +126,6 @@ def _show(
         table.add_row("predicted", str(choice.tree.size - 1), str(choice.tree.depth), f"{choice.tau:.2f}",
                       f"{choice.milliseconds:.2f}", f"{alone * choice.tokens_per_second / 1e3:.2f}x")  # fmt: skip
     console.print(table)
-    console.print(f"the first one predicted is in {out}: build the bundle with --tree {out}, and compare with `cascade-trt bench`.")
+    console.print(
+        f"the first one predicted is in {out}: build with --tree {out}, and compare with `cascade-trt bench`."
+    )
