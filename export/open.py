@@ -79,8 +79,9 @@ def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
     preset: Preset = get_preset(name)
     model = LlamaGenConfig(
         dim=preset.dim, n_layer=preset.n_layer, n_head=preset.n_head, ffn_dim=preset.ffn_dim,
-        vocab_size=preset.vocab_size, grid=check_grid(preset.grid if grid is None else grid), prefix_len=preset.prefix_len,
-        condition=preset.condition, caption_dim=preset.caption_dim, num_classes=preset.num_classes,
+        vocab_size=preset.vocab_size, grid=check_grid(preset.grid if grid is None else grid),
+        prefix_len=preset.prefix_len, condition=preset.condition, caption_dim=preset.caption_dim,
+        num_classes=preset.num_classes,
     )  # fmt: skip
     vq = VQConfig(codebook_size=preset.vocab_size, ch_mult=preset.vq_ch_mult)
     drafter = DrafterConfig(
