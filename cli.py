@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written."""
+    """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written, and so does `kill`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(cli(standalone_mode=False))  # click returns the code of `ctx.exit`, and None else
     except click.ClickException as error:

@@ -66,6 +66,8 @@ def run(
         raise CascadeError(
             f"{model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add --dummy-weights."
         )
+    if trees and parts.drafter is None:
+        click.echo("Warning: trees need --drafter: they are left out, and only rule 'ar' runs.", err=True)
     options = BuildOptions(
         out=folder,
         trees=chosen if parts.drafter is not None else (),

@@ -212,7 +212,7 @@ def _manifest(
         batch=options.batch,
         model=model,
         target=TargetInfo(shapes.target.slots, shapes.target.window, shapes.target.top_k, options.max_top_k),
-        sampling=options.sampling,
+        sampling=replace(options.sampling, top_k=min(options.sampling.top_k, options.max_top_k)),
         engines=stage.engines,
         files=stage.files(),
         trees=[TreeInfo.of(tree, f"draft.{tree.name}") for tree in options.trees] if drafter else [],

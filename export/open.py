@@ -9,7 +9,7 @@ from typing import Any
 from ..runtime.bundle import SamplingDefaults
 from ..runtime.errors import CascadeError
 from .checkpoints.llamagen import drafter_shapes, llamagen_shapes, open_drafter, open_llamagen
-from .checkpoints.settings import positive, whole
+from .checkpoints.settings import check_grid, positive, whole
 from .checkpoints.source import DummySource, read_json
 from .checkpoints.t5 import check_text_matches, open_t5, t5_shapes
 from .checkpoints.vq import check_vq_matches, open_vq, vq_shapes
@@ -77,12 +77,11 @@ def open_demo() -> tuple[Parts, SamplingDefaults]:
 def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a preset's size, with a drafter of LANTERN's shape and no text encoder."""
     preset: Preset = get_preset(name)
-    if grid is not None and not 1 <= grid <= 256:
-        raise CascadeError(f"the grid must be a whole number from 1 to 256, not {grid}.")
     model = LlamaGenConfig(
         dim=preset.dim, n_layer=preset.n_layer, n_head=preset.n_head, ffn_dim=preset.ffn_dim,
-        vocab_size=preset.vocab_size, grid=preset.grid if grid is None else grid, prefix_len=preset.prefix_len,
-        condition=preset.condition, caption_dim=preset.caption_dim, num_classes=preset.num_classes,
+        vocab_size=preset.vocab_size, grid=check_grid(preset.grid if grid is None else grid),
+        prefix_len=preset.prefix_len, condition=preset.condition, caption_dim=preset.caption_dim,
+        num_classes=preset.num_classes,
     )  # fmt: skip
     vq = VQConfig(codebook_size=preset.vocab_size, ch_mult=preset.vq_ch_mult)
     drafter = DrafterConfig(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -100,6 +101,7 @@ class Pipeline:
     def __init__(self, folder: Path, manifest: Manifest, backend_name: str, threads: int | None) -> None:
         self.folder, self.manifest, self.backend_name = folder, manifest, backend_name
         self._lock = threading.Lock()
+        self._drawing: int | None = None  # the thread that holds the lock
         backend = open_backend(backend_name, threads)
         load = {name: folder / engine.file for name, engine in manifest.engines.items()}
         drafters = {tree.name: backend.load(load[tree.engine]) for tree in manifest.trees}
@@ -269,7 +271,7 @@ class Pipeline:
                 if callback is not None:
                     callback(done + int(state.done.sum()), total)
 
-            with self._lock:
+            with self._turn():
                 try:
                     output = self._draw(part, report)
                 except KeyboardInterrupt:
@@ -278,6 +280,18 @@ class Pipeline:
             yield output
             if output.interrupted:
                 return
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Waits until no other thread draws. Raises CascadeError in a callback, which would wait for itself."""
+        if self._drawing == threading.get_ident():
+            raise CascadeError("a callback cannot draw with the pipeline that calls it: load a second one.")
+        with self._lock:
+            self._drawing = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._drawing = None
 
     def _draw(self, request: Request, report: Callable[[loop.State], None]) -> Output:
         """One batch: condition, decode, draw the pixels."""

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .bundle import TextInfo
+from .captions import clean_caption
 from .errors import CascadeError
-
-_URL = re.compile(r"\b(?:https?://|www\.)\S+")
-_TAG = re.compile(r"<[^>]{1,200}>")
-_HANDLE = re.compile(r"(?<!\w)@[\w\d]+\b")
-_SPACE = re.compile(r"\s+")
-
-
-def clean_caption(text: str) -> str:
-    """Normalises a caption as LlamaGen's captions were: lower case, no markup, links or handles.
-
-    A dependency-free subset of the DeepFloyd cleaning that LlamaGen applies; ordinary prompts come out alike.
-    """
-    text = html.unescape(unicodedata.normalize("NFKC", text)).lower()
-    for pattern in (_URL, _TAG, _HANDLE):
-        text = pattern.sub(" ", text)
-    text = text.replace("“", '"').replace("”", '"').replace("‘", "'").replace("’", "'")
-    return _SPACE.sub(" ", text).strip()
 
 
 class PromptEncoder:

@@ -206,6 +206,8 @@ def get_tree(spec: str) -> AnyTree:
             paths = json.loads(path.read_text())
         except FileNotFoundError:
             raise CascadeError(f"there is no tree file {spec}: give a JSON list of paths.") from None
+        except OSError as error:
+            raise CascadeError(f"the tree file {spec} cannot be read ({error.strerror}): check the path.") from None
         except ValueError as error:
             raise CascadeError(f"{spec} is not JSON ({error}): give a list of paths such as [[0], [0, 0]].") from None
         if not isinstance(paths, list) or not all(isinstance(p, list) for p in paths):

@@ -127,7 +127,7 @@ def test_bad_tensors_are_named(tmp_path: Path, option: str, name: str, change: C
     ("extra", "parts"),
     [
         (["--grid", 0], ["grid"]),
-        (["--grid", 400], ["grid"]),
+        (["--grid", 256], ["from 1 to 128, not 256", "16 for 256 px"]),
         (["--n-head", 3], ["3 heads", "128"]),
         (["--tree", "oak"], ["unknown tree 'oak'", "chain"]),
         (["--tree", "chain", "--tree", "chain"], ["two trees"]),
@@ -140,6 +140,21 @@ def test_bad_tensors_are_named(tmp_path: Path, option: str, name: str, change: C
 def test_bad_options(tmp_path: Path, extra: list[object], parts: list[str]) -> None:
     out = tmp_path / "out"
     refused(run(*arguments(out), *extra), out, *parts)
+
+
+def test_defaults_stay_within_the_kept_logits(tmp_path: Path) -> None:
+    """A bundle that keeps five logits draws with them, and not with the model's usual top_k."""
+    build(*save_checkpoints(tmp_path / "checkpoints"), "--max-top-k", 5, "--out", tmp_path / "bundle")
+    pipe = Pipeline.load(tmp_path / "bundle", threads=1)
+    assert pipe.manifest.sampling.top_k == 5
+    assert len(pipe.generate(**random_features(pipe, 1)).images) == 1
+
+
+def test_trees_without_a_drafter_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    result = run(*arguments(tmp_path / "out", drafter=None), "--tree", "chain")
+    assert result.exit_code == 0
+    assert result.stderr == "Warning: trees need --drafter: they are left out, and only rule 'ar' runs.\n"
+    assert read_manifest(tmp_path / "out").trees == []
 
 
 def test_without_config_the_grid_is_asked_for(tmp_path: Path) -> None:
@@ -190,7 +205,8 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert (out / "holiday.jpg").read_text() == "precious"
 
 
-def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path, stop: signal.Signals) -> None:
     """Interrupted while weights are written: no staging folder stays, the old bundle works."""
     out = tmp_path / "bundle"
     build(*arguments(out, drafter=None))
@@ -200,7 +216,7 @@ def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".bundle.*.part/target.data")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr

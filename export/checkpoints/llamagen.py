@@ -17,7 +17,7 @@ import torch
 from ...runtime.errors import CascadeError
 from ..models.drafter import DrafterConfig
 from ..models.llamagen import LlamaGenConfig
-from .settings import positive, whole
+from .settings import check_grid, positive, whole
 from .source import (
     Derived,
     RenamedSource,
@@ -133,9 +133,7 @@ def _grid(settings: Mapping[str, Any]) -> int:
         )
     if block and grid * grid != block:
         raise CascadeError(f"block_size {block} is not the square of the grid {grid}: correct the config.")
-    if grid > 256:
-        raise CascadeError(f"the grid must be a whole number from 1 to 256, not {grid}.")
-    return grid
+    return check_grid(grid)
 
 
 def _hf_settings(path: Path) -> dict[str, Any]:

@@ -7,6 +7,17 @@ from typing import Any
 
 from ...runtime.errors import CascadeError
 
+_LARGEST_GRID = 128  # published models reach 48; the VQ decoder's attention grows with the fourth power
+
+
+def check_grid(grid: int) -> int:
+    """The side of the token grid as given. Raises CascadeError when it cannot be one (pixels, as a rule)."""
+    if not 1 <= grid <= _LARGEST_GRID:
+        raise CascadeError(
+            f"the grid must be a whole number from 1 to {_LARGEST_GRID}, not {grid}: it counts tokens, 16 for 256 px."
+        )
+    return grid
+
 
 def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
     """The positive whole number called `name`, or the default where it is absent or null.

@@ -12,9 +12,10 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from ...runtime.errors import CascadeError
@@ -22,6 +23,13 @@ from ...runtime.errors import CascadeError
 Shape = tuple[int, ...]
 _WRAPPERS = ("model", "module", "state_dict")  # the order in which LlamaGen's own loaders try them
 _LEFTOVERS = ("freqs_cis", "causal_mask", "kv_cache.", "codebook_used", "rotary_emb.inv_freq")
+_TRAINERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+# Plain values that training scripts save beside the weights; PyTorch's unpickler refuses them unless they are named.
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace, PosixPath, np.dtype, *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    *((_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -66,7 +74,7 @@ class Safetensors:
         from safetensors import SafetensorError, safe_open
 
         self.path = path
-        self._files: dict[str, Any] = {}
+        self._found: dict[str, tuple[Any, str]] = {}  # the file that holds a tensor, and its name there
         for file in files:
             try:
                 handle = safe_open(file, framework="pt", device="cpu")
@@ -76,19 +84,21 @@ class Safetensors:
                 raise CascadeError(f"{file} is damaged ({error}): download it again.") from None
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 if not _is_leftover(name):
-                    self._files[name] = handle
+                    self._found[_bare(name)] = handle, name
 
     def names(self) -> list[str]:
-        return list(self._files)
+        return list(self._found)
 
     def shape(self, name: str) -> Shape:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        handle, stored = self._found[name]
+        return tuple(handle.get_slice(stored).get_shape())
 
     def load(self, name: str) -> torch.Tensor:
-        return self._files[name].get_tensor(name)
+        handle, stored = self._found[name]
+        return handle.get_tensor(stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._found
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_pickle(path: Path, what: str) -> dict[str, torch.Tensor]:
     """The flat state_dict inside a PyTorch file, unwrapped and without leftovers of training."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged files also warn; they get one sentence
             content = _load_mapped(path)
     except PermissionError:
@@ -235,20 +245,34 @@ def _offender(error: Exception) -> str:
 
 
 def _flatten(path: Path, what: str, content: Any) -> dict[str, torch.Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+    """The tensors of a state_dict, which may lie under one wrapper or several."""
+    while wrapped := _unwrapped(content):
+        content = wrapped
     if not isinstance(content, Mapping):
         raise CascadeError(f"the {what} {path} holds a {type(content).__name__}, not a state_dict.")
     found = {
-        name: tensor
+        _bare(name): tensor
         for name, tensor in content.items()
         if isinstance(name, str) and isinstance(tensor, torch.Tensor) and not _is_leftover(name)
     }
     if not found:
         raise CascadeError(f"the {what} {path} holds no tensors under {', '.join(_WRAPPERS)} or at its top.")
     return found
+
+
+def _unwrapped(content: Any) -> Mapping[Any, Any] | None:
+    """What lies under the first wrapper, if there is one."""
+    if not isinstance(content, Mapping):
+        return None
+    inner = (content.get(wrapper) for wrapper in _WRAPPERS)
+    return next((found for found in inner if isinstance(found, Mapping) and found), None)
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without what trainers put before it."""
+    while name.startswith(_TRAINERS):
+        name = name[name.index(".") + 1 :]
+    return name
 
 
 def _is_leftover(name: str) -> bool:

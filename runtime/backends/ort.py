@@ -29,10 +29,13 @@ class OrtBackend:
     def __init__(self, threads: int | None = None) -> None:
         try:
             import onnxruntime
-        except ImportError:
-            raise CascadeError(
-                "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`."
-            ) from None
+        except ImportError as error:
+            if error.name == "onnxruntime":
+                raise CascadeError(
+                    "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`."
+                ) from None
+            reason = next(iter(str(error).splitlines()), "no reason given")
+            raise CascadeError(f"ONNX Runtime cannot be loaded ({reason}): install it again.") from error
         if threads is not None and threads < 1:
             raise CascadeError("threads must be at least 1.")
         self._ort: Any = onnxruntime

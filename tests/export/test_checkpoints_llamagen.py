@@ -92,7 +92,7 @@ BAD_SETTINGS = [
     ({"grid": 0}, "grid must be a positive whole number"),
     ({"grid": "4"}, "grid must be a positive whole number"),
     ({"grid": 4.5}, "grid must be a positive whole number"),
-    ({"grid": 999}, "from 1 to 256"),
+    ({"grid": 256}, "from 1 to 128, not 256: it counts tokens"),
     ({"block_size": 15}, "15 is not the square"),
     ({"grid": 5, "block_size": 16}, "16 is not the square of the grid 5"),
     ({"grid": 4, "n_head": 3}, "3 heads do not divide the width 64"),

@@ -10,6 +10,7 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -67,6 +68,11 @@ PICKLES = {
         "args": argparse.Namespace(gpt_model="GPT-XL", image_size=256),
     },
     "leftovers": {"model": WEIGHTS | LEFTOVERS},
+    "wrapper in a wrapper": {"model": {"module": WEIGHTS}},
+    "empty wrapper": {"model": {}, "module": WEIGHTS},
+    "distributed": {"model": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}},
+    "compiled": {f"module._orig_mod.{name}": tensor for name, tensor in WEIGHTS.items()},
+    "plain values": {"model": WEIGHTS, "loss": np.float64(3), "args": argparse.Namespace(folder=Path("x"))},
 }
 
 
@@ -82,6 +88,11 @@ def test_folders_with_one_file(tmp_path: Path, name: str) -> None:
     save_file(WEIGHTS, tmp_path / name) if name.endswith("tensors") else torch.save(WEIGHTS, tmp_path / name)
     assert_holds_weights(open_source(tmp_path, "checkpoint"))
     assert_holds_weights(open_source(tmp_path / name, "checkpoint"))
+
+
+def test_safetensors_of_a_distributed_model(tmp_path: Path) -> None:
+    save_file({f"module.{name}": tensor for name, tensor in WEIGHTS.items()}, tmp_path / "c.safetensors")
+    assert_holds_weights(open_source(tmp_path / "c.safetensors", "checkpoint"))
 
 
 def write_shards(folder: Path, kind: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import random_features
 
+from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Output, Pipeline
 from cascade_trt.runtime.stats import STAGES
 
@@ -49,6 +50,14 @@ def test_an_error_in_the_callback_leaves_the_pipeline_usable(small_vocabulary: P
     with pytest.raises(ZeroDivisionError):
         small_vocabulary.generate(**given, seed=1, callback=fail)
     np.testing.assert_array_equal(small_vocabulary.generate(**given, seed=4).codes, wanted)
+
+
+def test_a_callback_that_draws_is_refused(small_vocabulary: Pipeline) -> None:
+    """It would wait for itself; the pipeline stays usable."""
+    given = random_features(small_vocabulary, 1)
+    with pytest.raises(CascadeError, match="a callback cannot draw"):
+        small_vocabulary.generate(**given, callback=lambda *_: small_vocabulary.generate(**given))
+    assert len(small_vocabulary.generate(**given).images) == 1
 
 
 def test_ctrl_c_returns_the_finished_batches(small_vocabulary: Pipeline) -> None:

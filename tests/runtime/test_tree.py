@@ -86,6 +86,12 @@ def test_bad_json(tmp_path: Path, content: str, message: str) -> None:
         get_tree(str(file))
 
 
+def test_a_folder_is_no_tree(tmp_path: Path) -> None:
+    (tmp_path / "tree.json").mkdir()
+    with pytest.raises(CascadeError, match=r"tree\.json cannot be read .*check the path"):
+        get_tree(str(tmp_path / "tree.json"))
+
+
 @pytest.mark.parametrize("spec", ["nothing", "nothing.json", ""])
 def test_unknown_tree(spec: str) -> None:
     with pytest.raises(CascadeError):
