@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..runtime.backends import BACKEND_NAMES
 from ..runtime.bundle import Manifest, PlanInfo, TreeInfo, check_files, read_manifest
 
 
@@ -140,4 +141,5 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        console.print(f"[bold]{backend}[/bold]: {'usable' if verdict == 'yes' else verdict}", soft_wrap=True)
+        fits = "usable" if backend in BACKEND_NAMES else "takes these graphs; `generate` does not draw with it yet"
+        console.print(f"[bold]{backend}[/bold]: {fits if verdict == 'yes' else verdict}", soft_wrap=True)
