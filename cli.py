@@ -76,11 +76,12 @@ def build(model: str, **options: Any) -> None:
 @click.option("--target", "targets", multiple=True,
               help="rtx:sm75|sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
-def compile_(bundle: Path, targets: tuple[str, ...], one_plan: bool) -> None:
+@click.option("--plain-attention", is_flag=True, help="Each query head once: TensorRT copies the KV caches then.")
+def compile_(bundle: Path, **options: Any) -> None:
     """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
     from .commands.compile import run
 
-    run(bundle, targets, one_plan)
+    run(bundle, **options)
 
 
 @cli.command()

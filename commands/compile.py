@@ -12,7 +12,7 @@ from ..runtime.errors import CascadeError
 from .info import human
 
 
-def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False) -> None:
+def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False, plain_attention: bool = False) -> None:
     """Compiles what is missing and says what it took. Raises CascadeError as `add_plans` does."""
     from ..engines.compile import add_plans
     from ..engines.tensorrt.target import parse_target
@@ -26,7 +26,7 @@ def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False) -> None:
         def progress(what: str, done: int, total: int) -> None:
             status.update(f"compiling {what} ({done + 1} of {total})")
 
-        added = add_plans(bundle, chosen, progress, one_plan)
+        added = add_plans(bundle, chosen, progress, one_plan, plain_attention)
     plans = [plan for plan in added.manifest.plans if plan.target in {target.name for target in chosen}]
     files = {plan.file: plan for plan in plans}
     if not added.built:

@@ -26,7 +26,9 @@ def main(request: dict[str, Any]) -> None:
     flavour = import_tensorrt(targets[0].backend)
     for job in request["jobs"]:
         reset_peak()
-        plan = build_plan(flavour, Path(job["onnx"]), job["precision"], targets, job["profiles"])
+        plan = build_plan(
+            flavour, Path(job["onnx"]), job["precision"], targets, job["profiles"], job["options"]
+        )
         with open(job["plan"], "wb") as file:
             file.write(plan.data)
         Path(job["report"]).write_text(plan.report.to_json())
