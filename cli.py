@@ -133,12 +133,13 @@ def generate(**options: Any) -> None:
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--verify", is_flag=True, help="Also compare every file with its hash.")
+@click.option("--tensors", is_flag=True, help="Also list inputs and outputs of every TensorRT engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def info(bundle: Path, verify: bool, as_json: bool) -> None:
+def info(bundle: Path, **options: Any) -> None:
     """Show what is inside BUNDLE."""
     from .commands.info import run
 
-    run(bundle, verify, as_json)
+    run(bundle, **options)
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from ..runtime.bundle import Manifest, PlanInfo, TreeInfo, check_files, read_manifest
 
 
-def run(bundle: Path, verify: bool, as_json: bool) -> None:
+def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
     manifest = read_manifest(bundle)
     check_files(bundle, manifest, thorough=verify)
     if as_json:
@@ -21,6 +21,8 @@ def run(bundle: Path, verify: bool, as_json: bool) -> None:
     _overview(console, bundle, manifest)
     _engines(console, manifest)
     _plans(console, bundle, manifest, verify)
+    if tensors:
+        _tensors(console, bundle, manifest)
     _backends(console, manifest)
 
 
@@ -123,6 +125,22 @@ def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -
         console.print(sentence, style="red", soft_wrap=True)
 
 
+def _tensors(console: Console, bundle: Path, manifest: Manifest) -> None:
+    """Inputs and outputs as TensorRT reports them; targets whose engines have the same share a table."""
+    from ..engines.inspect import read_report, tensor_rows
+
+    shown: dict[tuple, list[PlanInfo]] = {}
+    for plan in {plan.file: plan for plan in manifest.plans}.values():
+        shown.setdefault((plan.engine, *tensor_rows(read_report(bundle, plan))), []).append(plan)
+    for (engine, *rows), plans in shown.items():
+        names = " ".join(plan.target for plan in plans)
+        table = Table("tensor", "", "dtype", "shape", "memory of", title=f"{engine}: {names}", title_justify="left")
+        for row in rows:
+            shape = " x ".join("?" if size < 0 else str(size) for size in row.shape)
+            table.add_row(row.name, row.mode, row.dtype, shape, row.alias)
+        console.print(table)
+
+
 def _parity(report: dict | None) -> str:
     if not report:
         return "not compared"
@@ -140,4 +158,4 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        console.print(f"[bold]{backend}[/bold]: {'usable' if verdict == 'yes' else verdict}", soft_wrap=True)
+        console.print(f"[bold]{backend}[/bold]: {'takes these graphs' if verdict == 'yes' else verdict}", soft_wrap=True)
