@@ -96,12 +96,16 @@ def doctor(bundles: tuple[Path, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--against", required=True, type=PATH, help="Bundle to compare with, as a rule the fp32 one.")
+@click.option("--against", type=PATH, help="Bundle to compare with, as a rule the fp32 one. [default: itself]")
+@click.option("--target", help="Compare BUNDLE's TensorRT engines for this target, on its GPU. [default: ONNX Runtime]")
 @click.option("--rounds", type=int, default=4, show_default=True, help="Engine calls to record of each kind.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def verify(**options: Any) -> None:
-    """Compare BUNDLE's engines with another bundle's on inputs recorded from a real drawing."""
+    """Compare BUNDLE's engines on ONNX Runtime or a GPU with those of --against, which runs on ONNX Runtime.
+
+    Inputs are recorded from a real drawing.
+    """
     from .commands.verify import run
 
     run(**options)

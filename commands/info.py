@@ -158,4 +158,5 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        console.print(f"[bold]{backend}[/bold]: {'takes these graphs' if verdict == 'yes' else verdict}", soft_wrap=True)
+        sentence = "takes these graphs" if verdict == "yes" else verdict
+        console.print(f"[bold]{backend}[/bold]: {sentence}", soft_wrap=True)

@@ -105,7 +105,8 @@ def _open_work(
         architectures = tuple(_architecture(bundle, target) for target in group)
         batch = []
         for engine, info in manifest.engines.items():
-            options = builder_options(group, info.precision, plain_attention)
+            plain = plain_attention or engine != "target"  # a drafter's cache is read by other layers as well
+            options = builder_options(group, info.precision, plain)
             keys = tuple(
                 plan_key(manifest, engine, target, version, "+".join(architectures), options) for target in group
             )

@@ -31,13 +31,13 @@ def staged_bundle(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = open(out.parent / f".{out.name}.lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise CascadeError(f"cannot write {out} ({error.strerror}): choose another --out.") from None
+        raise CascadeError(f"cannot write {out} ({error.strerror}): choose another folder.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CascadeError(
-                f"another build of {out} is running: wait for it, or choose another --out."
+                f"another build of {out} is running: wait for it, or choose another folder."
             ) from None
         stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
         try:
@@ -47,7 +47,9 @@ def staged_bundle(out: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in _DISK:
                 raise
-            raise CascadeError(f"cannot write {out} ({error.strerror}): free space or choose another --out.") from error
+            raise CascadeError(
+                f"cannot write {out} ({error.strerror}): free space or choose another folder."
+            ) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)

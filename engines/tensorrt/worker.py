@@ -63,4 +63,4 @@ if __name__ == "__main__":
     except MemoryError:
         say({"error": "memory ran out while TensorRT compiled: free some, or build on a larger machine."})
     except OSError as error:
-        say({"error": f"cannot write the engine ({error.strerror}): free space or choose another --out."})
+        say({"error": f"cannot write the engine ({error.strerror}): free space or choose another folder."})
