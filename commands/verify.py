@@ -29,7 +29,7 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
         raise CascadeError("Polygraphy is not installed: run `pip install 'cascade-trt[rtx]'` to verify bundles.")
     if against is None and target is None:
         raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
-    from ..engines.verify import compare_calls, compare_drawings, record, use_plans
+    from ..engines.verify import compare_calls, compare_drawings, record, time_calls, use_plans
 
     reference, other = (Pipeline.load(path, threads=1, warm=False) for path in (against or bundle, bundle))
     _check_pair(reference.manifest, other.manifest)
@@ -38,17 +38,20 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
     given, precision = _conditioning(reference.manifest, seed), other.manifest.engines["target"].precision
     calls = record(reference, given, rounds, seed)
     differences = compare_calls(calls, other, precision)
+    times = time_calls(calls, other) if target is not None else []
     whole = compare_drawings(reference, other, given, seed)
     failed = next((item for item in differences if not item.passed), None)
     if as_json:
         from ..cli import print_json
 
         print_json({"calls": len(calls), "outputs": [dataclasses.asdict(item) for item in differences],
-                    "drawing": dataclasses.asdict(whole)})  # fmt: skip
+                    "drawing": dataclasses.asdict(whole), "milliseconds": dict(times)})  # fmt: skip
     else:
         _show(differences, len(calls), f"{precision}, {target or 'ONNX Runtime'}")
         if failed is not None:
             click.echo(f"first to diverge: {failed.engine}.{failed.tensor} in call {failed.call + 1}")
+        for label, milliseconds in times:
+            click.echo(f"{label}: {milliseconds:.2f} ms on the GPU")
         parted = "" if whole.first_difference is None else f", they part at token {whole.first_difference + 1}"
         click.echo(f"at temperature 0: {whole.agreement:.1%} of the tokens agree{parted}; "
                    f"mean pixel difference {whole.pixels:.2f} of 255")  # fmt: skip

@@ -7,7 +7,9 @@ or TensorRT's) get the same inputs, in their own precision, and Polygraphy's com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from ..runtime.backends import BoundCall, Engine
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN
 from .doctor import USABLE, judge_bundle, look_around
 from .tensorrt.loader import import_tensorrt, require_polygraphy
 
@@ -78,12 +81,37 @@ class RecordingEngine:
 
 
 def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) -> list[Call]:
-    """Draws one picture greedily, and records. `pipeline` must be loaded with warm=False."""
+    """Draws one picture, begins one with each further tree and one by plain decoding, and records.
+
+    So every engine of the bundle is called with every shape that it is used with. `pipeline` must be loaded with
+    warm=False.
+    """
     recording, engines = Recording(limit), engines_of(pipeline)
     replace_engines(pipeline, lambda name: RecordingEngine(name, engines[name], recording))
-    pipeline.generate(**given, seed=seed, temperature=1.0)
+    draw = partial(pipeline.generate, **given, seed=seed, temperature=1.0)
+    draw()
+    for tree in pipeline.manifest.trees[1:]:
+        _begin(partial(draw, tree=tree.name), limit)
+    if pipeline.manifest.trees:
+        _begin(partial(draw, rule=PLAIN), limit)
     replace_engines(pipeline, engines.__getitem__)
     return recording.calls
+
+
+def _begin(draw: Callable[..., Any], rounds: int) -> None:
+    """The first rounds of a drawing, one more than are recorded: the last may be cut in the middle."""
+
+    class Enough(Exception):
+        pass
+
+    left = iter(range(rounds))
+
+    def stop(*_: int) -> None:
+        if next(left, None) is None:
+            raise Enough
+
+    with suppress(Enough):
+        draw(callback=stop)
 
 
 def engines_of(pipeline: Pipeline) -> dict[str, Engine]:
@@ -161,8 +189,31 @@ def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list
     return found
 
 
+def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]:
+    """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). For engines of `use_plans`."""
+    from .tensorrt.run import PlanCall
+
+    engines, times = engines_of(pipeline), {}
+    activations = engines["target"].input_dtype("embeds")
+    for call in calls:
+        first, array = next(iter(call.inputs.items()))
+        label = f"{call.engine} {first} {'x'.join(map(str, array.shape))}"
+        if label not in times:
+            bound = _bound(call, engines[call.engine], activations)[0]
+            assert isinstance(bound, PlanCall)
+            times[label] = 1000 * bound.seconds()
+    return list(times.items())
+
+
 def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.ndarray]:
     """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing."""
+    bound, outputs = _bound(call, engine, activations)
+    bound.run()
+    return outputs
+
+
+def _bound(call: Call, engine: Engine, activations: np.dtype) -> tuple[BoundCall, dict[str, np.ndarray]]:
+    """The call on `engine`, not run yet, and the arrays that it will write."""
     inputs = {
         name: np.ascontiguousarray(array.astype(engine.input_dtype(name))) for name, array in call.inputs.items()
     }
@@ -173,8 +224,7 @@ def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.n
             outputs[name] = inputs[past]
         else:
             outputs[name] = np.zeros(array.shape, activations if name in _ACTIVATIONS else array.dtype)
-    engine.bind(inputs, outputs).run()
-    return outputs
+    return engine.bind(inputs, outputs), outputs
 
 
 def _judge(

@@ -6,6 +6,7 @@ and not for speed. It has not met a GPU yet (docs/gpu.md); tests run it on a Ten
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,13 +118,28 @@ class PlanCall:
         self._inputs, self._outputs = dict(inputs), dict(outputs)
 
     def run(self) -> None:
-        for array in self._inputs.values():
-            self._device.upload(self._addresses[array.ctypes.data], array)
-        if not self._context.execute_async_v3(self._device.stream):
-            raise CascadeError("TensorRT could not run the engine: see `cascade-trt doctor`.")
-        self._device.wait()
+        self._upload()
+        self._execute(1)
         for array in self._outputs.values():
             self._device.download(self._addresses[array.ctypes.data], array)
+
+    def seconds(self, repeats: int = 50) -> float:
+        """Mean time of the call on the GPU, without the copies around it; the first few calls do not count."""
+        self._upload()
+        self._execute(5)
+        start = time.perf_counter()
+        self._execute(repeats)
+        return (time.perf_counter() - start) / repeats
+
+    def _upload(self) -> None:
+        for array in self._inputs.values():
+            self._device.upload(self._addresses[array.ctypes.data], array)
+
+    def _execute(self, times: int) -> None:
+        for _ in range(times):
+            if not self._context.execute_async_v3(self._device.stream):
+                raise CascadeError("TensorRT could not run the engine: see `cascade-trt doctor`.")
+        self._device.wait()
 
 
 def _numpy_dtype(trt: Any, engine: Any, name: str) -> np.dtype:

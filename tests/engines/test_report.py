@@ -13,7 +13,7 @@ import onnx
 import pytest
 from conftest_trt import TARGETS
 
-from cascade_trt.engines.inspect import aliases, io_problems, read_report, summarise
+from cascade_trt.engines.inspect import aliases, io_problems, read_report, summarise, tensor_rows
 from cascade_trt.engines.tensorrt.grouping import SCRATCH
 from cascade_trt.engines.tensorrt.report import IOTensor, Layer, LayerReport, Tensor, parse_inspector, parse_log
 from cascade_trt.runtime.bundle import Manifest, PlanInfo, read_manifest
@@ -129,6 +129,20 @@ def test_what_counts_as_a_copy(shape: tuple[int, ...], is_copy: bool) -> None:
     assert bool(LayerReport((layer,), io).cache_reformats()) is is_copy
     product = Layer("k", "gemm", 0, (cache,), (Tensor("t", "fp16", shape),), ())
     assert LayerReport((product,), io).cache_reformats() == []
+
+
+def test_tensors_are_listed_with_their_aliases(compiled_bundle: Path) -> None:
+    for manifest, plan, report in plans(compiled_bundle):
+        rows = {row.name: row for row in tensor_rows(report)}
+        assert sum(int(name.rpartition("..")[2] or 0) + 1 if ".." in name else 1 for name in rows) == len(report.io)
+        if plan.engine == "target":
+            last = manifest.model.n_layer - 1
+            present = rows[f"present_key.0..{last}"]
+            assert present.alias == f"past_key.0..{last}" and present.mode == "output" and present.dtype == "fp16"
+            assert rows[f"past_key.0..{last}"].shape == present.shape and rows["logits"].alias == ""
+    command = [sys.executable, "-m", "cascade_trt", "info", str(compiled_bundle), "--tensors"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "target: rtx:sm89 rtx:sm120" in shown and "present_value.0..1" in shown and "scratch.0..1" in shown
 
 
 def test_info_shows_the_engines(compiled_bundle: Path) -> None:

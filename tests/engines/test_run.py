@@ -15,7 +15,7 @@ from cascade_trt.engines.doctor import DAMAGED, UNKNOWN, USABLE, Verdict
 from cascade_trt.engines.tensorrt import run
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
-from cascade_trt.engines.verify import compare_calls, record, replace_engines, use_plans
+from cascade_trt.engines.verify import compare_calls, record, replace_engines, time_calls, use_plans
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 
@@ -47,8 +47,11 @@ def test_recorded_calls_agree(plain_bundle: Path, pipe: Pipeline, tmp_path: Path
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
     replace_engines(other, lambda name: plan_engine(other, name, tmp_path))
     found = compare_calls(calls, other, "fp16")
-    assert {item.engine for item in found} == {"condition", "target", "draft.small_9", "decode"}
+    assert {item.engine for item in found} == {"condition", "target", "embed", "draft.small_9", "decode"}
     assert all(item.passed and item.value in (0.0, 1.0) for item in found)
+    times = dict(time_calls(calls, other))
+    assert {"target embeds 2x6x64", "target embeds 2x9x64", "target embeds 2x1x64", "embed ids 2x1"} <= set(times)
+    assert all(value > 0 for value in times.values())
 
 
 def test_scratch_outputs_get_memory_and_shapes_must_be_known(pipe: Pipeline, tmp_path: Path) -> None:
