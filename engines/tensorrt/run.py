@@ -7,7 +7,8 @@ and not for speed. It has not met a GPU yet (docs/gpu.md); tests run it on a Ten
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,33 +30,50 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """The first GPU, through Polygraphy's wrapper of the CUDA runtime; memory is freed when the process ends."""
+    """The first GPU, through Polygraphy's wrapper of the CUDA runtime; memory is freed when the process ends.
+
+    Every method raises CascadeError when CUDA refuses.
+    """
 
     def __init__(self) -> None:
-        from polygraphy import cuda
-        from polygraphy.exception import PolygraphyException
+        with _cuda_errors():
+            from polygraphy import cuda
 
-        try:
             self._cuda, self._kind = cuda.wrapper(), cuda.MemcpyKind
             self._stream = cuda.Stream()
-        except (PolygraphyException, OSError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CascadeError(f"CUDA cannot be used here ({reason}): see `cascade-trt doctor`.") from None
         self.stream: int = self._stream.ptr or 0
 
     def allocate(self, size: int) -> int:
-        address = self._cuda.malloc(size)
-        assert address is not None  # Polygraphy raises where CUDA refuses
+        with _cuda_errors():
+            address = self._cuda.malloc(size)
+        assert address is not None
         return address
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        self._cuda.memcpy(address, array.ctypes.data, array.nbytes, self._kind.HostToDevice)
+        with _cuda_errors():
+            self._cuda.memcpy(address, array.ctypes.data, array.nbytes, self._kind.HostToDevice)
 
     def download(self, address: int, array: np.ndarray) -> None:
-        self._cuda.memcpy(array.ctypes.data, address, array.nbytes, self._kind.DeviceToHost)
+        with _cuda_errors():
+            self._cuda.memcpy(array.ctypes.data, address, array.nbytes, self._kind.DeviceToHost)
 
     def wait(self) -> None:
-        self._stream.synchronize()
+        with _cuda_errors():
+            self._stream.synchronize()
+
+
+@contextmanager
+def _cuda_errors() -> Iterator[None]:
+    """CUDA's refusals as CascadeError; Polygraphy would print them as well."""
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    try:
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+            yield
+    except (PolygraphyException, OSError, AttributeError) as error:  # the latter two: no CUDA runtime to be found
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise CascadeError(f"the GPU cannot be used ({reason}): see `cascade-trt doctor`.") from None
 
 
 class PlanEngine:

@@ -12,6 +12,7 @@ from support import random_features
 
 from cascade_trt.engines import verify
 from cascade_trt.engines.doctor import DAMAGED, UNKNOWN, USABLE, Verdict
+from cascade_trt.engines.gpu import find_gpu
 from cascade_trt.engines.tensorrt import run
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
@@ -80,6 +81,15 @@ def test_failures_are_sentences(pipe: Pipeline, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fake_trt.FakeEngine, "get_tensor_dtype", lambda *_: None)
     with pytest.raises(CascadeError, match="ids is bfloat16"):
         engine.input_dtype("ids")
+
+
+def test_cudas_refusal_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    with pytest.raises(CascadeError, match=r"the GPU cannot be used \(.*\): see `cascade-trt doctor`"):
+        run.CudaDevice()
+    assert "CUDA Error" not in capfd.readouterr().out
 
 
 def test_use_plans_asks_the_doctor_first(
