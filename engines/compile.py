@@ -16,9 +16,9 @@ from typing import Any
 
 from ..runtime.bundle import MANIFEST, Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
-from .cache import plan_key, reusable, this_platform
+from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
 from .gpu import find_gpu
-from .publish import linked_copy, staged_bundle
+from .publish import link, linked_copy, staged_bundle
 from .script import SCRIPT, build_script
 from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
@@ -48,9 +48,7 @@ def add_plans(
     no room; the bundle is as before then.
     """
     manifest = read_manifest(bundle)
-    for target in targets:
-        check_target(target, manifest.engines["target"].precision, head_dims(manifest))
-    groups = sharing(targets) if one_plan else [(target,) for target in targets]
+    groups = _groups(manifest, targets, one_plan)
     work, kept = _open_work(bundle, manifest, groups, plain_attention)
     if not work:
         return Added(manifest, 0, kept)
@@ -58,17 +56,55 @@ def add_plans(
         manifest = read_manifest(bundle)  # once more: another build may have ended before the lock was ours
         work, kept = _open_work(bundle, manifest, groups, plain_attention)
         linked_copy(bundle, stage)
-        made: list[PlanInfo] = []
-        built, total = 0, sum(len(batch) for batch in work)
-        for batch in work:
-            made += _build(stage, manifest, batch, lambda name, n: progress(name, n, total), built)
-            built += len(batch)
-        replaced = {(plan.target, plan.engine) for plan in made}
-        old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
-        manifest = replace(manifest, plans=[*old, *made])
-        _drop_unused(stage, manifest)
+        manifest = _compile(stage, manifest, work, progress)
         write_new(stage / MANIFEST, manifest.to_json())
-    return Added(manifest, built, kept)
+    return Added(manifest, sum(map(len, work)), kept)
+
+
+def plans_of_new_bundle(
+    stage: Path, manifest: Manifest, old: Path, targets: list[Target], progress: Progress, one_plan: bool
+) -> Added:
+    """Engines for a bundle that is being built in `stage`, before it takes the place of `old`.
+
+    Engines of `old` that would come out the same are taken over, whatever their target. Raises as `add_plans` does.
+    """
+    groups = _groups(manifest, targets, one_plan)
+    manifest = replace(manifest, plans=_take_over(stage, manifest, old))
+    work, kept = _open_work(stage, manifest, groups, False)
+    return Added(_compile(stage, manifest, work, progress), sum(map(len, work)), kept)
+
+
+def _take_over(stage: Path, manifest: Manifest, old: Path) -> list[PlanInfo]:
+    try:
+        plans = read_manifest(old).plans
+    except CascadeError:
+        return []
+    taken = [plan for plan in plans if still_valid(manifest, plan, plans) and plan_damage(old, plan) is None]
+    for file in {file for plan in taken for file in (plan.file, plan.report)}:
+        (stage / file).parent.mkdir(parents=True, exist_ok=True)
+        link(old / file, stage / file)
+    return taken
+
+
+def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[tuple[Target, ...]]:
+    """Targets that share plans, after the check that they can take the bundle."""
+    for target in targets:
+        check_target(target, manifest.engines["target"].precision, head_dims(manifest))
+    return sharing(targets) if one_plan else [(target,) for target in targets]
+
+
+def _compile(stage: Path, manifest: Manifest, work: list[list[Work]], progress: Progress) -> Manifest:
+    """Compiles into `stage`, which the new manifest describes; files that it does not name are removed."""
+    made: list[PlanInfo] = []
+    built, total = 0, sum(map(len, work))
+    for batch in work:
+        made += _build(stage, manifest, batch, lambda name, n: progress(name, n, total), built)
+        built += len(batch)
+    replaced = {(plan.target, plan.engine) for plan in made}
+    old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
+    manifest = replace(manifest, plans=[*old, *made])
+    _drop_unused(stage, manifest)
+    return manifest
 
 
 def head_dims(manifest: Manifest) -> tuple[int, ...]:
@@ -118,6 +154,13 @@ def _open_work(
         if batch:
             batches.append(batch)
     return batches, kept
+
+
+def require_packages(targets: list[Target]) -> None:
+    """Raises CascadeError, before any work, when TensorRT-RTX is wanted and missing."""
+    for target in targets:
+        if target.compute_capability is not None:
+            _version(Path(), target)
 
 
 def _version(bundle: Path, target: Target) -> str:

@@ -76,10 +76,12 @@ def linked_copy(bundle: Path, stage: Path) -> None:
     Whoever changes a file in the stage must write it anew: a link shares its bytes with the published bundle.
     """
 
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-
     shutil.copytree(bundle, stage, copy_function=link, dirs_exist_ok=True)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy where links do not work."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

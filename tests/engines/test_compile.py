@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,24 +32,6 @@ OPTIONS = builder_options([SM89], "fp16")
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def fake_worker(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Plans without TensorRT, in a blink; the list names what was built."""
-    built: list[str] = []
-
-    def worker(request: dict[str, Any], _: object) -> Iterator[dict[str, Any]]:
-        for job in request["jobs"]:
-            header = b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116])
-            Path(job["plan"]).write_bytes(header + job["engine"].encode() * 20)
-            Path(job["report"]).write_text('{"layers": [], "io": []}')
-            built.append(f"{' '.join(request['targets'])} {job['engine']}")
-            yield {"engine": job["engine"], "seconds": 0.1, "peak_memory": 1 << 20, "network": {}}
-
-    monkeypatch.setattr(compile, "_worker", worker)
-    monkeypatch.setattr(compile, "installed_version", lambda _: "1.7.1.116")
-    return built
 
 
 @pytest.fixture
