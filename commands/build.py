@@ -77,6 +77,7 @@ def run(
         request=request,
     )
     plans = _Plans(folder, targets, one_plan)
+    plans.check(precision, [c.head_dim for c in (parts.config, parts.drafter_config) if c is not None])
     with _Bar() as bar:
         manifest = build_bundle(parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update))
     _report(options.out, manifest)
@@ -89,12 +90,19 @@ class _Plans:
     def __init__(self, folder: Path, targets: tuple[str, ...], one_plan: bool) -> None:
         from ..engines.tensorrt.target import parse_target
 
-        chosen = [parse_target(target) for target in dict.fromkeys(targets)]
+        self._chosen = [parse_target(target) for target in dict.fromkeys(targets)]
         self._folder, self._one_plan = folder, one_plan
-        self._ahead = [target for target in chosen if target.compute_capability is not None]
-        self._local = [target.name for target in chosen if target.compute_capability is None]
+        self._ahead = [target for target in self._chosen if target.compute_capability is not None]
+        self._local = [target.name for target in self._chosen if target.compute_capability is None]
         self._added: Any = None
         self._seconds = 0.0
+
+    def check(self, precision: str, head_dims: list[int]) -> None:
+        """Raises CascadeError, before the export, when a target cannot take the dtype or a head dimension."""
+        from ..engines.tensorrt.target import check_target
+
+        for target in self._chosen:
+            check_target(target, precision, tuple(head_dims))
 
     def compile(self, stage: Path, manifest: Any, progress: Any) -> Any:
         """The manifest with the engines, the old bundle's among them where they are the same."""

@@ -44,6 +44,14 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path, fake_worker: list[s
 
 
 @pytest.mark.usefixtures("fake_worker")
+def test_what_a_target_cannot_take_is_told_before_the_export(tmp_path: Path) -> None:
+    command = ["build", "llamagen-c2i-3b-384", "--dummy-weights", "--target", "rtx:sm89", "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2 and "no attention kernel for head_dim 100" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("fake_worker")
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failure_while_compiling_leaves_the_old_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
