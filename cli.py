@@ -78,11 +78,12 @@ def build(model: str, **options: Any) -> None:
 @click.option("--target", "targets", multiple=True,
               help="rtx:sm75|sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
-def compile_(bundle: Path, targets: tuple[str, ...], one_plan: bool) -> None:
+@click.option("--plain-attention", is_flag=True, help="Each query head once: TensorRT copies the KV caches then.")
+def compile_(bundle: Path, **options: Any) -> None:
     """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
     from .commands.compile import run
 
-    run(bundle, targets, one_plan)
+    run(bundle, **options)
 
 
 @cli.command()
@@ -97,12 +98,16 @@ def doctor(bundles: tuple[Path, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--against", required=True, type=PATH, help="Bundle to compare with, as a rule the fp32 one.")
+@click.option("--against", type=PATH, help="Bundle to compare with, as a rule the fp32 one. [default: itself]")
+@click.option("--target", help="Compare BUNDLE's TensorRT engines for this target, on its GPU. [default: ONNX Runtime]")
 @click.option("--rounds", type=int, default=4, show_default=True, help="Engine calls to record of each kind.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def verify(**options: Any) -> None:
-    """Compare BUNDLE's engines with another bundle's on inputs recorded from a real drawing."""
+    """Compare BUNDLE's engines on ONNX Runtime or a GPU with those of --against, which runs on ONNX Runtime.
+
+    Inputs are recorded from a real drawing.
+    """
     from .commands.verify import run
 
     run(**options)
@@ -134,12 +139,13 @@ def generate(**options: Any) -> None:
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--verify", is_flag=True, help="Also compare every file with its hash.")
+@click.option("--tensors", is_flag=True, help="Also list inputs and outputs of every TensorRT engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def info(bundle: Path, verify: bool, as_json: bool) -> None:
+def info(bundle: Path, **options: Any) -> None:
     """Show what is inside BUNDLE."""
     from .commands.info import run
 
-    run(bundle, verify, as_json)
+    run(bundle, **options)
 
 
 @cli.command()

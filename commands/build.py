@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ def run(
     chosen = tuple(get_tree(name) for name in trees or (_DEMO_TREES if model == "emoji" else DEFAULT_TREES))
     folder, request = out or Path("build") / model, ""
     if targets:
+        from ..engines.compile import require_packages
         from ..engines.request import already_built, request_digest
         from ..engines.tensorrt.target import parse_target
 
-        for target in targets:
-            parse_target(target)  # a misspelt one is told before the work starts
+        require_packages([parse_target(target) for target in targets])  # what is wrong is told before the work starts
         given = [path for path in (checkpoint, vq, drafter, config) if path is not None]
         given += [] if text == "none" else [Path(text)]
         asked = {"model": model, "trees": [repr(tree) for tree in chosen], "batch": batch, "grid": grid,
@@ -77,13 +78,51 @@ def run(
         max_top_k=max(1000, sampling.top_k) if max_top_k is None else max_top_k,
         request=request,
     )
+    plans = _Plans(folder, targets, one_plan)
+    plans.check(precision, [c.head_dim for c in (parts.config, parts.drafter_config) if c is not None])
     with _Bar() as bar:
-        manifest = build_bundle(parts, options, bar.update)
+        manifest = build_bundle(parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update))
     _report(options.out, manifest)
-    if targets:
-        from .compile import run as compile_plans
+    plans.report()
 
-        compile_plans(folder, targets, one_plan)
+
+class _Plans:
+    """TensorRT engines of a new bundle: those that need no GPU are in it when it takes the old one's place."""
+
+    def __init__(self, folder: Path, targets: tuple[str, ...], one_plan: bool) -> None:
+        from ..engines.tensorrt.target import parse_target
+
+        self._chosen = [parse_target(target) for target in dict.fromkeys(targets)]
+        self._folder, self._one_plan = folder, one_plan
+        self._ahead = [target for target in self._chosen if target.compute_capability is not None]
+        self._local = [target.name for target in self._chosen if target.compute_capability is None]
+        self._added: Any = None
+        self._seconds = 0.0
+
+    def check(self, precision: str, head_dims: list[int]) -> None:
+        """Raises CascadeError, before the export, when a target cannot take the dtype or a head dimension."""
+        from ..engines.tensorrt.target import check_target
+
+        for target in self._chosen:
+            check_target(target, precision, tuple(head_dims))
+
+    def compile(self, stage: Path, manifest: Any, progress: Any) -> Any:
+        """The manifest with the engines, the old bundle's among them where they are the same."""
+        from ..engines.compile import plans_of_new_bundle
+
+        started = time.perf_counter()
+        self._added = plans_of_new_bundle(stage, manifest, self._folder, self._ahead, progress, self._one_plan)
+        self._seconds = time.perf_counter() - started
+        return self._added.manifest
+
+    def report(self) -> None:
+        """Says what was compiled. Then compiles for this machine's GPU: where that fails, the bundle stays."""
+        from .compile import report, run
+
+        if self._ahead:
+            report(self._folder, self._added, self._ahead, self._seconds)
+        if self._local:
+            run(self._folder, tuple(self._local), self._one_plan)
 
 
 class _Bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,8 +12,12 @@ from rich.console import Console
 from ..runtime.errors import CascadeError
 from .info import human
 
+if TYPE_CHECKING:
+    from ..engines.compile import Added
+    from ..engines.tensorrt.target import Target
 
-def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False) -> None:
+
+def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False, plain_attention: bool = False) -> None:
     """Compiles what is missing and says what it took. Raises CascadeError as `add_plans` does."""
     from ..engines.compile import add_plans
     from ..engines.tensorrt.target import parse_target
@@ -26,8 +31,14 @@ def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False) -> None:
         def progress(what: str, done: int, total: int) -> None:
             status.update(f"compiling {what} ({done + 1} of {total})")
 
-        added = add_plans(bundle, chosen, progress, one_plan)
-    plans = [plan for plan in added.manifest.plans if plan.target in {target.name for target in chosen}]
+        added = add_plans(bundle, chosen, progress, one_plan, plain_attention)
+    report(bundle, added, chosen, time.perf_counter() - start)
+
+
+def report(bundle: Path, added: Added, targets: list[Target], seconds: float) -> None:
+    """Says what was compiled, what it took, and what to do next."""
+    names = [target.name for target in targets]
+    plans = [plan for plan in added.manifest.plans if plan.target in names]
     files = {plan.file: plan for plan in plans}
     if not added.built:
         click.echo(f"{bundle}: all {len(files)} TensorRT engines are up to date")
@@ -35,7 +46,7 @@ def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False) -> None:
     size, peak = sum(plan.bytes for plan in files.values()), max(plan.peak_memory for plan in plans)
     kept = f", {added.kept} kept" if added.kept else ""
     click.echo(
-        f"{bundle}: {added.built} TensorRT engines compiled{kept} for {', '.join(t.name for t in chosen)}, "
-        f"{human(size)}, {time.perf_counter() - start:.0f} s, peak memory {human(peak)}"
+        f"{bundle}: {added.built} TensorRT engines compiled{kept} for {', '.join(names)}, "
+        f"{human(size)}, {seconds:.0f} s, peak memory {human(peak)}"
     )
     click.echo(f"next: cascade-trt info {bundle}; cascade-trt doctor {bundle}")

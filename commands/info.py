@@ -12,7 +12,7 @@ from ..runtime.backends import BACKEND_NAMES
 from ..runtime.bundle import Manifest, PlanInfo, TreeInfo, check_files, read_manifest
 
 
-def run(bundle: Path, verify: bool, as_json: bool) -> None:
+def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
     manifest = read_manifest(bundle)
     check_files(bundle, manifest, thorough=verify)
     if as_json:
@@ -22,6 +22,8 @@ def run(bundle: Path, verify: bool, as_json: bool) -> None:
     _overview(console, bundle, manifest)
     _engines(console, manifest)
     _plans(console, bundle, manifest, verify)
+    if tensors:
+        _tensors(console, bundle, manifest)
     _backends(console, manifest)
 
 
@@ -122,6 +124,22 @@ def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -
         console.print(table)
     for sentence in damaged:
         console.print(sentence, style="red", soft_wrap=True)
+
+
+def _tensors(console: Console, bundle: Path, manifest: Manifest) -> None:
+    """Inputs and outputs as TensorRT reports them; targets whose engines have the same share a table."""
+    from ..engines.inspect import read_report, tensor_rows
+
+    shown: dict[tuple, list[PlanInfo]] = {}
+    for plan in {plan.file: plan for plan in manifest.plans}.values():
+        shown.setdefault((plan.engine, *tensor_rows(read_report(bundle, plan))), []).append(plan)
+    for (engine, *rows), plans in shown.items():
+        names = " ".join(plan.target for plan in plans)
+        table = Table("tensor", "", "dtype", "shape", "memory of", title=f"{engine}: {names}", title_justify="left")
+        for row in rows:
+            shape = " x ".join("?" if size < 0 else str(size) for size in row.shape)
+            table.add_row(row.name, row.mode, row.dtype, shape, row.alias)
+        console.print(table)
 
 
 def _parity(report: dict | None) -> str:

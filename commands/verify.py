@@ -1,8 +1,9 @@
-"""`cascade-trt verify`: one bundle's engines against another's, on recorded inputs and end to end."""
+"""`cascade-trt verify`: one bundle's or backend's engines against another's, on recorded inputs and end to end."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 
 
-def run(*, bundle: Path, against: Path, rounds: int, seed: int, as_json: bool) -> None:
+def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, seed: int, as_json: bool) -> None:
     """Prints the worst difference of every output, the first that is too large, and the drawings' agreement.
 
     Exit code 1 when an output differs more than its tolerance. Raises CascadeError when the bundles do not
@@ -26,24 +27,31 @@ def run(*, bundle: Path, against: Path, rounds: int, seed: int, as_json: bool) -
     """
     if find_spec("polygraphy") is None:
         raise CascadeError("Polygraphy is not installed: run `pip install 'cascade-trt[rtx]'` to verify bundles.")
-    from ..engines.verify import compare_calls, compare_drawings, record
+    if against is None and target is None:
+        raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
+    from ..engines.verify import compare_calls, compare_drawings, record, time_calls, use_plans
 
-    reference, other = (Pipeline.load(path, threads=1, warm=False) for path in (against, bundle))
+    reference, other = (Pipeline.load(path, threads=1, warm=False) for path in (against or bundle, bundle))
     _check_pair(reference.manifest, other.manifest)
+    if target is not None:
+        use_plans(other, target)
     given, precision = _conditioning(reference.manifest, seed), other.manifest.engines["target"].precision
     calls = record(reference, given, rounds, seed)
     differences = compare_calls(calls, other, precision)
+    times = time_calls(calls, other) if target is not None else []
     whole = compare_drawings(reference, other, given, seed)
     failed = next((item for item in differences if not item.passed), None)
     if as_json:
         from ..cli import print_json
 
         print_json({"calls": len(calls), "outputs": [dataclasses.asdict(item) for item in differences],
-                    "drawing": dataclasses.asdict(whole)})  # fmt: skip
+                    "drawing": dataclasses.asdict(whole), "milliseconds": dict(times)})  # fmt: skip
     else:
-        _show(differences, len(calls), precision)
+        _show(differences, len(calls), f"{precision}, {target or 'ONNX Runtime'}")
         if failed is not None:
             click.echo(f"first to diverge: {failed.engine}.{failed.tensor} in call {failed.call + 1}")
+        for label, milliseconds in times:
+            click.echo(f"{label}: {milliseconds:.2f} ms on the GPU")
         parted = "" if whole.first_difference is None else f", they part at token {whole.first_difference + 1}"
         click.echo(f"at temperature 0: {whole.agreement:.1%} of the tokens agree{parted}; "
                    f"mean pixel difference {whole.pixels:.2f} of 255")  # fmt: skip
@@ -72,14 +80,14 @@ def _conditioning(manifest: Manifest, seed: int) -> dict[str, Any]:
     return {"features": features, "features_mask": mask}
 
 
-def _show(differences: list[Any], calls: int, precision: str) -> None:
+def _show(differences: list[Any], calls: int, what: str) -> None:
     worst: dict[str, Any] = {}
     for item in differences:
-        name = f"{item.engine}.{item.tensor}".split(".0")[0]
+        name = re.sub(r"\.\d+$", "", f"{item.engine}.{item.tensor}")  # a cache's layers share a row
         share = item.limit / max(item.value, 1e-9) if item.tensor in INTEGERS else item.value / item.limit
         if name not in worst or share > worst[name][0]:
             worst[name] = (share, item)
-    table = Table("output", "worst", "allowed", "", title=f"{calls} recorded calls, {precision}")
+    table = Table("output", "worst", "allowed", "", title=f"{calls} recorded calls, {what}")
     for name, (_, item) in worst.items():
         equal = item.tensor in INTEGERS
         value = f"{item.value:.1%} equal" if equal else f"{item.value:.1e} of the scale"

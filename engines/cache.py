@@ -6,13 +6,14 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import MANIFEST, Manifest, PlanInfo
 from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.profiles import engine_profiles
-from .tensorrt.target import Target
+from .tensorrt.target import Target, parse_target
 
 _LAYOUT = 1  # raised when plans of an older cascade-trt must not be used again
 _HASHED_ALWAYS = 256 << 20  # bytes; larger plans are hashed when they are younger than the manifest
@@ -53,13 +54,23 @@ def reusable(folder: Path, manifest: Manifest, engine: str, target: Target, key:
     return None
 
 
+def still_valid(manifest: Manifest, plan: PlanInfo, plans: Sequence[PlanInfo]) -> bool:
+    """Whether `plan`, one of `plans`, is what its graph in `manifest` would be compiled into again."""
+    if plan.engine not in manifest.engines:
+        return False
+    capabilities = [other.compute_capability for other in plans if other.file == plan.file]  # one plan, several GPUs
+    target = parse_target(plan.target)
+    key = plan_key(manifest, plan.engine, target, plan.backend_version, "+".join(capabilities), plan.options)
+    return key == plan.key
+
+
 def _worth_hashing(folder: Path, plan: PlanInfo) -> bool:
     """A large plan that nobody touched since the manifest was written is not read again: a build that has nothing
     to do takes no time."""
-    path = folder / plan.file
-    if plan.bytes <= _HASHED_ALWAYS or not path.is_file():
+    path, manifest = folder / plan.file, folder / MANIFEST
+    if plan.bytes <= _HASHED_ALWAYS or not path.is_file() or not manifest.is_file():
         return True
-    return path.stat().st_mtime_ns > (folder / MANIFEST).stat().st_mtime_ns
+    return path.stat().st_mtime_ns > manifest.stat().st_mtime_ns
 
 
 def plan_damage(folder: Path, plan: PlanInfo, thorough: bool = False) -> str | None:

@@ -16,11 +16,11 @@ from typing import Any
 
 from ..runtime.bundle import MANIFEST, Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
-from .cache import plan_key, reusable, this_platform
+from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
 from .gpu import find_gpu
-from .publish import linked_copy, staged_bundle
+from .publish import link, linked_copy, staged_bundle
 from .script import SCRIPT, build_script
-from .tensorrt.build import BUILDER_OPTIONS
+from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
 from .tensorrt.profiles import engine_profiles
 from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
@@ -37,35 +37,74 @@ class Added:
     kept: int
 
 
-def add_plans(bundle: Path, targets: list[Target], progress: Progress, one_plan: bool = False) -> Added:
+def add_plans(
+    bundle: Path, targets: list[Target], progress: Progress, one_plan: bool = False, plain_attention: bool = False
+) -> Added:
     """Compiles every graph of `bundle` for `targets` and publishes the bundle with the new engines.
 
-    With `one_plan`, targets that one plan can serve get one: a smaller bundle. Plans whose key is unchanged are
-    kept; when all are, nothing is written. Raises CascadeError when a target cannot take the bundle, TensorRT is
-    missing or refuses, or there is no room; the bundle is as before then.
+    With `one_plan`, targets that one plan can serve get one: a smaller bundle. With `plain_attention`, query heads
+    are never doubled (`tensorrt/grouping.py`). Plans whose key is unchanged are kept; when all are, nothing is
+    written. Raises CascadeError when a target cannot take the bundle, TensorRT is missing or refuses, or there is
+    no room; the bundle is as before then.
     """
     manifest = read_manifest(bundle)
-    for target in targets:
-        check_target(target, manifest.engines["target"].precision, head_dims(manifest))
-    groups = sharing(targets) if one_plan else [(target,) for target in targets]
-    work, kept = _open_work(bundle, manifest, groups)
+    groups = _groups(manifest, targets, one_plan)
+    work, kept = _open_work(bundle, manifest, groups, plain_attention)
     if not work:
         return Added(manifest, 0, kept)
     with staged_bundle(bundle) as stage:
         manifest = read_manifest(bundle)  # once more: another build may have ended before the lock was ours
-        work, kept = _open_work(bundle, manifest, groups)
+        work, kept = _open_work(bundle, manifest, groups, plain_attention)
         linked_copy(bundle, stage)
-        made: list[PlanInfo] = []
-        built, total = 0, sum(len(batch) for batch in work)
-        for batch in work:
-            made += _build(stage, manifest, batch, lambda name, n: progress(name, n, total), built)
-            built += len(batch)
-        replaced = {(plan.target, plan.engine) for plan in made}
-        old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
-        manifest = replace(manifest, plans=[*old, *made])
-        _drop_unused(stage, manifest)
+        manifest = _compile(stage, manifest, work, progress)
         write_new(stage / MANIFEST, manifest.to_json())
-    return Added(manifest, built, kept)
+    return Added(manifest, sum(map(len, work)), kept)
+
+
+def plans_of_new_bundle(
+    stage: Path, manifest: Manifest, old: Path, targets: list[Target], progress: Progress, one_plan: bool
+) -> Added:
+    """Engines for a bundle that is being built in `stage`, before it takes the place of `old`.
+
+    Engines of `old` that would come out the same are taken over, whatever their target. Raises as `add_plans` does.
+    """
+    groups = _groups(manifest, targets, one_plan)
+    manifest = replace(manifest, plans=_take_over(stage, manifest, old))
+    work, kept = _open_work(stage, manifest, groups, False)
+    return Added(_compile(stage, manifest, work, progress), sum(map(len, work)), kept)
+
+
+def _take_over(stage: Path, manifest: Manifest, old: Path) -> list[PlanInfo]:
+    try:
+        plans = read_manifest(old).plans
+    except CascadeError:
+        return []
+    taken = [plan for plan in plans if still_valid(manifest, plan, plans) and plan_damage(old, plan) is None]
+    for file in {file for plan in taken for file in (plan.file, plan.report)}:
+        (stage / file).parent.mkdir(parents=True, exist_ok=True)
+        link(old / file, stage / file)
+    return taken
+
+
+def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[tuple[Target, ...]]:
+    """Targets that share plans, after the check that they can take the bundle."""
+    for target in targets:
+        check_target(target, manifest.engines["target"].precision, head_dims(manifest))
+    return sharing(targets) if one_plan else [(target,) for target in targets]
+
+
+def _compile(stage: Path, manifest: Manifest, work: list[list[Work]], progress: Progress) -> Manifest:
+    """Compiles into `stage`, which the new manifest describes; files that it does not name are removed."""
+    made: list[PlanInfo] = []
+    built, total = 0, sum(map(len, work))
+    for batch in work:
+        made += _build(stage, manifest, batch, lambda name, n: progress(name, n, total), built)
+        built += len(batch)
+    replaced = {(plan.target, plan.engine) for plan in made}
+    old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
+    manifest = replace(manifest, plans=[*old, *made])
+    _drop_unused(stage, manifest)
+    return manifest
 
 
 def head_dims(manifest: Manifest) -> tuple[int, ...]:
@@ -85,9 +124,12 @@ class Work:
     keys: tuple[str, ...]
     version: str
     architectures: tuple[str, ...]
+    options: dict[str, Any]
 
 
-def _open_work(bundle: Path, manifest: Manifest, groups: list[tuple[Target, ...]]) -> tuple[list[list[Work]], int]:
+def _open_work(
+    bundle: Path, manifest: Manifest, groups: list[tuple[Target, ...]], plain_attention: bool
+) -> tuple[list[list[Work]], int]:
     """What must be compiled, in batches of the same targets (a process each), and how many plans are good already.
 
     Each group of targets shares its plans. Raises CascadeError when the package is missing, or a target needs a
@@ -98,19 +140,27 @@ def _open_work(bundle: Path, manifest: Manifest, groups: list[tuple[Target, ...]
         version = _version(bundle, group[0])
         architectures = tuple(_architecture(bundle, target) for target in group)
         batch = []
-        for engine in manifest.engines:
+        for engine, info in manifest.engines.items():
+            plain = plain_attention or engine != "target"  # a drafter's cache is read by other layers as well
+            options = builder_options(group, info.precision, plain)
             keys = tuple(
-                plan_key(manifest, engine, target, version, "+".join(architectures), BUILDER_OPTIONS)
-                for target in group
+                plan_key(manifest, engine, target, version, "+".join(architectures), options) for target in group
             )
             pairs = zip(group, keys, strict=True)
             if all(reusable(bundle, manifest, engine, target, key) for target, key in pairs):
                 kept += 1
             else:
-                batch.append(Work(engine, group, keys, version, architectures))
+                batch.append(Work(engine, group, keys, version, architectures, options))
         if batch:
             batches.append(batch)
     return batches, kept
+
+
+def require_packages(targets: list[Target]) -> None:
+    """Raises CascadeError, before any work, when TensorRT-RTX is wanted and missing."""
+    for target in targets:
+        if target.compute_capability is not None:
+            _version(Path(), target)
 
 
 def _version(bundle: Path, target: Target) -> str:
@@ -185,7 +235,8 @@ def _build(
         info = manifest.engines[work.engine]
         jobs.append(
             {"engine": work.engine, "onnx": str(stage / info.file), "precision": info.precision,
-             "profiles": engine_profiles(manifest, work.engine)} | {key: str(path) for key, path in paths.items()}
+             "options": work.options, "profiles": engine_profiles(manifest, work.engine)}
+            | {key: str(path) for key, path in paths.items()}
         )  # fmt: skip
     plans: list[PlanInfo] = []
     started(f"{name} {batch[0].engine}", before)
@@ -215,7 +266,7 @@ def _describe(stage: Path, folder: Path, manifest: Manifest, work: Work, answer:
             engine=work.engine, target=target.name, file=str(plan.relative_to(stage)),
             report=str(report.relative_to(stage)), key=key, backend=target.backend, backend_version=work.version,
             compute_capability=architecture, platform=this_platform(),
-            precision=manifest.engines[work.engine].precision, options=dict(BUILDER_OPTIONS),
+            precision=manifest.engines[work.engine].precision, options=work.options,
             profiles=engine_profiles(manifest, work.engine), network=answer["network"],
             bytes=plan.stat().st_size, sha256=sha256, seconds=round(answer["seconds"], 2),
             peak_memory=answer["peak_memory"],

@@ -124,7 +124,7 @@ def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
     if machine.free_memory and needed > machine.free_memory:
         sizes = f"{needed / 2**30:.1f} GiB for the weights, and {machine.free_memory / 2**30:.1f} GiB are free"
         return Verdict("ort-cpu", UNKNOWN, f"needs about {sizes}: close other programs, or build with fp16.")
-    return Verdict("ort-cpu", USABLE, "usable on this CPU.")
+    return Verdict("ort-cpu", USABLE, "runs on this CPU.")
 
 
 def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
@@ -136,7 +136,7 @@ def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
         return [Verdict("ort-cuda", ELSEWHERE, support)]
     if machine.gpu is None:
         return [Verdict("ort-cuda", UNKNOWN, "the provider is installed, but there is no GPU here.")]
-    return [Verdict("ort-cuda", USABLE, f"usable on {machine.gpu.name}.")]
+    return [Verdict("ort-cuda", USABLE, f"runs on {machine.gpu.name}.")]
 
 
 def _damage(bundle: Path, manifest: Manifest) -> dict[str, str]:

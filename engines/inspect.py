@@ -64,6 +64,40 @@ def aliases(report: LayerReport) -> dict[str, str]:
     return {output: source for output, source in pairs.items() if source in inputs}
 
 
+@dataclass(frozen=True)
+class TensorRow:
+    """I/O tensors of one engine that differ in their number only: "past_key.0..35". `alias` names their memory."""
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]  # -1 where profiles differ
+    alias: str
+
+
+def tensor_rows(report: LayerReport) -> list[TensorRow]:
+    """The engine's inputs and outputs in their order, numbered ones of equal kind in one row."""
+    shared = aliases(report)
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for tensor in report.io:
+        stem = tensor.name.rstrip("0123456789")
+        kind = (stem, tensor.mode, tensor.dtype, tensor.shape, tensor.name in shared)
+        groups.setdefault(kind, []).append(tensor.name)
+    found = {tensor.name: tensor for tensor in report.io}
+    rows = []
+    for names in groups.values():
+        one = found[names[0]]
+        alias = _span([shared[name] for name in names]) if names[0] in shared else ""
+        rows.append(TensorRow(_span(names), one.mode, one.dtype, one.shape, alias))
+    return rows
+
+
+def _span(names: list[str]) -> str:
+    """["past_key.0", ..., "past_key.35"] -> "past_key.0..35"."""
+    last = names[-1][len(names[-1].rstrip("0123456789")):]
+    return names[0] if len(names) == 1 else f"{names[0]}..{last}"
+
+
 def io_problems(report: LayerReport, manifest: Manifest, engine: str) -> list[str]:
     """How the engine's I/O differs from what the manifest says of names, dtypes and shapes of its caches."""
     problems = []

@@ -31,13 +31,13 @@ def staged_bundle(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = open(out.parent / f".{out.name}.lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise CascadeError(f"cannot write {out} ({error.strerror}): choose another --out.") from None
+        raise CascadeError(f"cannot write {out} ({error.strerror}): choose another folder.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CascadeError(
-                f"another build of {out} is running: wait for it, or choose another --out."
+                f"another build of {out} is running: wait for it, or choose another folder."
             ) from None
         stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
         try:
@@ -47,7 +47,9 @@ def staged_bundle(out: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in _DISK:
                 raise
-            raise CascadeError(f"cannot write {out} ({error.strerror}): free space or choose another --out.") from error
+            raise CascadeError(
+                f"cannot write {out} ({error.strerror}): free space or choose another folder."
+            ) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)
@@ -74,10 +76,12 @@ def linked_copy(bundle: Path, stage: Path) -> None:
     Whoever changes a file in the stage must write it anew: a link shares its bytes with the published bundle.
     """
 
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-
     shutil.copytree(bundle, stage, copy_function=link, dirs_exist_ok=True)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy where links do not work."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

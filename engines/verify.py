@@ -1,13 +1,15 @@
-"""Compares two bundles of one model on inputs recorded from a real drawing, and end to end.
+"""Compares two bundles, or two backends, of one model on inputs recorded from a real drawing, and end to end.
 
-The reference draws; every call of its engines is recorded (inputs and outputs). The other bundle's engines get
-the same inputs, in their own precision, and Polygraphy's comparators judge the outputs.
+The reference draws; every call of its engines is recorded (inputs and outputs). The other engines (another bundle's,
+or TensorRT's) get the same inputs, in their own precision, and Polygraphy's comparators judge the outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ import numpy as np
 from ..runtime.backends import BoundCall, Engine
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN
+from .doctor import USABLE, judge_bundle, look_around
+from .tensorrt.loader import import_tensorrt, require_polygraphy
 
 # Largest difference allowed, as a share of the tensor's largest value: about three times what was measured on
 # the fixture and the random XL model (docs/tensorrt.md).
@@ -76,22 +81,83 @@ class RecordingEngine:
 
 
 def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) -> list[Call]:
-    """Draws one picture greedily, and records. `pipeline` must be loaded with warm=False."""
-    recording = Recording(limit)
-    engines = pipeline._engines
-    pipeline._engines = replace(
-        engines,
-        target=RecordingEngine("target", engines.target, recording),
-        embed=RecordingEngine("embed", engines.embed, recording),
-        draft={tree: RecordingEngine(f"draft.{tree}", engine, recording) for tree, engine in engines.draft.items()},
-    )
-    condition, decode = pipeline._condition, pipeline._decode
-    pipeline._condition = RecordingEngine("condition", condition, recording)
-    pipeline._decode = RecordingEngine("decode", decode, recording)
-    pipeline.generate(**given, seed=seed, temperature=1.0)
-    pipeline._engines, pipeline._condition, pipeline._decode = engines, condition, decode
-    pipeline._lanes.clear()
+    """Draws one picture, begins one with each further tree and one by plain decoding, and records.
+
+    So every engine of the bundle is called with every shape that it is used with. `pipeline` must be loaded with
+    warm=False.
+    """
+    recording, engines = Recording(limit), engines_of(pipeline)
+    replace_engines(pipeline, lambda name: RecordingEngine(name, engines[name], recording))
+    draw = partial(pipeline.generate, **given, seed=seed, temperature=1.0)
+    draw()
+    for tree in pipeline.manifest.trees[1:]:
+        _begin(partial(draw, tree=tree.name), limit)
+    if pipeline.manifest.trees:
+        _begin(partial(draw, rule=PLAIN), limit)
+    replace_engines(pipeline, engines.__getitem__)
     return recording.calls
+
+
+def _begin(draw: Callable[..., Any], rounds: int) -> None:
+    """The first rounds of a drawing, one more than are recorded: the last may be cut in the middle."""
+
+    class Enough(Exception):
+        pass
+
+    left = iter(range(rounds))
+
+    def stop(*_: int) -> None:
+        if next(left, None) is None:
+            raise Enough
+
+    with suppress(Enough):
+        draw(callback=stop)
+
+
+def engines_of(pipeline: Pipeline) -> dict[str, Engine]:
+    """The pipeline's engines by their names in the manifest."""
+    engines, manifest = pipeline._engines, pipeline.manifest
+    found = {
+        "target": engines.target, "embed": engines.embed, "condition": pipeline._condition,
+        "decode": pipeline._decode,
+    }  # fmt: skip
+    if pipeline._text is not None:
+        found["text"] = pipeline._text
+    return found | {manifest.tree(tree).engine: engine for tree, engine in engines.draft.items()}
+
+
+def replace_engines(pipeline: Pipeline, engine: Callable[[str], Engine]) -> None:
+    """Gives the pipeline `engine(name)` for each of its engines; what it bound before is forgotten."""
+    engines, manifest = pipeline._engines, pipeline.manifest
+    pipeline._engines = replace(
+        engines, target=engine("target"), embed=engine("embed"),
+        draft={tree: engine(manifest.tree(tree).engine) for tree in engines.draft},
+    )  # fmt: skip
+    pipeline._condition, pipeline._decode = engine("condition"), engine("decode")
+    if pipeline._text is not None:
+        pipeline._text = engine("text")
+    pipeline._lanes.clear()
+
+
+def use_plans(pipeline: Pipeline, target: str) -> None:
+    """Gives the pipeline the bundle's TensorRT engines for `target`, to be run on this machine's GPU.
+
+    Raises CascadeError with `doctor`'s sentence when they are missing or cannot be used here.
+    """
+    from .tensorrt.run import CudaDevice, PlanEngine
+
+    folder = pipeline.folder
+    verdicts = {verdict.what: verdict for verdict in judge_bundle(folder, look_around())}
+    if target not in verdicts:
+        raise CascadeError(
+            f"{folder} has no engines for {target}: run `cascade-trt compile {folder} --target {target}`."
+        )
+    if verdicts[target].verdict != USABLE:
+        raise CascadeError(f"{target} cannot be verified: {verdicts[target].sentence}")
+    plans = {plan.engine: plan for plan in pipeline.manifest.plans if plan.target == target}
+    require_polygraphy()
+    flavour, device = import_tensorrt(plans["target"].backend), CudaDevice()
+    replace_engines(pipeline, lambda name: PlanEngine(flavour, folder / plans[name].file, device))
 
 
 @dataclass(frozen=True)
@@ -108,11 +174,7 @@ class Difference:
 
 def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list[Difference]:
     """Runs every recorded call on `pipeline`'s engines; the differences, in the order of the calls."""
-    engines: dict[str, Any] = {
-        "target": pipeline._engines.target, "embed": pipeline._engines.embed,
-        "condition": pipeline._condition, "decode": pipeline._decode,
-    }  # fmt: skip
-    engines |= {f"draft.{tree}": engine for tree, engine in pipeline._engines.draft.items()}
+    engines = engines_of(pipeline)
     activations = engines["target"].input_dtype("embeds")
     found = []
     for number, call in enumerate(calls):
@@ -127,8 +189,31 @@ def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list
     return found
 
 
+def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]:
+    """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). For engines of `use_plans`."""
+    from .tensorrt.run import PlanCall
+
+    engines, times = engines_of(pipeline), {}
+    activations = engines["target"].input_dtype("embeds")
+    for call in calls:
+        first, array = next(iter(call.inputs.items()))
+        label = f"{call.engine} {first} {'x'.join(map(str, array.shape))}"
+        if label not in times:
+            bound = _bound(call, engines[call.engine], activations)[0]
+            assert isinstance(bound, PlanCall)
+            times[label] = 1000 * bound.seconds()
+    return list(times.items())
+
+
 def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.ndarray]:
     """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing."""
+    bound, outputs = _bound(call, engine, activations)
+    bound.run()
+    return outputs
+
+
+def _bound(call: Call, engine: Engine, activations: np.dtype) -> tuple[BoundCall, dict[str, np.ndarray]]:
+    """The call on `engine`, not run yet, and the arrays that it will write."""
     inputs = {
         name: np.ascontiguousarray(array.astype(engine.input_dtype(name))) for name, array in call.inputs.items()
     }
@@ -139,8 +224,7 @@ def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.n
             outputs[name] = inputs[past]
         else:
             outputs[name] = np.zeros(array.shape, activations if name in _ACTIVATIONS else array.dtype)
-    engine.bind(inputs, outputs).run()
-    return outputs
+    return engine.bind(inputs, outputs), outputs
 
 
 def _judge(

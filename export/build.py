@@ -83,9 +83,12 @@ class Stage:
         return {path.name: describe_file(path, self.digests.get(path.name)) for path in paths}
 
 
-def build_bundle(parts: Parts, options: BuildOptions, progress: Progress) -> Manifest:
+def build_bundle(
+    parts: Parts, options: BuildOptions, progress: Progress, finish: Callable[[Path, Manifest], Manifest] | None = None
+) -> Manifest:
     """Writes the bundle `options.out` and returns its manifest.
 
+    `finish` may add to the folder before it takes the old bundle's place, and returns the manifest to write.
     Raises CascadeError when the parts do not fit, a weight cannot be stored in the precision, or an engine
     disagrees with PyTorch; nothing is left behind then.
     """
@@ -104,6 +107,8 @@ def build_bundle(parts: Parts, options: BuildOptions, progress: Progress) -> Man
         progress("comparing with PyTorch", 0, 0)
         parity = check_parity(parts, options, folder, manifest)
         manifest = replace(manifest, parity=parity)
+        if finish is not None:
+            manifest = finish(folder, manifest)
         (folder / MANIFEST).write_text(manifest.to_json())
     return manifest
 

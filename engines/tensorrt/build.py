@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CascadeError
+from .grouping import double_query_heads, query_heads
 from .loader import Flavour
 from .profiles import Dims
 from .report import LayerReport, parse_log
@@ -25,17 +26,20 @@ class Plan:
     seconds: float
 
 
-# Every option that changes the plan: part of the cache key and of the manifest.
-BUILDER_OPTIONS: dict[str, Any] = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False}
+def builder_options(targets: Sequence[Target], precision: str, plain_attention: bool = False) -> dict[str, Any]:
+    """Every option that changes the plan: part of the cache key and of the manifest."""
+    heads = 1 if plain_attention else query_heads(targets, precision)
+    return {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "query_heads": heads}
 
 
 def build_plan(
-    flavour: Flavour, onnx: Path, precision: str, targets: Sequence[Target], profiles: list[Dims]
-) -> Plan:
+    flavour: Flavour, onnx: Path, precision: str, targets: Sequence[Target], profiles: list[Dims],
+    options: Mapping[str, Any],
+) -> Plan:  # fmt: skip
     """Compiles `onnx` into one plan for all `targets` (more than one for TensorRT-RTX only).
 
-    Precision is in the ONNX file; fp32 attention is allowed to decompose, because only half precisions have fused
-    kernels. Raises CascadeError with TensorRT's own reason when it refuses.
+    `options` are those of `builder_options`. Precision is in the ONNX file; fp32 attention is allowed to decompose,
+    because only half precisions have fused kernels. Raises CascadeError with TensorRT's own reason when it refuses.
     """
     from polygraphy.backend.trt import EngineBytesFromNetwork, SetDecomposableAttentions
     from polygraphy.exception import PolygraphyException
@@ -45,6 +49,8 @@ def build_plan(
     start = time.perf_counter()
     log = _listen(flavour)
     builder, network, parser = _parse(flavour, log, onnx)
+    if options["query_heads"] > 1:
+        double_query_heads(flavour.trt, network)
     parsed: Any = (builder, network, parser)
     if precision == "fp32":
         parsed = SetDecomposableAttentions(parsed)

@@ -111,16 +111,19 @@ class LayerReport:
         ]  # fmt: skip
 
     def cache_reformats(self) -> list[tuple[Layer, str]]:
-        """Layers that read a cache and write as much again elsewhere: a reshaped or reordered copy of it."""
-        found = []
-        for layer in self.layers:
-            elsewhere = [_count(t.shape) for t in layer.outputs if t.name not in self.caches]
-            for tensor in layer.inputs:
-                size = _count(tensor.shape)
-                # A row of odd length may be padded, so a little more than the cache counts as well.
-                if tensor.name in self.caches and any(size <= other <= 1.1 * size for other in elsewhere):
-                    found.append((layer, tensor.name))
-        return found
+        """Layers that read a cache and write it elsewhere: reshaped, reordered, padded, repeated, or half of it.
+
+        Products and attention read it for their own ends; their results are none of these.
+        """
+        fused = self.attention()
+        return [
+            (layer, tensor.name)
+            for layer in self.layers
+            if layer.kind != "gemm" and layer not in fused
+            for tensor in layer.inputs
+            if tensor.name in self.caches
+            and any(_holds(other.shape, tensor.shape) for other in layer.outputs if other.name not in self.caches)
+        ]
 
     def attention(self) -> list[Layer]:
         """Layers that are fused attention kernels."""
@@ -137,6 +140,16 @@ class LayerReport:
 
 def _count(shape: tuple[int, ...]) -> int:
     return math.prod(abs(size) for size in shape)
+
+
+def _holds(shape: tuple[int, ...], cache: tuple[int, ...]) -> bool:
+    """Whether a tensor can hold at least half of a cache [R, H, S, D]: large enough, with its slots in one dimension
+    (a little more where rows are padded, a multiple where dimensions are merged) and its channels in another."""
+    slots, channels = cache[2:]
+    slotted = [axis for axis, size in enumerate(shape) if slots <= size <= 1.1 * slots or size % slots == 0]
+    channelled = [axis for axis, size in enumerate(shape) if size % channels == 0]
+    apart = any(one != two for one in slotted for two in channelled)
+    return apart and _count(shape) >= _count(cache) / 2
 
 
 def _dtype(name: str) -> str:

@@ -26,7 +26,9 @@ def main(request: dict[str, Any]) -> None:
     flavour = import_tensorrt(targets[0].backend)
     for job in request["jobs"]:
         reset_peak()
-        plan = build_plan(flavour, Path(job["onnx"]), job["precision"], targets, job["profiles"])
+        plan = build_plan(
+            flavour, Path(job["onnx"]), job["precision"], targets, job["profiles"], job["options"]
+        )
         with open(job["plan"], "wb") as file:
             file.write(plan.data)
         Path(job["report"]).write_text(plan.report.to_json())
@@ -61,4 +63,4 @@ if __name__ == "__main__":
     except MemoryError:
         say({"error": "memory ran out while TensorRT compiled: free some, or build on a larger machine."})
     except OSError as error:
-        say({"error": f"cannot write the engine ({error.strerror}): free space or choose another --out."})
+        say({"error": f"cannot write the engine ({error.strerror}): free space or choose another folder."})

@@ -133,7 +133,8 @@ def tree_attention(
 ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:  # fmt: skip
     """Attention of n tree nodes over the cache and the drafted nodes above them.
 
-    The two parts are joined in one softmax without joining keys, so the cache is read where it lies.
+    The two parts are joined in one softmax without joining keys, so no call writes the cache a second time (ONNX
+    Runtime reads it where it lies; TensorRT-RTX pads its rows once a call, for the products of all levels).
     `tree_bias` float32 [1 or R, 1, n, held] is 0 where a node sees one of the `held` nodes drafted so far, itself and
     its level included. Returns [R, n, D] and all drafted keys and values.
     """

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,34 +21,17 @@ from cascade_trt.cli import cli
 from cascade_trt.engines import cache, compile
 from cascade_trt.engines.compile import add_plans
 from cascade_trt.engines.publish import staged_bundle
-from cascade_trt.engines.tensorrt.build import BUILDER_OPTIONS
+from cascade_trt.engines.tensorrt.build import builder_options
 from cascade_trt.engines.tensorrt.target import parse_target
 from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
+OPTIONS = builder_options([SM89], "fp16")
 
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def fake_worker(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Plans without TensorRT, in a blink; the list names what was built."""
-    built: list[str] = []
-
-    def worker(request: dict[str, Any], _: object) -> Iterator[dict[str, Any]]:
-        for job in request["jobs"]:
-            header = b"vtrt".ljust(24, b"\0") + bytes([1, 7, 1, 116])
-            Path(job["plan"]).write_bytes(header + job["engine"].encode() * 20)
-            Path(job["report"]).write_text('{"layers": [], "io": []}')
-            built.append(f"{' '.join(request['targets'])} {job['engine']}")
-            yield {"engine": job["engine"], "seconds": 0.1, "peak_memory": 1 << 20, "network": {}}
-
-    monkeypatch.setattr(compile, "_worker", worker)
-    monkeypatch.setattr(compile, "installed_version", lambda _: "1.7.1.116")
-    return built
 
 
 @pytest.fixture
@@ -66,6 +48,7 @@ def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> Non
     assert everything(bundle) == before and len(fake_worker) == 5
     assert add_plans(bundle, [SM89, SM86], quiet).built == 5
     assert {plan.target for plan in read_manifest(bundle).plans} == {"rtx:sm89", "rtx:sm86"}
+    assert add_plans(bundle, [SM89, SM86], quiet, plain_attention=True).built == 1  # sm89's target
     check_files(bundle, read_manifest(bundle), thorough=True)
 
 
@@ -120,7 +103,7 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
     manifest = read_manifest(plain_bundle)
 
     def key(m: object = manifest, target: object = SM89, version: str = "1.7.1.116", sm: str = "8.9",
-            options: dict[str, Any] = BUILDER_OPTIONS) -> str:  # fmt: skip
+            options: dict[str, Any] = OPTIONS) -> str:  # fmt: skip
         return cache.plan_key(m, "target", target, version, sm, options)  # type: ignore[arg-type]
 
     base = key()
@@ -133,7 +116,8 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
         key(replace(manifest, files=files)), key(replace(manifest, trees=[tree])),
         key(replace(manifest, engines=engines)), key(replace(manifest, batch=2)),
         key(target=parse_target("tensorrt")), key(version="1.7.1.117"), key(sm="8.6"), key(sm="8.6+8.9"),
-        key(options={**BUILDER_OPTIONS, "tf32": True}),
+        key(options={**OPTIONS, "tf32": True}),
+        key(options=builder_options([SM89], "fp16", plain_attention=True)),
     ]  # fmt: skip
     monkeypatch.setattr(cache, "this_platform", lambda: "win32-amd64")
     changed.append(key())

@@ -36,7 +36,9 @@ def calls(pipes: tuple[Pipeline, Pipeline]) -> list[Call]:
 
 
 def test_every_engine_of_a_drawing_is_recorded(calls: list[Call]) -> None:
-    assert {call.engine for call in calls} == {"condition", "target", "draft.small_9", "decode"}
+    assert {call.engine for call in calls} == {"condition", "target", "embed", "draft.small_9", "decode"}
+    nodes = [call.inputs["embeds"].shape[1] for call in calls if call.engine == "target"]
+    assert nodes == [6, 9, 9, 6, 1, 1]  # prefix, tree, then plain decoding
     assert all(array.size for call in calls for array in call.outputs.values())
 
 
@@ -68,7 +70,7 @@ def test_the_command(plain_bundle: Path, exact_bundle: Path, tmp_path: Path) -> 
         capture_output=True, text=True, check=False,
     )
     assert shown.returncode == 0, shown.stderr
-    assert set(json.loads(shown.stdout)) == {"calls", "outputs", "drawing"}
+    assert set(json.loads(shown.stdout)) == {"calls", "outputs", "drawing", "milliseconds"}
     build(*save_checkpoints(tmp_path / "c", grid=6), "--tree", "small_9", "--out", tmp_path / "other")
     shown = subprocess.run(
         [*command, str(plain_bundle), "--against", str(tmp_path / "other")], capture_output=True, text=True, check=False
