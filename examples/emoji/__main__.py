@@ -13,8 +13,9 @@ STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 @click.argument("step", type=click.Choice([*STEPS, "all"]))
 @click.option("--config", "name", default="cpu", show_default=True, help="cpu, gpu or tiny (config.py).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
+@click.option("--start", type=click.Path(path_type=Path), help="Go on from weights in this folder (step `ship`'s).")
 @click.option("--threads", type=int, help="PyTorch threads.")
-def main(step: str, name: str, out: Path, threads: int | None) -> None:
+def main(step: str, name: str, out: Path, start: Path | None, threads: int | None) -> None:
     """Runs STEP and, where they are missing, the steps before it. Interrupted steps go on where they were."""
     import torch
 
@@ -26,18 +27,19 @@ def main(step: str, name: str, out: Path, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
     try:
-        run_until(STEPS[-1] if step == "all" else step, name, out)
+        run_until(STEPS[-1] if step == "all" else step, name, out, start)
     except CascadeError as error:
         raise click.UsageError(str(error)) from None
 
 
-def run_until(last: str, name: str, out: Path) -> None:
-    """Runs the steps up to `last`; each is quick when it was finished before."""
+def run_until(last: str, name: str, out: Path, start: Path | None = None) -> None:
+    """Runs the steps up to `last`; each is quick when it was finished before, or given by the weights in `start`."""
     from .config import RECIPES
     from .data import build_data
     from .drafter import flatness, make_samples, train_drafter
     from .judge import make_judge
     from .ship import ship
+    from .start import start_from
     from .target import train_target
     from .text import train_text_tokenizer
     from .tokenizer import train_tokenizer
@@ -46,6 +48,8 @@ def run_until(last: str, name: str, out: Path) -> None:
     data = build_data(recipe, out)
     if until < 1:
         return
+    if start is not None:
+        start_from(recipe, data, start, out)
     vq = train_tokenizer(recipe, data, out)
     if until < 2:
         return

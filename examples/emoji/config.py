@@ -56,8 +56,9 @@ class Recipe:
     top_k: int = 1000
     caption_dropout: float = 0.1
     augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default
-    rate: float = 0.002  # cosine that a rarer code must gain for each nat it costs (encode.py)
-    grain: float = 0.008  # temperature, in cosine, of the draw among codes that show much the same (encode.py)
+    rate: float = 0.005  # cosine that a rarer code must gain for each nat it costs (encode.py)
+    grain: float = 0.01  # temperature, in cosine, of the draw among codes that show much the same (encode.py)
+    grain_start: float = 0.7  # share of the target's steps before grain: shapes are learned from steady codes
     hidden: float = 0.8  # share of pictures with hidden codes while the target is trained; falls to 0 at the end
     device: str = "cpu"
     compile: bool = False  # torch.compile the target: 25 % faster on a CPU, after two minutes
@@ -89,8 +90,8 @@ RECIPES: dict[str, Recipe] = {
         image_size=64, grid=16, codebook_size=1024,
         vq_ch=32, vq_ch_mult=(1, 1, 2), vq_z_channels=64, vq_steps=1600, vq_batch=32,
         dim=192, n_layer=12, n_head=6, prefix_len=20, text_dim=128, text_layers=2, text_steps=800,
-        target_steps=2400, target_batch=8, target_lr=1.5e-3,
-        drafter_ffn=1024, drafter_samples=1024, drafter_steps=1500, drafter_batch=16,
+        target_steps=2800, target_batch=8, target_lr=1.5e-3,
+        drafter_ffn=1024, drafter_samples=1024, drafter_steps=1000, drafter_batch=16,
         judge_groups=(3, 4), judge_steps=500, judge_batch=64, compile=True,
         guidance_scale=2.0, temperature=0.8,  # of 12 settings tried, the best concept accuracy and Fréchet distance
         # Two CPU hours are too short to learn what captions mean under strong augmentation: after 700 steps with it,

@@ -57,14 +57,11 @@ class Probe(nn.Module):
 def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenizer, out: Path) -> TextToImage:
     """Trains (or goes on training) and returns the averaged model."""
     run = Run(out, "target")
-    torch.manual_seed(0)
-    model = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
-    average = TextToImage(recipe, tokenizer.get_vocab_size()).to(recipe.device)
-    optimizer = torch.optim.AdamW(model.target.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
+    parts, optimizer = make_parts(recipe, data, tokenizer.get_vocab_size())
+    model, average, probe = parts["model"], parts["average"], parts["probe"]
+    assert isinstance(model, TextToImage) and isinstance(average, TextToImage)
     train = data.split(held_out=False, groups=recipe.target_groups)
-    probe = Probe([data.pictures[i].concept for i in train], recipe.dim).to(recipe.device)
-    optimizer.add_param_group({"params": list(probe.parameters())})
-    start = run.resume({"model": model, "average": average, "probe": probe}, optimizer)
+    start = run.resume(parts, optimizer)
     if start == 0:
         learn_words(recipe, data, tokenizer, model, train, run)
         average.load_state_dict(model.state_dict())
@@ -75,7 +72,8 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
         rng = random.Random(step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.target_lr * cosine_rate(step, recipe.target_steps, 100)
-        chosen, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng)
+        grain = recipe.grain if step >= recipe.grain_start * recipe.target_steps else 0.0
+        chosen, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng, grain)
         left = 1 - step / recipe.target_steps
         hidden = hide(codes, recipe.hidden * min(1.0, left / 0.4), rng)  # the last 40 % go over to whole pictures
         logits, middle = forward(ids, mask, uncond, codes, hidden)
@@ -89,17 +87,29 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
             run.log(step + 1, loss=float(loss.detach()), concept=float(named.detach()))
             if (step + 1) % (4 * _EVERY) == 0 or step + 1 == recipe.target_steps:
-                run.log(step + 1, **validate(recipe, data, vq, prices, tokenizer, average))
-            run.save({"model": model, "average": average, "probe": probe}, optimizer, step + 1)
+                run.log(step + 1, **validate(recipe, data, vq, prices, tokenizer, average, grain))
+            run.save(parts, optimizer, step + 1)
     if start < recipe.target_steps:
         run.plot()
     return average.eval()
 
 
+def make_parts(recipe: Recipe, data: DataSet, vocab_size: int) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
+    """What a run trains and saves: the model, its average, the probe; and their optimiser."""
+    torch.manual_seed(0)
+    model = TextToImage(recipe, vocab_size).to(recipe.device)
+    average = TextToImage(recipe, vocab_size).to(recipe.device)
+    optimizer = torch.optim.AdamW(model.target.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
+    concepts = [data.pictures[i].concept for i in data.split(held_out=False, groups=recipe.target_groups)]
+    probe = Probe(concepts, recipe.dim).to(recipe.device)
+    optimizer.add_param_group({"params": list(probe.parameters())})
+    return {"model": model, "average": average, "probe": probe}, optimizer
+
+
 @torch.no_grad()
 def batch(
     recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, pool: list[int],
-    rng: random.Random,
+    rng: random.Random, grain: float,
 ) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
     """Picture numbers, ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views from the pool."""
     chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
@@ -108,7 +118,7 @@ def batch(
     texts = [caption(p, b, rng) for p, b in zip(pictures, backgrounds, strict=True)]
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
-    codes = draw_codes(similarities(vq, pixels), prices, recipe.grain, rng.getrandbits(40))
+    codes = draw_codes(similarities(vq, pixels), prices, grain, rng.getrandbits(40))
     device = recipe.device
     return chosen, ids.to(device), mask.to(device), uncond.to(device), codes
 
@@ -132,7 +142,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 @torch.no_grad()
 def validate(
-    recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, model: TextToImage
+    recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, model: TextToImage, grain: float
 ) -> dict[str, float]:
     """Nats per token of the averaged model on seen and on held-out pictures, in fresh views.
 
@@ -144,7 +154,7 @@ def validate(
         losses, others = [], []
         for seed in range(3):
             rng = random.Random(10_000 + seed)
-            _, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, pool, rng)
+            _, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, pool, rng, grain)
             everyone = torch.zeros_like(uncond)
             logits, _ = model(ids, mask, everyone, codes)
             losses.append(float(F.cross_entropy(logits.flatten(0, 1), codes.flatten())))

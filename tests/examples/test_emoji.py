@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
 from support import build
 
 from cascade_trt.cli import cli
@@ -20,10 +22,13 @@ from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
 from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
 from cascade_trt.examples.emoji.drafter import train_drafter
 from cascade_trt.examples.emoji.encode import draw_codes
+from cascade_trt.examples.emoji.progress import Run
 from cascade_trt.examples.emoji.ship import load_average, ship
+from cascade_trt.examples.emoji.start import start_from
 from cascade_trt.examples.emoji.target import train_target
 from cascade_trt.examples.emoji.text import encode, train_text_tokenizer
 from cascade_trt.examples.emoji.tokenizer import psnr, train_tokenizer
+from cascade_trt.runtime.errors import CascadeError
 
 COLOURS = {"red circle": "#d00", "blue circle": "#00d", "green leaf": "#0a0", "orange fruit": "#f80"}
 
@@ -152,6 +157,29 @@ def test_prompts_are_padded_on_the_left_and_unknown_words_fall_into_pieces(data:
     assert mask[0].tolist() == [False] * 4 + [True] * 4
     assert ids[0, -1] == words.token_to_id("</s>") == ids[2, -1]
     assert mask[2].all()
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_shipped_weights(data: DataSet, tmp_path: Path) -> None:
+    """The tokenizer is done and the target stands where grain begins, with the shipped weights; steps go on from it."""
+    recipe = replace(RECIPES["tiny"], target_steps=4, grain_start=0.5)
+    train(recipe, data, tmp_path / "first")
+    weights, out = tmp_path / "first" / "weights", tmp_path / "second"
+    start_from(recipe, data, weights, out)
+    state = torch.load(out / "target" / "state.pt", weights_only=True)
+    assert state["step"] == 2
+    shipped = load_file(weights / "target.safetensors")
+    for name, tensor in shipped.items():
+        torch.testing.assert_close(state["average"][f"target.{name}"], tensor.float(), rtol=0, atol=0)
+    train(recipe, data, out)
+    assert [entry["step"] for entry in Run(out, "tokenizer").read_log()] == []  # nothing was left to train
+    assert [entry["step"] for entry in Run(out, "target").read_log()] == [4, 4]
+    moved = load_file(out / "weights" / "target.safetensors")
+    assert any(not torch.equal(moved[name], tensor) for name, tensor in shipped.items())
+    with pytest.raises(CascadeError, match="give a folder that step `ship` wrote"):
+        start_from(recipe, data, tmp_path / "nowhere", tmp_path / "third")
+    with pytest.raises(CascadeError, match="size mismatch"):
+        start_from(replace(recipe, dim=32), data, weights, tmp_path / "fourth")
 
 
 @pytest.mark.slow
