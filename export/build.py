@@ -228,5 +228,6 @@ def _manifest(
         backends=backend_support(config.head_dim, options.precision),
         request=options.request,
         neighbours=NEIGHBOURS if drafter else None,
+        rules=dict(parts.rules),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Parts:
     text_config: T5Config | None = None
     tokenizer: Path | None = None
     dummy: bool = False
+    rules: Mapping[str, str] = field(default_factory=dict)  # what a rule's bare name means with these weights
 
     def parameters(self, part: str) -> int:
         """Number of weights of a part."""

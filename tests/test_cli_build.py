@@ -290,3 +290,23 @@ def test_presets_need_weights(tmp_path: Path) -> None:
     refused(run("llamagen-t2i-b", "--out", out), out, "--dummy-weights")
     refused(run("nonsense", "--dummy-weights", "--out", out), out, "cascade-trt models")
     refused(run("llamagen", "--out", out), out, "--checkpoint")
+
+
+def test_rules_of_the_config(tmp_path: Path) -> None:
+    """An operating point travels with the weights: the bare name means it, and a wrong one is a sentence."""
+    arguments = save_checkpoints(tmp_path / "checkpoints", vocab=8, grid=4)
+    config = tmp_path / "checkpoints" / "model.json"
+    settings = json.loads(config.read_text())
+    rule = "cascade:children=coupled,tau_pos=0.5,tau_seq=off"
+    config.write_text(json.dumps(settings | {"rules": {"cascade": rule}}))
+    build(*arguments, "--tree", "pair_4", "--out", tmp_path / "bundle")
+    pipe = Pipeline.load(tmp_path / "bundle", threads=1)
+    assert pipe.generate(**random_features(pipe, 1), rule="cascade").stats.rule == rule
+    for rules, said in (
+        ({"cascade": "cascade:tau_pos=7"}, "tau_pos must lie between 0 and 1"),
+        ({"cascade": "lantern"}, "must be spelt cascade:setting=value"),
+        ("cascade", "rules must map names"),
+    ):
+        config.write_text(json.dumps(settings | {"rules": rules}))
+        result = CliRunner().invoke(cli, ["build", *map(str, arguments), "--out", str(tmp_path / "other")])
+        assert result.exit_code == 2 and said in result.stderr, result.output

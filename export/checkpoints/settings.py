@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ...runtime.errors import CascadeError
+from ...runtime.rules import get_rule
 
 _LARGEST_GRID = 128  # published models reach 48; the VQ decoder's attention grows with the fourth power
 
@@ -40,3 +43,18 @@ def positive(settings: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise CascadeError(f"{name} must be a positive number, not {value!r}: correct the config.")
     return float(value)
+
+
+def rules(settings: Mapping[str, Any]) -> dict[str, str]:
+    """`rules`: acceptance rules by their bare name, with the settings that suit the weights ({} where absent).
+
+    Raises CascadeError for anything but rules that spell out their own name.
+    """
+    found = settings.get("rules") or {}
+    if not isinstance(found, Mapping):
+        raise CascadeError(f"rules must map names to rules with settings, not {found!r}: correct the config.")
+    for name, rule in found.items():
+        if not isinstance(rule, str) or rule.partition(":")[0] != name:
+            raise CascadeError(f"rules: {name} must be spelt {name}:setting=value, not {rule!r}: correct the config.")
+        get_rule(rule, np.zeros((1, 1), np.int64))  # settings are checked; the neighbours' table plays no part
+    return dict(found)
