@@ -75,7 +75,7 @@ def test_manifest_and_parity(tiny_bundle: Path) -> None:
 def test_info(tiny_bundle: Path) -> None:
     result = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--verify"])
     assert result.exit_code == 0, result.output
-    for part in ("4 layers x 128", "8 x 8 tokens of 512", "naive_extend_57 (58 nodes, depth 5)", "ort-cpu: takes"):
+    for part in ("4 layers x 128", "8 x 8 tokens of 512", "naive_extend_57 (58 nodes, depth 5)", "ort-cpu: usable"):
         assert part in result.output
     assert "ort-cuda: takes these graphs; `generate` does not draw with it yet" in result.output
     printed = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--json"])
