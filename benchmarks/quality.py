@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..evaluation import paired as statistics
-from ..evaluation.draw import Drawing, draw, speed
+from ..evaluation.draw import OTHER_SEED, Drawing, draw, speed
 from ..evaluation.format import interval, number, percent
+from ..evaluation.paired import interval as bootstrap_interval
 from ..evaluation.report import make_row, paired, spread
 from ..evaluation.score import score_images
 from ..runtime.pipeline import Pipeline
@@ -22,8 +22,6 @@ from ..runtime.rules.registry import PLAIN
 if TYPE_CHECKING:
     from ..evaluation.captions import Caption
     from ..evaluation.means import Means
-
-OTHER_SEED = 1 << 20  # added for the second set of plain decoding
 
 
 def judge_rows(
@@ -51,7 +49,7 @@ def judge_rows(
             judged.append(make_row(drawing.name, "drawn", scores, means.reference, speed(images)))
     for row, one in zip(rows, judged[:-1], strict=True):
         row |= {name: one.figures[name] for name in ("tau", "tau_interval", "relaxed_share")}
-        row["speed_up_interval"] = list(statistics.interval(np.array(row["speed_ups"]), np.median))
+        row["speed_up_interval"] = list(bootstrap_interval(np.array(row["speed_ups"]), np.median))
         row["quality"] = one.figures | {"against_plain": paired(judged[0], one)}
     add_flat_cost(rows)
     return {"judged": len(asked), "spread": spread(judged[0], judged[-1])}

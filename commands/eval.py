@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..evaluation.report import Row
 
 _CONSOLE = Console(stderr=True)
-_OTHER_SEED = 1 << 20  # added for the second set of --spread
 _IN_SHEET = 24
 
 
@@ -145,11 +144,11 @@ def _draw(
 
 
 def _drawings(rules: tuple[str, ...], tree: str | None, seed: int, spread: bool) -> list[Any]:
-    from ..evaluation.draw import Drawing
+    from ..evaluation.draw import OTHER_SEED, Drawing
 
     chosen = dict.fromkeys((PLAIN, *rules) if spread else rules)  # each rule once, in the order given
     drawings = [Drawing(rule, tree, seed, rule) for rule in chosen]
     if spread:
-        other = seed + _OTHER_SEED
+        other = seed + OTHER_SEED
         drawings.append(Drawing(PLAIN, None, other, f"{PLAIN}, seed {other}"))
     return drawings

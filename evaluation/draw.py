@@ -20,6 +20,7 @@ from ..runtime.rules.registry import PLAIN
 from .captions import Caption, write_captions
 from .paired import interval
 
+OTHER_SEED = 1 << 20  # added for a second set of plain decoding: how far apart equal settings lie
 _COUNTS = ("tokens", "rounds", "relaxed", "target_calls", "total_seconds")
 
 
