@@ -23,6 +23,7 @@ from .captions import BACKGROUNDS, caption
 from .config import Recipe
 from .data import DataSet
 from .model import TextToImage
+from .optimizer import Optimizers
 from .progress import Run, cosine_rate
 from .sample import sample
 
@@ -73,7 +74,7 @@ def train_drafter(
     torch.manual_seed(0)
     drafter = Drafter(drafter_config(recipe)).to(recipe.device)
     drafter.embed_tokens.weight.data.copy_(model.target.tok_embeddings.weight)
-    optimizer = torch.optim.AdamW(drafter.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = Optimizers((drafter,), _RATE, weight_decay=0.01)
     start = run.resume({"model": drafter}, optimizer)
     target = model.target.eval().requires_grad_(False)
     for step in tqdm(range(start, recipe.drafter_steps), desc="drafter", initial=start, total=recipe.drafter_steps):
@@ -81,13 +82,8 @@ def train_drafter(
         rows = torch.randint(len(samples["codes"]), (recipe.drafter_batch,), generator=generator)
         codes = samples["codes"][rows].to(recipe.device)
         hidden = samples["hidden"][rows].float().to(recipe.device)
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * cosine_rate(step, recipe.drafter_steps, 50)
         loss, overlap = losses(recipe, drafter, target, codes, hidden)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(drafter.parameters(), 0.5)
-        optimizer.step()
+        optimizer.update(loss, cosine_rate(step, recipe.drafter_steps, 50), clip=0.5)
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.drafter_steps:
             run.log(step + 1, loss=float(loss.detach()), overlap_1=overlap[0], overlap_2=overlap[-1])
             run.save({"model": drafter}, optimizer, step + 1)
@@ -110,8 +106,9 @@ def losses(
     p = guided_law(recipe, target, wanted).exp()
     inputs, total, overlaps = states, codes.new_zeros((), dtype=torch.float32), []
     for weight in _PASSES:
-        features = drafter(inputs, ids)
-        predicted = features[:, prefix - 1 : -1]
+        with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
+            features = drafter(inputs, ids)
+        predicted = features[:, prefix - 1 : -1].float()
         q = guided_law(recipe, target, predicted).exp()
         overlap = torch.minimum(p, q).sum(-1).mean()
         total = total + weight * (1 - overlap + _REGRESSION * F.smooth_l1_loss(predicted, wanted))

@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+
+class Optimizer(Protocol):
+    """What a run needs of an optimiser, or of several behind one face."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class Run:
@@ -19,7 +27,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
 
-    def resume(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, models: dict[str, nn.Module], optimizer: Optimizer) -> int:
         """Restores the last state and returns the step to go on from (0 for a new run)."""
         file = self.folder / "state.pt"
         if not file.is_file():
@@ -30,7 +38,7 @@ class Run:
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
-    def save(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, models: dict[str, nn.Module], optimizer: Optimizer, step: int) -> None:
         """Stages and renames, so that an interrupted save leaves the old state."""
         content: dict[str, Any] = {name: model.state_dict() for name, model in models.items()}
         staged = self.folder / "state.part"

@@ -22,6 +22,7 @@ from .config import Recipe
 from .data import DataSet
 from .encode import code_prices, draw_codes, similarities
 from .model import TextToImage
+from .optimizer import Optimizers
 from .progress import Run, cosine_rate
 from .text import encode
 from .words import learn_words
@@ -70,19 +71,15 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
     forward = torch.compile(model) if recipe.compile else model
     for step in tqdm(range(start, recipe.target_steps), desc="target", initial=start, total=recipe.target_steps):
         rng = random.Random(step)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.target_lr * cosine_rate(step, recipe.target_steps, 100)
         grain = recipe.grain if step >= recipe.grain_start * recipe.target_steps else 0.0
         chosen, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng, grain)
         left = 1 - step / recipe.target_steps
         hidden = hide(codes, recipe.hidden * min(1.0, left / 0.4), rng)  # the last 40 % go over to whole pictures
-        logits, middle = forward(ids, mask, uncond, codes, hidden)
+        with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
+            logits, middle = forward(ids, mask, uncond, codes, hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-        named = probe(middle, [data.pictures[i].concept for i in chosen], ~uncond)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + _PROBE * named).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        named = probe(middle.float(), [data.pictures[i].concept for i in chosen], ~uncond)
+        optimizer.update(loss + _PROBE * named, cosine_rate(step, recipe.target_steps, 100), clip=1.0)
         update_average(average, model, min(_AVERAGE, (step + 1) / (step + 10)))
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
             run.log(step + 1, loss=float(loss.detach()), concept=float(named.detach()))
@@ -94,15 +91,14 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
     return average.eval()
 
 
-def make_parts(recipe: Recipe, data: DataSet, vocab_size: int) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
-    """What a run trains and saves: the model, its average, the probe; and their optimiser."""
+def make_parts(recipe: Recipe, data: DataSet, vocab_size: int) -> tuple[dict[str, nn.Module], Optimizers]:
+    """What a run trains and saves: the model, its average, the probe; and their optimisers."""
     torch.manual_seed(0)
     model = TextToImage(recipe, vocab_size).to(recipe.device)
     average = TextToImage(recipe, vocab_size).to(recipe.device)
-    optimizer = torch.optim.AdamW(model.target.parameters(), lr=recipe.target_lr, betas=(0.9, 0.95), weight_decay=0.05)
     concepts = [data.pictures[i].concept for i in data.split(held_out=False, groups=recipe.target_groups)]
     probe = Probe(concepts, recipe.dim).to(recipe.device)
-    optimizer.add_param_group({"params": list(probe.parameters())})
+    optimizer = Optimizers((model.target, probe), recipe.target_lr, weight_decay=0.05)
     return {"model": model, "average": average, "probe": probe}, optimizer
 
 

@@ -23,7 +23,7 @@ from .data import DataSet
 from .progress import Run, cosine_rate
 
 _WARM = 0.1  # share of the steps without quantisation, before the codebook is made
-_CROPS = 0.9  # share of the steps that see crops
+_CROPS = 0.95  # share of the steps that see crops
 _EVERY = 200
 _RATE = 2e-3
 
@@ -85,7 +85,8 @@ def losses(model: VQModel, x: Tensor, quantise: bool) -> tuple[Tensor, Tensor, T
     y = model.decode_latents(z + (codes - z).detach() if quantise else z)
     mse = F.mse_loss(y, x)
     edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-    loss = mse + 0.3 * F.l1_loss(y, x) + 0.3 * edges
+    # Mostly the squared error, which PSNR counts: with equal weights 250 steps came to 19.7 dB, with these to 20.4.
+    loss = 4 * mse + 0.1 * F.l1_loss(y, x) + 0.1 * edges
     if quantise:
         loss = loss + 0.25 * (z - codes.detach()).pow(2).sum(-1).mean() + (z.detach() - codes).pow(2).sum(-1).mean()
     return loss, mse, ids

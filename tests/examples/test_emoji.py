@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from support import build
 
 from cascade_trt.cli import cli
-from cascade_trt.examples.emoji import tokenizer
+from cascade_trt.examples.emoji import target, tokenizer
 from cascade_trt.examples.emoji.augment import plain, views
 from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
 from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
@@ -124,29 +125,37 @@ def test_from_pictures_to_a_drawn_picture(data: DataSet, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("module", "each_step"), [(tokenizer, "losses"), (target, "hide")])
 def test_an_interrupted_training_goes_on_where_it_was(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, each_step: str
 ) -> None:
     """Interrupted at the third of four steps and started again: the very weights of an uninterrupted run."""
-    recipe = RECIPES["tiny"]
-    monkeypatch.setattr(tokenizer, "_EVERY", 2)
-    whole = train_tokenizer(recipe, data, tmp_path / "whole").state_dict()
-    calls, losses = [], tokenizer.losses
+    recipe = replace(RECIPES["tiny"], target_steps=4)
+    vq, words = train_tokenizer(recipe, data, tmp_path), train_text_tokenizer(data, tmp_path)
+
+    def weights(out: Path) -> dict[str, torch.Tensor]:
+        if module is tokenizer:
+            return train_tokenizer(recipe, data, out).state_dict()
+        return train_target(recipe, data, vq, words, out).state_dict()
+
+    monkeypatch.setattr(module, "_EVERY", 2)
+    whole = weights(tmp_path / "whole")
+    calls, original = [], getattr(module, each_step)
 
     def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return losses(*arguments, **options)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(tokenizer, "losses", interrupted)
+    monkeypatch.setattr(module, each_step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_tokenizer(recipe, data, tmp_path / "parts")
-    resumed = train_tokenizer(recipe, data, tmp_path / "parts")
+        weights(tmp_path / "parts")
+    resumed = weights(tmp_path / "parts")
     assert len(calls) == 5  # two, the interrupted one, and the last two
-    for name, tensor in resumed.state_dict().items():
+    for name, tensor in resumed.items():
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
-    assert np.isfinite(psnr(resumed, recipe, data))
+    assert np.isfinite(psnr(vq, recipe, data))
 
 
 def test_prompts_are_padded_on_the_left_and_unknown_words_fall_into_pieces(data: DataSet, tmp_path: Path) -> None:
