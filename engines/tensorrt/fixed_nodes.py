@@ -4,8 +4,8 @@ A call of fewer nodes repeats its last one, with its position and its row of the
 change no answer, and are cut off again. A longer one (the prefix) becomes several calls in order, the last of them
 padded; a later piece reads what the earlier ones wrote, as slots before `write_index`. Copies fill up to K - 1 cache
 slots after the call's last node. A runtime may leave them there, because no node ever sees a slot that was not
-written again first; here they are put back, so that caches can be compared. The bundle's cache has room for them:
-its slots end K after the last image token.
+written again first; here they are put back, so that caches can be compared. The bundle's cache has room for them,
+since K is the size of its largest tree: its slots end K after the last image token.
 """
 
 from __future__ import annotations
@@ -101,8 +101,14 @@ class FixedNodesCall:
         return pieces(self._inputs["tree_mask"], self._fixed)
 
     def _prepare(self, piece: Piece) -> None:
-        """Fills the engine's inputs: the piece's nodes, then its last one again; a mask that begins at the piece."""
+        """Fills the engine's inputs: the piece's nodes, then its last one again; a mask that begins at the piece.
+
+        Raises ValueError for nodes that would be written outside the cache: a GPU might not notice.
+        """
         given, own, start = self._inputs, self._own, piece.start
+        slots = given["cache_mask"].shape[1]
+        if (given["write_index"] + start + self._fixed > slots).any():
+            raise ValueError(f"{self._fixed} nodes would be written beyond the cache's {slots} slots")
         nodes = start + np.minimum(np.arange(self._fixed), piece.count - 1)
         for name in _OF_NODES:
             own[name][:] = given[name][:, nodes]
