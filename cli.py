@@ -78,7 +78,7 @@ def build(model: str, **options: Any) -> None:
 @click.option("--target", "targets", multiple=True,
               help="rtx:sm75|sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
-@click.option("--plain-attention", is_flag=True, help="Each query head once: TensorRT copies the KV caches then.")
+@click.option("--plain-attention", is_flag=True, help="As the graphs have it: TensorRT copies the KV caches then.")
 def compile_(bundle: Path, **options: Any) -> None:
     """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
     from .commands.compile import run

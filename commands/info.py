@@ -122,8 +122,15 @@ def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -
                 f"{plan.seconds:.0f} s, {human(plan.peak_memory)}",
             )  # fmt: skip
         console.print(table)
+        for plan in plans:
+            if plan.fixed_nodes is not None:
+                console.print(_fixed(plan.engine, plan.fixed_nodes))
     for sentence in damaged:
         console.print(sentence, style="red", soft_wrap=True)
+
+
+def _fixed(engine: str, nodes: int) -> str:
+    return f"{engine}: {nodes} nodes in every call; fewer are padded, more (the prefix) are split into several calls"
 
 
 def _tensors(console: Console, bundle: Path, manifest: Manifest) -> None:

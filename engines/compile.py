@@ -20,9 +20,10 @@ from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
 from .gpu import find_gpu
 from .publish import link, linked_copy, staged_bundle
 from .script import SCRIPT, build_script
+from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
-from .tensorrt.profiles import engine_profiles
+from .tensorrt.profiles import Dims, engine_profiles, largest_tree
 from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
 
 Progress = Callable[[str, int, int], None]  # what is being done, plans compiled, plans in all
@@ -42,10 +43,10 @@ def add_plans(
 ) -> Added:
     """Compiles every graph of `bundle` for `targets` and publishes the bundle with the new engines.
 
-    With `one_plan`, targets that one plan can serve get one: a smaller bundle. With `plain_attention`, query heads
-    are never doubled (`tensorrt/grouping.py`). Plans whose key is unchanged are kept; when all are, nothing is
-    written. Raises CascadeError when a target cannot take the bundle, TensorRT is missing or refuses, or there is
-    no room; the bundle is as before then.
+    With `one_plan`, targets that one plan can serve get one: a smaller bundle. With `plain_attention`, attention
+    stays as the graphs have it (`tensorrt/attention.py`). Plans whose key is unchanged are kept; when all are,
+    nothing is written. Raises CascadeError when a target cannot take the bundle, TensorRT is missing or refuses, or
+    there is no room; the bundle is as before then.
     """
     manifest = read_manifest(bundle)
     groups = _groups(manifest, targets, one_plan)
@@ -125,6 +126,7 @@ class Work:
     version: str
     architectures: tuple[str, ...]
     options: dict[str, Any]
+    profiles: list[Dims]
 
 
 def _open_work(
@@ -140,9 +142,8 @@ def _open_work(
         version = _version(bundle, group[0])
         architectures = tuple(_architecture(bundle, target) for target in group)
         batch = []
-        for engine, info in manifest.engines.items():
-            plain = plain_attention or engine != "target"  # a drafter's cache is read by other layers as well
-            options = builder_options(group, info.precision, plain)
+        for engine in manifest.engines:
+            options = _options(manifest, engine, group, plain_attention)
             keys = tuple(
                 plan_key(manifest, engine, target, version, "+".join(architectures), options) for target in group
             )
@@ -150,10 +151,18 @@ def _open_work(
             if all(reusable(bundle, manifest, engine, target, key) for target, key in pairs):
                 kept += 1
             else:
-                batch.append(Work(engine, group, keys, version, architectures, options))
+                profiles = engine_profiles(manifest, engine, options.get("fixed_nodes"))
+                batch.append(Work(engine, group, keys, version, architectures, options, profiles))
         if batch:
             batches.append(batch)
     return batches, kept
+
+
+def _options(manifest: Manifest, engine: str, group: tuple[Target, ...], plain_attention: bool) -> dict[str, Any]:
+    nodes, form = largest_tree(manifest), AttentionForm.PLAIN
+    if engine == "target" and not plain_attention:  # a drafter's cache is read by other layers as well
+        form = attention_form(group, manifest.engines[engine].precision, nodes)
+    return builder_options(form, nodes)
 
 
 def require_packages(targets: list[Target]) -> None:
@@ -235,7 +244,7 @@ def _build(
         info = manifest.engines[work.engine]
         jobs.append(
             {"engine": work.engine, "onnx": str(stage / info.file), "precision": info.precision,
-             "options": work.options, "profiles": engine_profiles(manifest, work.engine)}
+             "options": work.options, "profiles": work.profiles}
             | {key: str(path) for key, path in paths.items()}
         )  # fmt: skip
     plans: list[PlanInfo] = []
@@ -267,7 +276,7 @@ def _describe(stage: Path, folder: Path, manifest: Manifest, work: Work, answer:
             report=str(report.relative_to(stage)), key=key, backend=target.backend, backend_version=work.version,
             compute_capability=architecture, platform=this_platform(),
             precision=manifest.engines[work.engine].precision, options=work.options,
-            profiles=engine_profiles(manifest, work.engine), network=answer["network"],
+            profiles=work.profiles, network=answer["network"],
             bytes=plan.stat().st_size, sha256=sha256, seconds=round(answer["seconds"], 2),
             peak_memory=answer["peak_memory"],
         )

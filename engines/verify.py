@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from .doctor import USABLE, judge_bundle, look_around
 from .tensorrt.loader import import_tensorrt, require_polygraphy
+
+if TYPE_CHECKING:
+    from .tensorrt.run import TimedCall
 
 # Largest difference allowed, as a share of the tensor's largest value: about three times what was measured on
 # the fixture and the random XL model (docs/tensorrt.md).
@@ -144,6 +147,7 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
 
     Raises CascadeError with `doctor`'s sentence when they are missing or cannot be used here.
     """
+    from .tensorrt.fixed_nodes import FixedNodes
     from .tensorrt.run import CudaDevice, PlanEngine
 
     folder = pipeline.folder
@@ -157,7 +161,13 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
     plans = {plan.engine: plan for plan in pipeline.manifest.plans if plan.target == target}
     require_polygraphy()
     flavour, device = import_tensorrt(plans["target"].backend), CudaDevice()
-    replace_engines(pipeline, lambda name: PlanEngine(flavour, folder / plans[name].file, device))
+
+    def engine(name: str) -> Engine:
+        plan = plans[name]
+        runs = PlanEngine(flavour, folder / plan.file, device)
+        return runs if plan.fixed_nodes is None else FixedNodes(runs, plan.fixed_nodes)
+
+    replace_engines(pipeline, engine)
 
 
 @dataclass(frozen=True)
@@ -191,8 +201,6 @@ def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list
 
 def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]:
     """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). For engines of `use_plans`."""
-    from .tensorrt.run import PlanCall
-
     engines, times = engines_of(pipeline), {}
     activations = engines["target"].input_dtype("embeds")
     for call in calls:
@@ -200,8 +208,7 @@ def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]
         label = f"{call.engine} {first} {'x'.join(map(str, array.shape))}"
         if label not in times:
             bound = _bound(call, engines[call.engine], activations)[0]
-            assert isinstance(bound, PlanCall)
-            times[label] = 1000 * bound.seconds()
+            times[label] = 1000 * cast("TimedCall", bound).seconds()
     return list(times.items())
 
 

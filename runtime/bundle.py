@@ -140,7 +140,7 @@ class PlanInfo:
     `target` is what it was compiled for ("rtx:sm89", "tensorrt"), `key` the digest of all that went into it,
     `backend_version` the full version that can run it, `compute_capability` the GPU ("8.9"), `platform` OS and
     architecture. `profiles` are sizes of the open dimensions, one for each call of the runtime. `network` counts
-    the KV updates and attention layers that TensorRT's parser made of the graph.
+    the KV updates and attention layers that TensorRT's parser made of the graph. `options` are the builder's.
     """
 
     engine: str
@@ -160,6 +160,12 @@ class PlanInfo:
     sha256: str
     seconds: float
     peak_memory: int
+
+    @property
+    def fixed_nodes(self) -> int | None:
+        """The number of nodes that every call of this engine must have: fewer are padded, more are split into
+        several calls (`engines/tensorrt/fixed_nodes.py`). None: the profiles say which numbers it takes."""
+        return self.options.get("fixed_nodes")
 
 
 @dataclass(frozen=True)

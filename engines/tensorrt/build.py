@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CascadeError
-from .grouping import double_query_heads, query_heads
+from .attention import AttentionForm
+from .grouping import double_query_heads, nodes_as_query_heads
 from .loader import Flavour
 from .profiles import Dims
 from .report import LayerReport, parse_log
@@ -26,10 +27,13 @@ class Plan:
     seconds: float
 
 
-def builder_options(targets: Sequence[Target], precision: str, plain_attention: bool = False) -> dict[str, Any]:
-    """Every option that changes the plan: part of the cache key and of the manifest."""
-    heads = 1 if plain_attention else query_heads(targets, precision)
-    return {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "query_heads": heads}
+def builder_options(form: AttentionForm, nodes: int) -> dict[str, Any]:
+    """Every option that changes the plan: part of the cache key and of the manifest.
+
+    `fixed_nodes` is there where every call of the engine must have so many `nodes`.
+    """
+    options = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "attention": form.value}
+    return options | {"fixed_nodes": nodes} if form is AttentionForm.NODES else options
 
 
 def build_plan(
@@ -49,8 +53,7 @@ def build_plan(
     start = time.perf_counter()
     log = _listen(flavour)
     builder, network, parser = _parse(flavour, log, onnx)
-    if options["query_heads"] > 1:
-        double_query_heads(flavour.trt, network)
+    _rewrite_attention(flavour.trt, network, options)
     parsed: Any = (builder, network, parser)
     if precision == "fp32":
         parsed = SetDecomposableAttentions(parsed)
@@ -63,6 +66,14 @@ def build_plan(
     wanted = ("KV_CACHE_UPDATE", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
     counts = {kind: kinds.count(kind) for kind in wanted if kind in kinds}
     return Plan(data, parse_log(log.report), counts, time.perf_counter() - start)
+
+
+def _rewrite_attention(trt: Any, network: Any, options: Mapping[str, Any]) -> None:
+    form = AttentionForm(options["attention"])
+    if form is AttentionForm.DOUBLED:
+        double_query_heads(trt, network)
+    elif form is AttentionForm.NODES:
+        nodes_as_query_heads(trt, network, options["fixed_nodes"])
 
 
 def _listen(flavour: Flavour) -> Any:

@@ -1,11 +1,7 @@
-"""Attention that reads the KV cache where it lies: every query head twice.
+"""Rewrites the attentions of a parsed network so that they read the KV cache where it lies (`attention.py`).
 
-Before its attention kernel for several nodes, TensorRT-RTX 1.7.1 copies keys and values [R, H, S, D] to [R H, S, D] in
-layers of their own: the whole cache, in every call. From Ada on, the kernel for grouped queries (more query heads
-than key heads) takes the cache as it is, provided that the queries are an input or output of the engine. So the
-parsed network gets every query head twice, drops the second answer, and shows the queries as outputs `scratch.i`
-[R, 2 H, N, D] that nobody reads. The numbers are the same; attention's own products, which are small, are done twice.
-The ONNX file stays as it is. docs/tensorrt.md has the layer counts.
+TensorRT-RTX's kernels for grouped queries (more query heads than key heads) take keys and values as they are. The
+numbers are the same in both forms; attention's own products, which are small, are done twice in the first.
 """
 
 from __future__ import annotations
@@ -15,53 +11,74 @@ from typing import Any
 
 import numpy as np
 
-from .target import Target
-
-SCRATCH = "scratch."  # the names of the added outputs start so
-_FIRST = (8, 9)  # Ada; for Ampere keys and values would be copied twice
+SCRATCH = "scratch."  # the names of the outputs that `double_query_heads` adds start so
 _GROUP = 2  # query heads that share a key head
 _ZERO = np.zeros(1, np.int32)  # here, because TensorRT does not copy what it is given
 
 
-def query_heads(targets: Sequence[Target], precision: str) -> int:
-    """How many times each query head is to be computed: 2 where all `targets` then read the cache in place, else 1.
-
-    Only TensorRT-RTX's fused attention (half precisions) is known to do so.
-    """
-    if precision not in ("fp16", "bf16"):
-        return 1
-    for target in targets:
-        capability = target.compute_capability
-        if target.backend != "tensorrt-rtx" or capability is None or capability < _FIRST:
-            return 1
-    return _GROUP
-
-
 def double_query_heads(trt: Any, network: Any) -> None:
-    """Rewrites the attentions of `network` whose cache nothing else reads: queries [R, H, N, D], keys [R, H, S, D].
+    """Every query head twice, for attentions whose cache nothing else reads: queries [R, H, N, D], keys [R, H, S, D].
 
-    A cache that other layers read as well (a drafter's) is copied for those anyway. Masks must be [R, 1, N, S].
+    The second answer is dropped. The kernel reads the cache in place only if the queries are an input or output of
+    the engine, so they are shown as outputs `scratch.i` [R, 2 H, N, D] that nobody reads. A cache that other layers
+    read as well (a drafter's) is copied for those anyway. Masks must be [R, 1, N, S].
     """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    ends = {layer.get_input(0).name: layer for layer in layers if layer.type == trt.LayerType.ATTENTION_OUTPUT}
-    starts = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
-    alone = [layer for layer in starts if len(_readers(layers, layer.get_input(2))) == 1]
-    for index, attention in enumerate(alone):
+    layers = _layers(network)
+    for index, (attention, end) in enumerate(_attentions(trt, layers)):
         queries, keys = attention.get_input(0), attention.get_input(1)
         heads, dim = keys.shape[1], keys.shape[3]
-        answer = ends[attention.get_output(0).name].get_output(0)
+        answer = end.get_output(0)
         readers = _readers(layers, answer)
-        once = _reshape(trt, network, queries, (0, heads, 1, -1, dim))
+        once = _reshape(network, queries, (0, heads, 1, -1, dim))
         grouped = network.add_concatenation([once] * _GROUP)
         grouped.axis = 2
-        doubled = _reshape(trt, network, grouped.get_output(0), (0, _GROUP * heads, -1, dim))
+        doubled = _reshape(network, grouped.get_output(0), (0, _GROUP * heads, -1, dim))
         doubled.name = f"{SCRATCH}{index}"
         network.mark_output(doubled)
         attention.set_input(0, doubled)
-        both = _reshape(trt, network, answer, (0, heads, _GROUP, -1, dim))
-        first = network.add_gather(both, _zero(trt, network), 2).get_output(0)  # [R, H, N, D]
-        for reader, place in readers:
-            reader.set_input(place, first)
+        both = _reshape(network, answer, (0, heads, _GROUP, -1, dim))
+        _replace(readers, network.add_gather(both, _zero(trt, network), 2).get_output(0))  # [R, H, N, D]
+
+
+def nodes_as_query_heads(trt: Any, network: Any, nodes: int) -> None:
+    """Every node a query head: queries [R, H, N, D] become [R, H N, 1, D] with masks [R, H N, 1, S], keys stay.
+
+    N is `nodes` from now on, since the number of heads must be fixed: inputs lose that open dimension.
+    """
+    _fix(network, "N", nodes)
+    layers = _layers(network)
+    masks: dict[str, Any] = {}  # name of a mask -> its form for each head; all layers share one
+    for attention, end in _attentions(trt, layers):
+        queries, mask, answer = attention.get_input(0), attention.get_input(3), end.get_output(0)
+        heads, dim = queries.shape[1], queries.shape[3]
+        readers = _readers(layers, answer)
+        if mask.name not in masks:
+            every = network.add_concatenation([mask] * heads)
+            every.axis = 1
+            masks[mask.name] = _reshape(network, every.get_output(0), (0, heads * nodes, 1, -1))
+        attention.set_input(3, masks[mask.name])
+        attention.set_input(0, _reshape(network, queries, (0, heads * nodes, 1, dim)))
+        _replace(readers, _reshape(network, answer, (0, heads, nodes, dim)))
+
+
+def _fix(network: Any, dimension: str, size: int) -> None:
+    """Gives every input's open `dimension` its size."""
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+        names = [tensor.get_dimension_name(axis) for axis in range(len(tensor.shape))]
+        if dimension in names:
+            tensor.shape = [size if name == dimension else old for name, old in zip(names, tensor.shape, strict=True)]
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+def _attentions(trt: Any, layers: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """First and last layer of each attention whose cache nothing else reads."""
+    ends = {layer.get_input(0).name: layer for layer in layers if layer.type == trt.LayerType.ATTENTION_OUTPUT}
+    starts = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
+    alone = [layer for layer in starts if len(_readers(layers, layer.get_input(2))) == 1]
+    return [(layer, ends[layer.get_output(0).name]) for layer in alone]
 
 
 def _readers(layers: Sequence[Any], tensor: Any) -> list[tuple[Any, int]]:
@@ -75,10 +92,16 @@ def _readers(layers: Sequence[Any], tensor: Any) -> list[tuple[Any, int]]:
     return found
 
 
-def _reshape(trt: Any, network: Any, tensor: Any, dims: tuple[int, ...]) -> Any:
+def _replace(readers: Sequence[tuple[Any, int]], tensor: Any) -> None:
+    """Has `readers` read `tensor` instead."""
+    for reader, place in readers:
+        reader.set_input(place, tensor)
+
+
+def _reshape(network: Any, tensor: Any, dims: tuple[int, ...]) -> Any:
     """0 keeps a dimension and -1 stands for the rest, as in ONNX."""
     layer = network.add_shuffle(tensor)
-    layer.reshape_dims = trt.Dims(dims)
+    layer.reshape_dims = dims
     return layer.get_output(0)
 
 

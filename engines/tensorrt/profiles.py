@@ -17,10 +17,16 @@ def guided(manifest: Manifest) -> bool:
     return manifest.sampling.guidance_scale != 1
 
 
-def engine_profiles(manifest: Manifest, engine: str) -> list[Dims]:
+def largest_tree(manifest: Manifest) -> int:
+    """Nodes of the bundle's largest tree with its root; 1 where it has no tree."""
+    return max((tree.tree().size for tree in manifest.trees), default=1)
+
+
+def engine_profiles(manifest: Manifest, engine: str, fixed_nodes: int | None = None) -> list[Dims]:
     """The profiles of `engine`, for every number of prompts from 1 to the bundle's batch.
 
-    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first.
+    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first; or N =
+    `fixed_nodes` alone, where the engine takes one number of nodes.
     draft.*: the first call after the prefix (M = N_hidden = T), then the steady one (M = depth + 1).
     embed: plain decoding (N = 1). condition, text, decode: once for each number of prompts.
     """
@@ -28,7 +34,7 @@ def engine_profiles(manifest: Manifest, engine: str) -> list[Dims]:
     calls: list[Dims] = [{}]
     if engine == "target":
         nodes = {length, 1, *(tree.tree().size for tree in manifest.trees)}
-        calls = [{"N": n} for n in sorted(nodes, reverse=True)]
+        calls = [{"N": n} for n in ([fixed_nodes] if fixed_nodes else sorted(nodes, reverse=True))]
     elif engine == "embed":
         calls = [{"N": 1}]
     else:

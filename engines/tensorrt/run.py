@@ -125,6 +125,13 @@ class PlanEngine:
         raise CascadeError(f"{self._name} has no profile for {shapes}: compile the bundle's engines again.")
 
 
+class TimedCall(Protocol):
+    """A bound call that can also say how long the GPU takes for it."""
+
+    def run(self) -> None: ...
+    def seconds(self, repeats: int = 50) -> float: ...
+
+
 class PlanCall:
     """One call bound to arrays. Raises CascadeError when TensorRT reports a failure."""
 

@@ -21,13 +21,14 @@ from cascade_trt.cli import cli
 from cascade_trt.engines import cache, compile
 from cascade_trt.engines.compile import add_plans
 from cascade_trt.engines.publish import staged_bundle
+from cascade_trt.engines.tensorrt.attention import AttentionForm
 from cascade_trt.engines.tensorrt.build import builder_options
 from cascade_trt.engines.tensorrt.target import parse_target
 from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
-OPTIONS = builder_options([SM89], "fp16")
+OPTIONS = builder_options(AttentionForm.DOUBLED, 9)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -48,7 +49,7 @@ def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> Non
     assert everything(bundle) == before and len(fake_worker) == 5
     assert add_plans(bundle, [SM89, SM86], quiet).built == 5
     assert {plan.target for plan in read_manifest(bundle).plans} == {"rtx:sm89", "rtx:sm86"}
-    assert add_plans(bundle, [SM89, SM86], quiet, plain_attention=True).built == 1  # sm89's target
+    assert add_plans(bundle, [SM89, SM86], quiet, plain_attention=True).built == 2  # the targets
     check_files(bundle, read_manifest(bundle), thorough=True)
 
 
@@ -68,6 +69,20 @@ def test_targets_share_one_plan(bundle: Path, fake_worker: list[str]) -> None:
     # Its layers suit the oldest GPU, so a plan for one GPU alone is another plan.
     assert add_plans(bundle, [SM89], quiet).built == 5
     assert {path.parent.name for path in bundle.rglob("*.plan")} == {"sm75", "sm86-sm89", "sm89"}
+
+
+def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -> None:
+    """That of the largest tree, in every profile of the target and where users of the manifest look."""
+    added = add_plans(bundle, [SM89, SM86], quiet)
+    plans = {plan.target: plan for plan in added.manifest.plans if plan.engine == "target"}
+    assert plans["rtx:sm86"].fixed_nodes == 9 and plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "N": 9}]
+    assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 3
+    assert {plan.fixed_nodes for plan in added.manifest.plans if plan.engine != "target"} == {None}
+    shared = add_plans(bundle, [SM89, SM86], quiet, one_plan=True).manifest.plans
+    assert {plan.fixed_nodes for plan in shared if plan.engine == "target"} == {9}
+    plain = add_plans(bundle, [SM86], quiet, plain_attention=True).manifest.plans
+    assert {len(plan.profiles) for plan in plain if (plan.target, plan.engine) == ("rtx:sm86", "target")} == {3}
+    assert fake_worker.count("rtx:sm86 target") == 2 and fake_worker.count("rtx:sm86 rtx:sm89 target") == 1
 
 
 def test_a_large_plan_is_hashed_only_when_it_was_touched(
@@ -117,7 +132,8 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
         key(replace(manifest, engines=engines)), key(replace(manifest, batch=2)),
         key(target=parse_target("tensorrt")), key(version="1.7.1.117"), key(sm="8.6"), key(sm="8.6+8.9"),
         key(options={**OPTIONS, "tf32": True}),
-        key(options=builder_options([SM89], "fp16", plain_attention=True)),
+        key(options=builder_options(AttentionForm.PLAIN, 9)), key(options=builder_options(AttentionForm.NODES, 9)),
+        key(options=builder_options(AttentionForm.NODES, 8)),
     ]  # fmt: skip
     monkeypatch.setattr(cache, "this_platform", lambda: "win32-amd64")
     changed.append(key())

@@ -1,4 +1,4 @@
-"""Doubled query heads: where they are used, and that they change no answer."""
+"""Forms of attention: where they are used, and that they change no answer."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from cascade_trt.engines.tensorrt.attention import AttentionForm, attention_form
 from cascade_trt.engines.tensorrt.build import builder_options
-from cascade_trt.engines.tensorrt.grouping import query_heads
 from cascade_trt.engines.tensorrt.target import parse_target
+
+PLAIN, DOUBLED, NODES = AttentionForm
 
 
 @pytest.mark.parametrize(
-    ("names", "precision", "heads"),
-    [("rtx:sm89", "fp16", 2), ("rtx:sm120", "bf16", 2), ("rtx:sm121", "fp16", 2), ("rtx:sm89 rtx:sm120", "fp16", 2),
-     ("rtx:sm86", "fp16", 1), ("rtx:sm75", "fp16", 1), ("rtx:sm86 rtx:sm120", "fp16", 1),
-     ("rtx:sm89", "fp32", 1), ("tensorrt", "fp16", 1)],
+    ("names", "precision", "form"),
+    [("rtx:sm89", "fp16", DOUBLED), ("rtx:sm120", "bf16", DOUBLED), ("rtx:sm121", "fp16", DOUBLED),
+     ("rtx:sm89 rtx:sm120", "fp16", DOUBLED), ("rtx:sm86", "fp16", NODES), ("rtx:sm86", "bf16", NODES),
+     ("rtx:sm120 rtx:sm86", "fp16", NODES), ("rtx:sm75", "fp16", PLAIN), ("rtx:sm86", "fp32", PLAIN),
+     ("rtx:sm89", "fp32", PLAIN), ("tensorrt", "fp16", PLAIN)],
 )  # fmt: skip
-def test_only_where_the_kernel_is_known_to_read_in_place(names: str, precision: str, heads: int) -> None:
+def test_the_form_that_all_gpus_of_a_plan_read_in_place(names: str, precision: str, form: AttentionForm) -> None:
     targets = [parse_target(name) for name in names.split()]
-    assert query_heads(targets, precision) == heads
-    assert builder_options(targets, precision)["query_heads"] == heads
-    assert builder_options(targets, precision, plain_attention=True)["query_heads"] == 1
+    assert attention_form(targets, precision, nodes=9) is form
+    assert attention_form(targets, precision, nodes=1) is (PLAIN if form is NODES else form)
+    options = builder_options(form, 9)
+    assert options["attention"] == form.value and options.get("fixed_nodes") == (9 if form is NODES else None)
 
 
 def attention(heads: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -49,3 +53,15 @@ def test_the_first_of_two_equal_heads_answers_as_one_would() -> None:
     once = attention(4, queries, keys, values, mask)
     twice = attention(8, np.repeat(queries, 2, axis=1), keys, values, mask)
     np.testing.assert_allclose(twice.reshape(2, 4, 2, 6, 16)[:, :, 0], once, rtol=0, atol=1e-6)
+
+
+def test_a_node_answers_as_a_query_head_of_its_own() -> None:
+    """Of H N query heads, h N + n reads key head h with the mask of node n: the network's form for sm86."""
+    rng = np.random.default_rng(0)
+    queries, keys, values = (rng.normal(size=(2, 4, n, 16)).astype(np.float32) for n in (6, 20, 20))
+    mask = rng.random((2, 1, 6, 20)) < 0.7
+    mask[..., 0] = True
+    once = attention(4, queries, keys, values, mask)
+    masks = np.repeat(mask, 4, axis=1).reshape(2, 24, 1, 20)
+    apart = attention(24, queries.reshape(2, 24, 1, 16), keys, values, masks)
+    np.testing.assert_allclose(apart.reshape(2, 4, 6, 16), once, rtol=0, atol=1e-6)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def compiles(bundle: Path, precision: str) -> None:
     """A plan for each graph, its inputs and outputs as the manifest says, caches in place.
 
-    sm89 and sm120 share plans; in half precision no layer of their target copies a cache.
+    sm89 and sm120 share plans; in half precision no layer of the target copies a cache, whatever the GPU.
     """
     require_rtx()
     older, *newer = (parse_target(name) for name in TARGETS)
@@ -32,7 +32,7 @@ def compiles(bundle: Path, precision: str) -> None:
         assert plan.precision == precision and precision in report.precision_mix()
         assert io_problems(report, manifest, plan.engine) == []
         assert report.cache_rewrites() == [] and report.reformats() == []
-        if plan.engine == "target" and plan.target != older.name and precision != "fp32":
+        if plan.engine == "target" and precision != "fp32":
             assert report.cache_reformats() == []
             assert len(report.attention()) == manifest.model.n_layer * len(plan.profiles)
 

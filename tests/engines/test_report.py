@@ -14,6 +14,7 @@ import pytest
 from conftest_trt import TARGETS
 
 from cascade_trt.engines.inspect import aliases, io_problems, read_report, summarise, tensor_rows
+from cascade_trt.engines.tensorrt.attention import AttentionForm
 from cascade_trt.engines.tensorrt.grouping import SCRATCH
 from cascade_trt.engines.tensorrt.report import IOTensor, Layer, LayerReport, Tensor, parse_inspector, parse_log
 from cascade_trt.runtime.bundle import Manifest, PlanInfo, read_manifest
@@ -81,7 +82,8 @@ def test_inputs_and_outputs_read_back_as_the_graph_has_them(compiled_bundle: Pat
                     assert size in allowed, (plan.engine, tensor.name)
         assert io_problems(report, manifest, plan.engine) == []
         scratch = [tensor for tensor in report.io if tensor.name.startswith(SCRATCH)]
-        doubled = plan.engine == "target" and plan.options["query_heads"] == 2
+        doubled = plan.options["attention"] == AttentionForm.DOUBLED
+        assert doubled == (plan.engine == "target" and plan.target != "rtx:sm86")
         assert len(scratch) == (manifest.model.n_layer if doubled else 0)
         assert report.io[len(report.io) - len(scratch):] == tuple(scratch)
         assert {tensor.shape[1] for tensor in scratch} <= {2 * manifest.model.n_head}
@@ -101,18 +103,13 @@ def test_caches_are_updated_in_place_and_attention_is_fused(compiled_bundle: Pat
 
 
 def test_the_target_reads_its_caches_in_place(compiled_bundle: Path) -> None:
-    """No copy from Ada on; on Ampere two a layer where a call has several nodes (docs/tensorrt.md).
-
-    A drafter's cache, one layer, is padded once a call for the products of its levels.
-    """
-    for manifest, plan, report in plans(compiled_bundle):
+    """No layer copies a cache, on any GPU. A drafter's, one layer, is padded once a call for its levels' products."""
+    for _, plan, report in plans(compiled_bundle):
         copies = Counter(layer.profile for layer, _ in report.cache_reformats())
         for index, profile in enumerate(plan.profiles):
             nodes = profile.get("N", profile.get("M", 1))
-            known = 2 if plan.engine.startswith("draft.") else 0
-            if plan.engine == "target" and plan.target == "rtx:sm86":
-                known = 2 * manifest.model.n_layer
-            assert copies[index] == (known if nodes > 1 else 0), (plan.target, plan.engine, profile)
+            known = 2 if plan.engine.startswith("draft.") and nodes > 1 else 0
+            assert copies[index] == known, (plan.target, plan.engine, profile)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +147,7 @@ def test_info_shows_the_engines(compiled_bundle: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f"{target}: tensorrt-rtx" in shown for target in TARGETS)
     assert "KV in place" in shown and "draft.small_9" in shown
+    assert shown.count("target: 9 nodes in every call") == 1  # sm86's
     as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
     assert {plan["engine"] for plan in json.loads(as_json)["plans"]} == set(read_manifest(compiled_bundle).engines)
     target = next(plan for plan in read_manifest(compiled_bundle).plans if plan.engine == "target")

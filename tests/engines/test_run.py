@@ -14,6 +14,7 @@ from cascade_trt.engines import verify
 from cascade_trt.engines.doctor import DAMAGED, UNKNOWN, USABLE, Verdict
 from cascade_trt.engines.gpu import find_gpu
 from cascade_trt.engines.tensorrt import run
+from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
 from cascade_trt.engines.verify import compare_calls, record, replace_engines, time_calls, use_plans
@@ -115,4 +116,9 @@ def test_use_plans_asks_the_doctor_first(
     before = pipe.generate(**random_features(pipe, 1), seed=1)
     use_plans(pipe, "rtx:sm89")
     assert all(isinstance(engine, PlanEngine) for engine in verify.engines_of(pipe).values())
+    assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
+    # Ampere's target takes one number of nodes.
+    monkeypatch.setattr(verify, "judge_bundle", lambda *_: [Verdict("rtx:sm86", USABLE, "fits.")])
+    use_plans(pipe, "rtx:sm86")
+    assert isinstance(verify.engines_of(pipe)["target"], FixedNodes)
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()

@@ -1,0 +1,143 @@
+"""Calls of any number of nodes on a target engine of which every call has K nodes (`attention.py`, NODES).
+
+A call of fewer nodes repeats its last one, with its position and its row of the mask: the copies see what it sees,
+change no answer, and are cut off again. A longer one (the prefix) becomes several calls in order, the last of them
+padded; a later piece reads what the earlier ones wrote, as slots before `write_index`. Copies fill up to K - 1 cache
+slots after the call's last node. A runtime may leave them there, because no node ever sees a slot that was not
+written again first; here they are put back, so that caches can be compared. The bundle's cache has room for them,
+since K is the size of its largest tree: its slots end K after the last image token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .run import PlanEngine, TimedCall
+
+Arrays = Mapping[str, np.ndarray]
+_OF_NODES = ("embeds", "positions")  # inputs [R, N, ...] that a piece takes its nodes from
+_BY_NODE = ("logits", "ids", "log_sum_exp", "hidden")  # outputs [P or R, N, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes `start` to `start + count` of a call, in a call of their own."""
+
+    start: int
+    count: int
+
+
+def pieces(tree_mask: np.ndarray, fixed: int) -> list[Piece]:
+    """Cuts a call with tree_mask [R, N, W + 1] into pieces of at most `fixed` nodes.
+
+    Slots before a piece are seen by all of its nodes or none (`cache_mask` has no dimension for nodes), so a piece
+    also ends where the mask says otherwise; in a causal prefix, padded on the left or not at all, it never does.
+    """
+    nodes, found, start = tree_mask.shape[1], [], 0
+    while start < nodes:
+        before = tree_mask[:, start : start + fixed, :start]
+        agrees = (before == before[:, :1]).all(axis=(0, 2))
+        count = len(agrees) if agrees.all() else int(np.argmin(agrees))
+        found.append(Piece(start, count))
+        start += count
+    return found
+
+
+class FixedNodes:
+    """The target on `engine`, of which every call has `fixed` nodes, as an engine for any number of them."""
+
+    def __init__(self, engine: PlanEngine, fixed: int) -> None:
+        self._engine, self._fixed = engine, fixed
+
+    def input_dtype(self, name: str) -> np.dtype:
+        return self._engine.input_dtype(name)
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> TimedCall:
+        """Raises CascadeError when the engine has no profile for the rows of `inputs`."""
+        own = {name: self._resized(array) for name, array in inputs.items() if name in (*_OF_NODES, "tree_mask")}
+        own |= {name: inputs[name].copy() for name in ("write_index", "cache_mask")}
+        answers = {name: self._resized(array) for name, array in outputs.items() if name in _BY_NODE}
+        prompts = inputs["guidance"].shape[0]
+        answers["similarity"] = np.zeros((prompts, self._fixed, self._fixed), np.float32)
+        call = self._engine.bind({**inputs, **own}, {**outputs, **answers})
+        return FixedNodesCall(call, inputs, outputs, own, answers)
+
+    def _resized(self, array: np.ndarray) -> np.ndarray:
+        """Zeros like `array` [R, N, ...] with as many nodes as the engine takes."""
+        return np.zeros((array.shape[0], self._fixed, *array.shape[2:]), array.dtype)
+
+
+class FixedNodesCall:
+    """`call` reads `own` and writes `answers`, which have K nodes; users of this see `inputs` and `outputs`."""
+
+    def __init__(self, call: TimedCall, inputs: Arrays, outputs: Arrays, own: Arrays, answers: Arrays) -> None:
+        self._call, self._inputs, self._outputs = call, inputs, outputs
+        self._own, self._answers = own, answers
+        self._fixed = own["embeds"].shape[1]
+
+    def run(self) -> None:
+        restore = self._later_slots()
+        found = self._pieces()
+        for piece in found:
+            self._prepare(piece)
+            self._call.run()
+            for name, answer in self._answers.items():
+                if name in _BY_NODE:
+                    self._outputs[name][:, piece.start : piece.start + piece.count] = answer[:, : piece.count]
+        self._write_similarity(found)
+        for cache, row, start, slots in restore:
+            cache[row, :, start : start + slots.shape[1]] = slots
+
+    def seconds(self, repeats: int = 50) -> float:
+        """Of all pieces together."""
+        found = self._pieces()
+        self._prepare(found[0])
+        return len(found) * self._call.seconds(repeats)
+
+    def _pieces(self) -> list[Piece]:
+        return pieces(self._inputs["tree_mask"], self._fixed)
+
+    def _prepare(self, piece: Piece) -> None:
+        """Fills the engine's inputs: the piece's nodes, then its last one again; a mask that begins at the piece.
+
+        Raises ValueError for nodes that would be written outside the cache: a GPU might not notice.
+        """
+        given, own, start = self._inputs, self._own, piece.start
+        slots = given["cache_mask"].shape[1]
+        if (given["write_index"] + start + self._fixed > slots).any():
+            raise ValueError(f"{self._fixed} nodes would be written beyond the cache's {slots} slots")
+        nodes = start + np.minimum(np.arange(self._fixed), piece.count - 1)
+        for name in _OF_NODES:
+            own[name][:] = given[name][:, nodes]
+        own["write_index"][:] = given["write_index"] + start
+        mask = given["tree_mask"]
+        own["tree_mask"][:] = False
+        own["tree_mask"][:, :, : mask.shape[2] - start] = mask[:, nodes, start:]
+        own["cache_mask"][:] = given["cache_mask"]
+        for row, first in enumerate(given["write_index"]):
+            own["cache_mask"][row, first : first + start] = mask[row, start, :start]
+
+    def _write_similarity(self, found: list[Piece]) -> None:
+        """Cosines [P, N, N] between all nodes of the call: the engine's, or of its pieces' hidden states."""
+        similarity = self._outputs["similarity"]
+        if len(found) == 1:
+            nodes = similarity.shape[1]
+            similarity[:] = self._answers["similarity"][:, :nodes, :nodes]
+            return
+        hidden = self._outputs["hidden"].astype(np.float32)
+        state = np.einsum("pr,rnd->pnd", self._inputs["guidance"], hidden)
+        state /= np.maximum(np.linalg.norm(state, axis=-1, keepdims=True), 1e-12)
+        similarity[:] = state @ state.transpose(0, 2, 1)
+
+    def _later_slots(self) -> list[tuple[np.ndarray, int, int, np.ndarray]]:
+        """(cache, row, slot, entries [H, slots, Dh]) that padding overwrites: copies of what lies there now."""
+        nodes = self._inputs["embeds"].shape[1]
+        caches = [array for name, array in self._outputs.items() if name.startswith("present_")]
+        return [
+            (cache, row, first + nodes, cache[row, :, first + nodes : first + nodes + self._fixed].copy())
+            for cache in caches
+            for row, first in enumerate(self._inputs["write_index"].tolist())
+        ]

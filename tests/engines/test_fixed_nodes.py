@@ -1,0 +1,100 @@
+"""Calls padded or split for an engine of one number of nodes answer as the plain call does (fake_trt.py computes)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake_trt
+import numpy as np
+import pytest
+from support import build, random_features, save_checkpoints
+
+from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes, Piece, pieces
+from cascade_trt.engines.tensorrt.profiles import engine_profiles, largest_tree
+from cascade_trt.engines.tensorrt.run import PlanEngine
+from cascade_trt.engines.verify import Call, compare_calls, engines_of, record, replace_engines, time_calls
+from cascade_trt.runtime.pipeline import Pipeline
+
+pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
+SIZES = [9, 5, 1]  # of the engine; calls have 20 nodes (prefix), 9 (tree) and 1
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A bundle for two prompts whose prefix, padded by a different length in each, is longer than its tree."""
+    folder = tmp_path_factory.mktemp("fixed")
+    checkpoints = save_checkpoints(folder / "checkpoints", prefix_len=20)
+    build(*checkpoints, "--precision", "fp16", "--tree", "small_9", "--batch", "2", "--out", folder / "b")
+    return Pipeline.load(folder / "b", threads=1, warm=False)
+
+
+@pytest.fixture(scope="module")
+def calls(pipe: Pipeline) -> list[Call]:
+    return record(pipe, prompts(pipe), 2, seed=0)
+
+
+def prompts(pipe: Pipeline) -> dict[str, np.ndarray]:
+    given = random_features(pipe, 2)
+    return given | {"features_mask": np.arange(20)[None] >= np.array([[3], [13]])}
+
+
+def with_fixed(pipe: Pipeline, fixed: int, folder: Path) -> Pipeline:
+    """The bundle of `pipe` once more, its target on a plan of `fixed` nodes."""
+    other, graph = Pipeline.load(pipe.folder, threads=1, warm=False), pipe.folder / pipe.manifest.engines["target"].file
+    plan = fake_trt.write_plan(folder / "target.plan", graph, engine_profiles(pipe.manifest, "target", fixed))
+    target = FixedNodes(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), fixed)
+    engines = engines_of(other)
+    replace_engines(other, lambda name: target if name == "target" else engines[name])  # type: ignore[arg-type]
+    return other
+
+
+def test_the_largest_tree_and_its_only_profile(pipe: Pipeline) -> None:
+    assert largest_tree(pipe.manifest) == 9
+    assert engine_profiles(pipe.manifest, "target", 9) == [{"P": p, "R": 2 * p, "N": 9} for p in (1, 2)]
+
+
+@pytest.mark.parametrize("fixed", SIZES)
+def test_outputs_and_caches_are_those_of_the_plain_call(
+    pipe: Pipeline, calls: list[Call], tmp_path: Path, fixed: int
+) -> None:
+    """Every slot of every cache, those after the call's last node included."""
+    wanted = [call for call in calls if call.engine == "target"]
+    assert {call.inputs["embeds"].shape[1] for call in wanted} == {20, 9, 1}
+    other = with_fixed(pipe, fixed, tmp_path)
+    found = compare_calls(wanted, other, "fp32")
+    assert len(found) == sum(len(call.outputs) for call in wanted)
+    assert all(item.passed for item in found), [item for item in found if not item.passed]
+    assert all(milliseconds > 0 for _, milliseconds in time_calls(wanted, other))
+
+
+@pytest.mark.parametrize("rule", ["ar", "exact"])
+def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path, rule: str) -> None:
+    """To the last image token, after which padding still has room in the cache."""
+    given, other = prompts(pipe), with_fixed(pipe, 9, tmp_path)
+    one, two = (pipeline.generate(**given, rule=rule, seed=3) for pipeline in (pipe, other))
+    assert (one.codes == two.codes).all()
+
+
+def test_padding_that_would_leave_the_cache_is_refused(pipe: Pipeline, calls: list[Call], tmp_path: Path) -> None:
+    call = next(call for call in calls if call.engine == "target" and call.inputs["embeds"].shape[1] == 1)
+    end = call.inputs["past_key.0"].shape[2]
+    call = Call(call.engine, {**call.inputs, "write_index": np.full(4, end - 8)}, call.outputs)
+    with pytest.raises(ValueError, match="beyond the cache's"):
+        compare_calls([call], with_fixed(pipe, 9, tmp_path), "fp16")
+
+
+def test_a_causal_prefix_is_cut_every_so_many_nodes() -> None:
+    mask = np.tri(7, dtype=bool)[None]
+    assert pieces(mask, 3) == [Piece(0, 3), Piece(3, 3), Piece(6, 1)]
+    assert pieces(mask, 7) == pieces(mask, 58) == [Piece(0, 7)]
+    padded = mask & (np.arange(7) >= 4) | np.eye(7, dtype=bool)  # four padded slots, which see only themselves
+    assert pieces(padded, 3) == pieces(mask, 3)
+
+
+def test_nodes_that_see_different_slots_before_them_are_not_called_together() -> None:
+    """A tree's branches: the second child of the root must not see the first one's descendants."""
+    parents = [-1, 0, 0, 1, 2]
+    mask = np.eye(5, dtype=bool)
+    for node, parent in enumerate(parents[1:], start=1):
+        mask[node] |= mask[parent]
+    assert pieces(mask[None], 3) == [Piece(0, 3), Piece(3, 1), Piece(4, 1)]
