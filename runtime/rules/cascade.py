@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..errors import CascadeError
 from .base import Cause, Node
 from .relaxed import Relaxed
 from .residual import Residual
@@ -49,7 +50,8 @@ class Cascade(Relaxed):
         super().__post_init__()
         self.between("tau_pos", 0, 1)
         self.between("tau_seq", 0, 1)
-        self.between("reach", 0, math.inf)
+        if self.reach is not None and not 0 <= self.reach < math.inf:
+            raise CascadeError(f"cascade: reach must be 0 nats or more, or off, not {self.reach}.")
         self.one_of("peers", ("siblings", "depth"))
         self.one_of("breadth", ("aggregate", "swap", "both"))
 
