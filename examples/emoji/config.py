@@ -54,6 +54,7 @@ class Recipe:
     guidance_scale: float = 3.0  # of the drafter's samples, and the default of what is shipped
     temperature: float = 1.0  # the same
     top_k: int = 1000
+    rules: tuple[tuple[str, str], ...] = ()  # operating points that measurement found: what a rule's bare name means
     caption_dropout: float = 0.1
     augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default
     rate: float = 0.005  # cosine that a rarer code must gain for each nat it costs (encode.py)
@@ -95,6 +96,7 @@ RECIPES: dict[str, Recipe] = {
         drafter_ffn=1024, drafter_samples=1024, drafter_steps=900, drafter_batch=16,
         judge_groups=(3, 4), judge_steps=500, judge_batch=64, bf16=True, compile=True,
         guidance_scale=2.0, temperature=0.8,  # of 12 settings tried, the best concept accuracy and Fréchet distance
+        rules=(("cascade", "cascade:children=coupled,tau_pos=0.5,tau_seq=0.3,cap=0,guard=0.002"),),
         # Two CPU hours are too short to learn what captions mean under strong augmentation: after 700 steps with it,
         # the loss did not depend on the caption's words at all.
         augment=Augment(shift=0.0, scale=0.0, coloured=0.35, mirrored=0.25),
@@ -115,5 +117,6 @@ RECIPES: dict[str, Recipe] = {
         target_steps=3, target_batch=4, target_lr=1e-3,
         drafter_ffn=192, drafter_samples=4, drafter_steps=2, drafter_batch=2,
         judge_groups=(3, 4), judge_steps=4, judge_batch=8, top_k=64, bf16=True,
+        rules=(("cascade", "cascade:children=coupled"),),
     ),
 }  # fmt: skip

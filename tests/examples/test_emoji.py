@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_from_pictures_to_a_drawn_picture(data: DataSet, tmp_path: Path) -> None
     build("llamagen", "--checkpoint", weights / "target.safetensors", "--vq", weights / "vq.safetensors",
           "--drafter", weights / "drafter.safetensors", "--text", weights / "text", "--config", weights / "config.json",
           "--tree", "pair_4", "--out", tmp_path / "bundle")  # fmt: skip
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["rules"] == dict(recipe.rules)
     result = CliRunner().invoke(
         cli, ["generate", "a red circle", "--bundle", str(tmp_path / "bundle"), "--out", str(tmp_path / "a.png")]
     )
