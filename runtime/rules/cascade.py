@@ -7,18 +7,16 @@ verification of the tree has computed anyway.
 * Interchangeability (breadth): siblings y with cos(h_x, h_y) >= tau_pos lend their probability to x, since
   what follows them hardly differs.
 * Convergence (depth): when every child has failed, the best one passes if cos(h_parent, h_x) >= tau_seq, since
-  the state hardly moves whichever token comes; and if its score lies at most `reach` below the best token's.
+  the state hardly moves whichever token comes.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ..errors import CascadeError
 from .base import Cause, Node
 from .relaxed import Relaxed
 from .residual import Residual
@@ -28,15 +26,12 @@ from .residual import Residual
 class Cascade(Relaxed):
     """tau_pos and tau_seq in [0, 1], None (spelled "off") switches a relaxation off.
 
-    reach: nats by which a converged child may lie below the best token, None for any distance: in log p + g on the
-    coupled tree, where the best one is the target's own draw, elsewhere in log p.
     peers: whose probability is lent, that of "siblings" or of the whole "depth". breadth: "aggregate" it before
     the test, or after it "swap" to the interchangeable child with the deepest subtree, or do both.
     """
 
     tau_pos: float | None = 0.9
     tau_seq: float | None = 0.9
-    reach: float | None = None
     guard: float = 0.05
     cap: int = 2
     row_ends: bool = True
@@ -50,8 +45,6 @@ class Cascade(Relaxed):
         super().__post_init__()
         self.between("tau_pos", 0, 1)
         self.between("tau_seq", 0, 1)
-        if self.reach is not None and not 0 <= self.reach < math.inf:
-            raise CascadeError(f"cascade: reach must be 0 nats or more, or off, not {self.reach}.")
         self.one_of("peers", ("siblings", "depth"))
         self.one_of("breadth", ("aggregate", "swap", "both"))
 
@@ -80,6 +73,4 @@ class Cascade(Relaxed):
         if self.tau_seq is None or not supported:
             return None
         best = max(supported, key=lambda i: scores[node.place(node.tokens[i])])
-        if self.reach is not None and scores[node.place(node.tokens[best])] < scores.max() - self.reach:
-            return None
         return best if node.similarity[node.index, node.nodes[best]] >= self.tau_seq else None

@@ -77,7 +77,7 @@ def _value(kind: str, name: str, word: str, default: Any) -> Any:
         return word == "on"
     if isinstance(default, str):
         return word
-    if word == "off" and (default is None or name.startswith("tau")):
+    if word == "off" and isinstance(default, float) and name.startswith("tau"):
         return None
     try:
         return int(word) if isinstance(default, int) else float(word)

@@ -61,7 +61,6 @@ def cases(draw: st.DrawFn) -> Case:
 def relaxations(children: str) -> list[Any]:
     rules: list[Any] = [
         Cascade(children=children, tau_pos=0.5, tau_seq=0.5, guard=0.0, cap=0),
-        Cascade(children=children, tau_pos=None, tau_seq=0.2, reach=1.5, guard=0.0, cap=0),
         Cascade(children=children, tau_pos=0.5, tau_seq=None, breadth="both", peers="depth"),
         Lantern(children=children, delta=0.3, k=5, table=TABLE),
         LanternPlus(children=children, lambda_=4.0, table=TABLE),
@@ -73,7 +72,6 @@ def relaxations(children: str) -> list[Any]:
 def switched_off(children: str) -> list[Any]:
     return [
         Cascade(children=children, tau_pos=None, tau_seq=None),
-        *([Cascade(children=children, tau_pos=None, tau_seq=0.0, reach=0.0)] if children == "coupled" else []),
         Lantern(children=children, delta=0.0, table=TABLE),
         LanternPlus(children=children, lambda_=1.0, table=TABLE),
         Cool(children=children, delta=1.0, nu=0.0),
@@ -115,8 +113,6 @@ def test_more_is_accepted_as_a_threshold_falls(case: Case, children: str, one: f
     pairs = [
         (Cascade(children=children, tau_pos=low, tau_seq=None), Cascade(children=children, tau_pos=high, tau_seq=None)),
         (Cascade(children=children, tau_pos=None, tau_seq=low), Cascade(children=children, tau_pos=None, tau_seq=high)),
-        (Cascade(children=children, tau_pos=None, tau_seq=0.1, reach=3 * high),
-         Cascade(children=children, tau_pos=None, tau_seq=0.1, reach=3 * low)),
         (Lantern(children=children, delta=high, table=TABLE), Lantern(children=children, delta=low, table=TABLE)),
         (Cool(children=children, delta=1 + high), Cool(children=children, delta=1 + low)),
     ]
@@ -146,7 +142,6 @@ def test_names_spell_the_rule(rule: Any) -> None:
     [
         ("cascade:tau_pos=1.2", "tau_pos must lie between 0 and 1, not 1.2"),
         ("cascade:tau_seq=-0.1", "tau_seq must lie between 0 and 1"),
-        ("cascade:reach=-1", "reach must be 0 nats or more, or off, not -1.0"),
         ("cascade:tau_pos=high", "tau_pos must be a number, not 'high'"),
         ("cascade:tau=0.5", "cannot read 'tau=0.5'"),
         ("cascade:tau_pos", "write setting=value"),

@@ -95,14 +95,6 @@ def test_cascade_on_the_coupled_tree() -> None:
     assert rule.decide(case([2, 3], (1, 2, 0.95)), draws(0.5)).child is None  # .2 + .1 < .4
 
 
-def test_cascade_reaches_so_many_nats_below_the_best_token() -> None:
-    """Coupled, no noise: 0 is drawn (.4); converged child 2 (.2) lies log 2 = .69 nats below it."""
-    node = case([2, 3], (0, 1, 0.95))
-    for reach, token in ((0.7, 2), (0.69, 0), (None, 2)):
-        rule = Cascade(children="coupled", tau_pos=None, tau_seq=0.9, guard=0.0, reach=reach)
-        assert rule.decide(node, draws(0.5)).token == token, reach
-
-
 def test_cascade_swaps_to_the_deepest_subtree() -> None:
     """Child 0 passes, but its look-alike 1 has children of its own in the tree."""
     tree = tree_from_branching("uneven", [[2], [0, 1]])
