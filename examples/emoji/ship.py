@@ -42,7 +42,7 @@ def ship(
         "grid": config.grid, "cls_token_num": config.prefix_len, "caption_dim": config.caption_dim,
         "vq_ch_mult": list(recipe.vq_ch_mult), "vq_z_channels": recipe.vq_z_channels, "vq_codebook_dim": 8,
         "cfg_scale": recipe.guidance_scale, "top_k": recipe.top_k,
-        "temperature": recipe.temperature, **({"rules": dict(recipe.rules)} if recipe.rules else {}),
+        "temperature": recipe.temperature, "rules": dict(recipe.rules),
     })  # fmt: skip
     if drafter is not None:
         _save(drafter, folder / "drafter.safetensors")

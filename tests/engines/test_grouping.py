@@ -44,12 +44,18 @@ def attention(heads: int, queries: np.ndarray, keys: np.ndarray, values: np.ndar
     return np.asarray(session.run(["y"], feeds)[0])
 
 
-def test_the_first_of_two_equal_heads_answers_as_one_would() -> None:
-    """Of 2 H query heads, 2 h and 2 h + 1 read key head h: the order in which the network is rewritten."""
+def tensors() -> tuple[np.ndarray, ...]:
+    """Queries [2, 4, 6, 16], keys and values [2, 4, 20, 16], and a mask [2, 1, 6, 20] that leaves no row empty."""
     rng = np.random.default_rng(0)
     queries, keys, values = (rng.normal(size=(2, 4, n, 16)).astype(np.float32) for n in (6, 20, 20))
     mask = rng.random((2, 1, 6, 20)) < 0.7
     mask[..., 0] = True
+    return queries, keys, values, mask
+
+
+def test_the_first_of_two_equal_heads_answers_as_one_would() -> None:
+    """Of 2 H query heads, 2 h and 2 h + 1 read key head h: the order in which the network is rewritten."""
+    queries, keys, values, mask = tensors()
     once = attention(4, queries, keys, values, mask)
     twice = attention(8, np.repeat(queries, 2, axis=1), keys, values, mask)
     np.testing.assert_allclose(twice.reshape(2, 4, 2, 6, 16)[:, :, 0], once, rtol=0, atol=1e-6)
@@ -57,10 +63,7 @@ def test_the_first_of_two_equal_heads_answers_as_one_would() -> None:
 
 def test_a_node_answers_as_a_query_head_of_its_own() -> None:
     """Of H N query heads, h N + n reads key head h with the mask of node n: the network's form for sm86."""
-    rng = np.random.default_rng(0)
-    queries, keys, values = (rng.normal(size=(2, 4, n, 16)).astype(np.float32) for n in (6, 20, 20))
-    mask = rng.random((2, 1, 6, 20)) < 0.7
-    mask[..., 0] = True
+    queries, keys, values, mask = tensors()
     once = attention(4, queries, keys, values, mask)
     masks = np.repeat(mask, 4, axis=1).reshape(2, 24, 1, 20)
     apart = attention(24, queries.reshape(2, 24, 1, 16), keys, values, masks)
