@@ -124,13 +124,15 @@ def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -
         console.print(table)
         for plan in plans:
             if plan.fixed_nodes is not None:
-                console.print(_fixed(plan.engine, plan.fixed_nodes))
+                console.print(_fixed(plan.engine, f"{plan.fixed_nodes} nodes"))
+            if plan.fixed_pairs is not None:
+                console.print(_fixed(plan.engine, f"{plan.fixed_pairs} pairs"))
     for sentence in damaged:
         console.print(sentence, style="red", soft_wrap=True)
 
 
-def _fixed(engine: str, nodes: int) -> str:
-    return f"{engine}: {nodes} nodes in every call; fewer are padded, more (the prefix) are split into several calls"
+def _fixed(engine: str, size: str) -> str:
+    return f"{engine}: {size} in every call; fewer are padded, more (the prefix) are split into several calls"
 
 
 def _tensors(console: Console, bundle: Path, manifest: Manifest) -> None:

@@ -40,7 +40,7 @@ def plan_key(
         "version": version,
         "architecture": architecture,
         "platform": this_platform(),
-        "profiles": engine_profiles(manifest, engine, options.get("fixed_nodes")),
+        "profiles": engine_profiles(manifest, engine, options),
         "options": options,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import MANIFEST, Manifest, PlanInfo, read_manifest
+from ..runtime.bundle import FIXED_NODES, FIXED_PAIRS, MANIFEST, Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
 from .gpu import find_gpu
@@ -23,7 +23,7 @@ from .script import SCRIPT, build_script
 from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
-from .tensorrt.profiles import Dims, engine_profiles, largest_tree
+from .tensorrt.profiles import Dims, engine_profiles, largest_tree, pairs_of
 from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
 
 Progress = Callable[[str, int, int], None]  # what is being done, plans compiled, plans in all
@@ -151,7 +151,7 @@ def _open_work(
             if all(reusable(bundle, manifest, engine, target, key) for target, key in pairs):
                 kept += 1
             else:
-                profiles = engine_profiles(manifest, engine, options.get("fixed_nodes"))
+                profiles = engine_profiles(manifest, engine, options)
                 batch.append(Work(engine, group, keys, version, architectures, options, profiles))
         if batch:
             batches.append(batch)
@@ -159,10 +159,14 @@ def _open_work(
 
 
 def _options(manifest: Manifest, engine: str, group: tuple[Target, ...], plain_attention: bool) -> dict[str, Any]:
-    nodes, form = largest_tree(manifest), AttentionForm.PLAIN
-    if engine == "target" and not plain_attention:  # a drafter's cache is read by other layers as well
-        form = attention_form(group, manifest.engines[engine].precision, nodes)
-    return builder_options(form, nodes)
+    fixed, size = FIXED_NODES, largest_tree(manifest)
+    for tree in manifest.trees:
+        if tree.engine == engine:
+            fixed, size = FIXED_PAIRS, pairs_of(tree.tree())
+    form = AttentionForm.PLAIN
+    if (engine == "target" or fixed == FIXED_PAIRS) and not plain_attention:
+        form = attention_form(group, manifest.engines[engine].precision, size)
+    return builder_options(form, fixed, size)
 
 
 def require_packages(targets: list[Target]) -> None:

@@ -76,13 +76,16 @@ class TensorRow:
 
 
 def tensor_rows(report: LayerReport) -> list[TensorRow]:
-    """The engine's inputs and outputs in their order, numbered ones of equal kind in one row."""
+    """The engine's inputs and outputs in their order, those of equal kind and successive numbers in one row."""
     shared = aliases(report)
     groups: dict[tuple[object, ...], list[str]] = {}
+    seen: Counter[tuple[object, ...]] = Counter()
     for tensor in report.io:
         stem = tensor.name.rstrip("0123456789")
         kind = (stem, tensor.mode, tensor.dtype, tensor.shape, tensor.name in shared)
-        groups.setdefault(kind, []).append(tensor.name)
+        run = int(tensor.name[len(stem):] or 0) - seen[kind]  # stays the same while numbers follow each other
+        seen[kind] += 1
+        groups.setdefault((*kind, run), []).append(tensor.name)
     found = {tensor.name: tensor for tensor in report.io}
     rows = []
     for names in groups.values():
@@ -107,7 +110,8 @@ def io_problems(report: LayerReport, manifest: Manifest, engine: str) -> list[st
     if engine == "target":
         layers, heads, slots, dim = model.n_layer, model.n_head, manifest.target.slots, model.head_dim
     elif engine.startswith("draft.") and drafter is not None:
-        layers, heads, slots, dim = 1, drafter.n_head, drafter.slots, drafter.head_dim
+        steps = next(tree.tree().depth for tree in manifest.trees if tree.engine == engine)
+        layers, heads, slots, dim = steps, drafter.n_head, drafter.slots, drafter.head_dim
     else:
         return problems
     paired = aliases(report)

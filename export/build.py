@@ -165,8 +165,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
         stage.save(g, "decode", ["decode.data"])
         if parts.drafter is not None and parts.drafter_config is not None:
             files["drafter"] = weights("drafter")
-            depth = max(tree.depth for tree in options.trees)
-            drafted = draft_shape(parts.drafter_config, config.image_tokens, depth)
+            drafted = draft_shape(parts.drafter_config, config.image_tokens, options.trees)
             for tree in options.trees:
                 name = f"draft.{tree.name}"
                 shared = files["target"].tensors

@@ -18,8 +18,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .errors import CascadeError
 from .tree import AnyTree, DynamicTree, Tree
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
 _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
 _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
 
@@ -165,7 +166,13 @@ class PlanInfo:
     def fixed_nodes(self) -> int | None:
         """The number of nodes that every call of this engine must have: fewer are padded, more are split into
         several calls (`engines/tensorrt/fixed_nodes.py`). None: the profiles say which numbers it takes."""
-        return self.options.get("fixed_nodes")
+        return self.options.get(FIXED_NODES)
+
+    @property
+    def fixed_pairs(self) -> int | None:
+        """The same of a drafter's pairs: the first call, over the prefix, is split
+        (`engines/tensorrt/fixed_pairs.py`)."""
+        return self.options.get(FIXED_PAIRS)
 
 
 @dataclass(frozen=True)

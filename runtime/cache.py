@@ -23,13 +23,17 @@ class KVCache:
     def nbytes(self) -> int:
         return self._block.nbytes
 
-    def bindings(self, rows: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs and outputs by name, [rows, H, S, Dh] each; the same arrays, so updates are in place."""
+    def bindings(self, rows: int, steps: int = 1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Inputs and outputs by name, [rows, H, S, Dh] each; the same arrays, so updates are in place.
+
+        A graph that updates each layer's cache in several steps has `steps` names for it.
+        """
         inputs, outputs = {}, {}
         for layer, (keys, values) in enumerate(self._block):
             for name, array in (("key", keys[:rows]), ("value", values[:rows])):
-                inputs[f"past_{name}.{layer}"] = array
-                outputs[f"present_{name}.{layer}"] = array
+                for index in range(layer * steps, (layer + 1) * steps):
+                    inputs[f"past_{name}.{index}"] = array
+                    outputs[f"present_{name}.{index}"] = array
         return inputs, outputs
 
     def commit(self, rows: Sequence[int], start: int, path: Sequence[int]) -> None:

@@ -106,6 +106,7 @@ class DraftBuffers:
     def __init__(self, manifest: Manifest, layout: Layout, tree: AnyTree, embeds: np.ndarray) -> None:
         p, vocab = layout.prompts, manifest.model.vocab_size
         self.dynamic = isinstance(tree, DynamicTree)
+        self.cache_steps = tree.depth  # the catch-up, then each level but the last
         self.noise = np.zeros((p, tree.depth + 1, vocab), np.float32)
         self.window = NoiseWindow(self.noise)
         self.tree_tokens = np.zeros((p, tree.size), np.int64)
@@ -149,7 +150,7 @@ class DraftCall:
         self.count = np.ones(p, np.int64)
         self.positions = np.tile(np.arange(pairs, dtype=np.int64), (r, 1))
         self.write_index = np.zeros(r, np.int64)
-        past, present = cache.bindings(r)
+        past, present = cache.bindings(r, buffers.cache_steps)
         inputs = {name: getattr(self, name) for name in ("path", "tokens", "count", "positions", "write_index")}
         self.seconds = 0.0  # spent inside the engine so far
         self._call = engine.bind(

@@ -11,7 +11,7 @@
 | `report` | TensorRT's layer report as data: layers, I/O tensors, what touches the KV cache |
 | `header` | what a plan file says of itself without a GPU |
 | `run` | plans on this machine's GPU, for `verify` |
-| `fixed_nodes` | calls of any number of nodes on an engine that takes one number |
+| `fixed_nodes`, `fixed_pairs` | calls of any number of nodes, or pairs, on an engine that takes one number |
 | `worker` | the process in which plans are built |
 
 Nothing of TensorRT is imported before `loader.import_tensorrt` is called.

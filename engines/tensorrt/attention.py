@@ -1,4 +1,4 @@
-"""Which form the target's attention takes in a plan, so that TensorRT-RTX reads the KV cache where it lies.
+"""Which form attention takes in a plan, so that TensorRT-RTX reads the KV cache where it lies.
 
 Before its attention kernel for several nodes, TensorRT-RTX 1.7.1 copies keys and values [R, H, S, D] to [R H, S, D] in
 layers of their own: the whole cache, in every call. Two other forms of the same attention take the cache as it is; the
@@ -18,7 +18,8 @@ _AMPERE, _ADA = (8, 0), (8, 9)
 
 class AttentionForm(StrEnum):
     """PLAIN is the graph's own. DOUBLED computes every query head twice; it suffices from Ada on. NODES makes query
-    heads of the nodes: for Ampere and newer, but with one fixed number of nodes in every call (`fixed_nodes.py`)."""
+    heads of the nodes: for Ampere and newer, but with one fixed number of nodes in every call (`fixed_nodes.py`), of
+    pairs in a drafter's (`fixed_pairs.py`)."""
 
     PLAIN = "plain"
     DOUBLED = "doubled query heads"
@@ -28,9 +29,10 @@ class AttentionForm(StrEnum):
 def attention_form(targets: Sequence[Target], precision: str, nodes: int) -> AttentionForm:
     """The form in which all `targets`, which share a plan, read the cache in place; PLAIN where none is known.
 
-    `nodes` is the size of the bundle's largest tree, 1 where it has none: with a single node the plain form copies
-    nothing but in the prefix's one call, which NODES would split into a call for each slot. Only TensorRT-RTX's fused
-    attention (half precisions) has been looked at.
+    `nodes` is how many every call of the engine would have in the form NODES: those of the bundle's largest tree, 1
+    where it has none, or a drafter's pairs. With a single node the plain form copies nothing but in the prefix's one
+    call, which NODES would split into a call for each slot. Only TensorRT-RTX's fused attention (half precisions) has
+    been looked at.
     """
     if precision not in ("fp16", "bf16") or any(target.backend != "tensorrt-rtx" for target in targets):
         return AttentionForm.PLAIN

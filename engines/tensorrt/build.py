@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle import FIXED_NODES, FIXED_PAIRS
 from ...runtime.errors import CascadeError
 from .attention import AttentionForm
 from .grouping import double_query_heads, nodes_as_query_heads
@@ -27,13 +28,13 @@ class Plan:
     seconds: float
 
 
-def builder_options(form: AttentionForm, nodes: int) -> dict[str, Any]:
+def builder_options(form: AttentionForm, fixed: str, size: int) -> dict[str, Any]:
     """Every option that changes the plan: part of the cache key and of the manifest.
 
-    `fixed_nodes` is there where every call of the engine must have so many `nodes`.
+    `fixed` (FIXED_NODES or FIXED_PAIRS) is there where every call of the engine must have `size` of them.
     """
     options = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "attention": form.value}
-    return options | {"fixed_nodes": nodes} if form is AttentionForm.NODES else options
+    return options | {fixed: size} if form is AttentionForm.NODES else options
 
 
 def build_plan(
@@ -73,7 +74,9 @@ def _rewrite_attention(trt: Any, network: Any, options: Mapping[str, Any]) -> No
     if form is AttentionForm.DOUBLED:
         double_query_heads(trt, network)
     elif form is AttentionForm.NODES:
-        nodes_as_query_heads(trt, network, options["fixed_nodes"])
+        for fixed, dimension in ((FIXED_NODES, "N"), (FIXED_PAIRS, "M")):
+            if fixed in options:
+                nodes_as_query_heads(trt, network, dimension, options[fixed])
 
 
 def _listen(flavour: Flavour) -> Any:

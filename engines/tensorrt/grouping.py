@@ -17,11 +17,10 @@ _ZERO = np.zeros(1, np.int32)  # here, because TensorRT does not copy what it is
 
 
 def double_query_heads(trt: Any, network: Any) -> None:
-    """Every query head twice, for attentions whose cache nothing else reads: queries [R, H, N, D], keys [R, H, S, D].
+    """Every query head twice, in each attention: queries [R, H, N, D], keys [R, H, S, D], masks [R, 1, N, S].
 
     The second answer is dropped. The kernel reads the cache in place only if the queries are an input or output of
-    the engine, so they are shown as outputs `scratch.i` [R, 2 H, N, D] that nobody reads. A cache that other layers
-    read as well (a drafter's) is copied for those anyway. Masks must be [R, 1, N, S].
+    the engine, so they are shown as outputs `scratch.i` [R, 2 H, N, D] that nobody reads.
     """
     layers = _layers(network)
     for index, (attention, end) in enumerate(_attentions(trt, layers)):
@@ -40,17 +39,18 @@ def double_query_heads(trt: Any, network: Any) -> None:
         _replace(readers, network.add_gather(both, _zero(trt, network), 2).get_output(0))  # [R, H, N, D]
 
 
-def nodes_as_query_heads(trt: Any, network: Any, nodes: int) -> None:
+def nodes_as_query_heads(trt: Any, network: Any, dimension: str, size: int) -> None:
     """Every node a query head: queries [R, H, N, D] become [R, H N, 1, D] with masks [R, H N, 1, S], keys stay.
 
-    N is `nodes` from now on, since the number of heads must be fixed: inputs lose that open dimension.
+    The number of heads must be fixed, so the open `dimension` in which nodes are counted has `size` from now on:
+    inputs lose it.
     """
-    _fix(network, "N", nodes)
+    _fix(network, dimension, size)
     layers = _layers(network)
-    masks: dict[str, Any] = {}  # name of a mask -> its form for each head; all layers share one
+    masks: dict[str, Any] = {}  # name of a mask -> its form for each head; layers of the target share one
     for attention, end in _attentions(trt, layers):
         queries, mask, answer = attention.get_input(0), attention.get_input(3), end.get_output(0)
-        heads, dim = queries.shape[1], queries.shape[3]
+        heads, nodes, dim = tuple(queries.shape)[1:]
         readers = _readers(layers, answer)
         if mask.name not in masks:
             every = network.add_concatenation([mask] * heads)
@@ -74,11 +74,10 @@ def _layers(network: Any) -> list[Any]:
 
 
 def _attentions(trt: Any, layers: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """First and last layer of each attention whose cache nothing else reads."""
+    """First and last layer of each attention."""
     ends = {layer.get_input(0).name: layer for layer in layers if layer.type == trt.LayerType.ATTENTION_OUTPUT}
     starts = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
-    alone = [layer for layer in starts if len(_readers(layers, layer.get_input(2))) == 1]
-    return [(layer, ends[layer.get_output(0).name]) for layer in alone]
+    return [(layer, ends[layer.get_output(0).name]) for layer in starts]
 
 
 def _readers(layers: Sequence[Any], tensor: Any) -> list[tuple[Any, int]]:

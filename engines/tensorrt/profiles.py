@@ -7,7 +7,11 @@ over all inputs, which the KV update and attention layers insist on.
 
 from __future__ import annotations
 
-from ...runtime.bundle import Manifest
+from collections.abc import Mapping
+from typing import Any
+
+from ...runtime.bundle import FIXED_NODES, FIXED_PAIRS, Manifest
+from ...runtime.tree import AnyTree
 
 Dims = dict[str, int]  # dimension name -> size
 
@@ -22,26 +26,33 @@ def largest_tree(manifest: Manifest) -> int:
     return max((tree.tree().size for tree in manifest.trees), default=1)
 
 
-def engine_profiles(manifest: Manifest, engine: str, fixed_nodes: int | None = None) -> list[Dims]:
+def pairs_of(tree: AnyTree) -> int:
+    """Pairs M of a drafter's steady call: what a round can accept, and the root."""
+    return tree.depth + 1
+
+
+def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] | None = None) -> list[Dims]:
     """The profiles of `engine`, for every number of prompts from 1 to the bundle's batch.
 
-    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first; or N =
-    `fixed_nodes` alone, where the engine takes one number of nodes.
-    draft.*: the first call after the prefix (M = N_hidden = T), then the steady one (M = depth + 1).
+    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first; or the builder
+    `options`' fixed_nodes alone, where the engine takes one number of nodes.
+    draft.*: the first call after the prefix (M = N_hidden = T), then the steady one (M = depth + 1); or both with
+    fixed_pairs.
     embed: plain decoding (N = 1). condition, text, decode: once for each number of prompts.
     """
-    length = manifest.model.prefix_len
+    length, options = manifest.model.prefix_len, options or {}
     calls: list[Dims] = [{}]
     if engine == "target":
         nodes = {length, 1, *(tree.tree().size for tree in manifest.trees)}
-        calls = [{"N": n} for n in ([fixed_nodes] if fixed_nodes else sorted(nodes, reverse=True))]
+        nodes = {options[FIXED_NODES]} if FIXED_NODES in options else nodes
+        calls = [{"N": n} for n in sorted(nodes, reverse=True)]
     elif engine == "embed":
         calls = [{"N": 1}]
     else:
         for tree in manifest.trees:
             if tree.engine == engine:
-                first = {"M": length, "N_hidden": length}
-                calls = [first, {"M": tree.tree().depth + 1, "N_hidden": tree.tree().size}]
+                first = {"M": options.get(FIXED_PAIRS, length), "N_hidden": length}
+                calls = [first, {"M": pairs_of(tree.tree()), "N_hidden": tree.tree().size}]
     profiles: list[Dims] = []
     for prompts in range(1, manifest.batch + 1):
         rows = 2 * prompts if guided(manifest) else prompts

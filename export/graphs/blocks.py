@@ -71,15 +71,36 @@ def cached_attention(
     mask: ir.Value,  # bool [R, 1, N, S]
 ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
     """Writes keys and values at write_index and attends over the whole cache; returns [R, N, D] and the cache."""
+    q, k, v = rotated_heads(g, qkv, heads, rope, positions)
+    return updated_attention(g, q, (k, v), heads, past, write_index, mask)
+
+
+def rotated_heads(
+    g: GraphBuilder, qkv: ir.Value, heads: Heads, rope: tuple[ir.Value, ir.Value], positions: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Queries, keys and values [R, H, N, Dh] of qkv [R, N, 3 * H * Dh], queries and keys rotated."""
     width = heads.count * heads.dim
     qk, v = g.split(qkv, [2 * width, width])
     qk = rotate(g, qk, 2 * heads.count, heads.dim, rope, positions)  # [R, 2H, N, Dh]
     q, k = g.split(qk, [heads.count, heads.count], axis=1)
     v = g.op("Transpose", g.reshape(v, [0, 0, heads.count, heads.dim]), perm=[0, 2, 1, 3])
-    keys = g.op("TensorScatter", past[0], k, write_index, axis=2)
-    values = g.op("TensorScatter", past[1], v, write_index, axis=2)
+    return q, k, v
+
+
+def updated_attention(
+    g: GraphBuilder,
+    q: ir.Value,  # [R, H, N, Dh]
+    written: tuple[ir.Value, ir.Value],  # [R, H, W, Dh] each
+    heads: Heads,
+    past: tuple[ir.Value, ir.Value],  # [R, H, S, Dh] each
+    write_index: ir.Value,  # [R]
+    mask: ir.Value,  # bool [R, 1, N, S]
+) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+    """Writes W keys and values at write_index, then attends over the cache; returns [R, N, D] and the cache."""
+    keys = g.op("TensorScatter", past[0], written[0], write_index, axis=2)
+    values = g.op("TensorScatter", past[1], written[1], write_index, axis=2)
     y = g.op("Attention", q, keys, values, mask, scale=heads.dim**-0.5)
-    y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, width])
+    y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, heads.count * heads.dim])
     return y, (keys, values)
 
 

@@ -1,8 +1,11 @@
 """The `draft` graph: catch up with what the target accepted, then draft the whole tree, in one call.
 
 First the drafter reads the M newest pairs (causally, written to its cache), then it walks down the tree level by
-level: children of a node are the top-k of log q + noise. Keys and values of drafted nodes live only inside
-the call, so the cache is written once and nothing has to be undone.
+level: children of a node are the top-k of log q + noise. Nodes with children are written to the slots behind the M
+pairs, where the next call begins to write: its slots follow the accepted pairs, so nothing has to be undone.
+
+The layer runs L times, on the pairs and on each of the L levels but the last, and updates and reads the cache each
+time: past_key.i becomes present_key.i in time i. All of them may be the same memory (`DraftCache`).
 
 | input | shape | what |
 |---|---|---|
@@ -16,7 +19,7 @@ the call, so the cache is written once and nothing has to be undone.
 | prompt_of_row | int64 [R] | the prompt that a row belongs to |
 | noise | [P, L + 1, V] | added to log q before the top-k, a row for each level (the last is the host's) |
 | guidance, temperature | [P, R], [P] | as for the target |
-| past_key.0, past_value.0 | [R, H, S, Dh] | the drafter's cache, updated in place |
+| past_key.i, past_value.i | [R, H, S, Dh] | the drafter's cache, updated in place; i < L |
 
 | output | shape | what |
 |---|---|---|
@@ -24,7 +27,7 @@ the call, so the cache is written once and nothing has to be undone.
 | embeds | [R, N, D] | the target's embeddings of them, ready for `target` |
 | log_q | [P, I, V] | the drafter's law at the I nodes that have children, in node order |
 | features | [R, M, D] | the predicted hidden states of the M pairs |
-| present_key.0, present_value.0 | [R, H, S, Dh] | the same memory as past_key.0, past_value.0 |
+| present_key.i, present_value.i | [R, H, S, Dh] | the same memory as past_key.i, past_value.i |
 
 A dynamic tree is chosen in the graph (`dynamic.py`); log_q then has a row for each expanded node, and there are
 
@@ -42,8 +45,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.tree import AnyTree, DynamicTree
+from . import blocks
 from .builder import BOOL, FLOAT, INT64
-from .drafter import DraftGraph, catch_up, visible_cache
+from .drafter import DraftCache, DraftGraph, catch_up, committed_slots, expanded
 from .dynamic import walk_dynamic
 from .walks import Start, walk_tree
 
@@ -51,7 +55,6 @@ from .walks import Start, walk_tree
 def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     """Fills the builder of `d` with the graph that drafts `tree`."""
     g, config = d.g, d.config
-    cache_shape = ["R", config.n_head, d.shape.slots, config.head_dim]
     hidden = g.input("hidden", g.dtype, ["R", "N_hidden", config.dim])
     path = g.input("path", INT64, ["P", "M"])
     tokens = g.input("tokens", INT64, ["P", "M"])
@@ -63,7 +66,7 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     noise = g.input("noise", FLOAT, ["P", tree.depth + 1, config.vocab_size])
     guidance = g.input("guidance", FLOAT, ["P", "R"])
     temperature = g.input("temperature", FLOAT, ["P"])
-    past = (g.input("past_key.0", g.dtype, cache_shape), g.input("past_value.0", g.dtype, cache_shape))
+    cache = DraftCache(d, tree.depth, write_index)
 
     def for_rows(x: ir.Value) -> ir.Value:
         return g.op("Gather", x, prompt_of_row, axis=0)
@@ -71,18 +74,19 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     with g.scope("catch_up"):
         rows = g.op("Unsqueeze", for_rows(path), g.constant([2]))  # [R, M, 1]
         chosen = g.op("GatherND", hidden, rows, batch_dims=1)  # [R, M, D]
-        features, cache = catch_up(
-            d, chosen, for_rows(tokens), positions, write_index, cache_mask, past
-        )
+        first = g.op("Gather", positions, g.constant([0]), axis=1)  # [R, 1]
+        slots = g.op("Add", g.op("Sub", positions, first), g.reshape(write_index, [-1, 1]))  # [R, M]
+        features = catch_up(d, chosen, for_rows(tokens), positions, slots, cache_mask, cache)
         last = g.op("Sub", count, g.constant(np.int64(1)))  # [P]
         last_rows = g.reshape(for_rows(last), [-1, 1])  # [R, 1]
         state = g.op("Unsqueeze", g.op("GatherND", features, last_rows, batch_dims=1), g.constant([1]))
         root = g.op("GatherND", tokens, g.reshape(last, [-1, 1]), batch_dims=1)  # [P]
-        first = g.op("Gather", positions, g.constant([0]), axis=1)
         root_position = g.op("Add", first, last_rows)  # [R, 1]
-        committed = visible_cache(d, cache, write_index, for_rows(count), cache_mask)
+        committed = committed_slots(d, write_index, for_rows(count), cache_mask)
+        behind = g.op("Add", g.op("Gather", slots, g.constant([-1]), axis=1), g.constant(np.int64(1)))  # [R, 1]
+        place = blocks.window_index(g, d.shape.slots, behind, expanded(tree))  # [R, S]
     start = Start(
-        state, g.reshape(root, [-1, 1]), root_position, committed, for_rows, noise, guidance, temperature
+        state, g.reshape(root, [-1, 1]), root_position, cache, committed, place, for_rows, noise, guidance, temperature
     )
     drafted = walk_dynamic(d, tree, start) if isinstance(tree, DynamicTree) else walk_tree(d, tree, start)
     embeds = g.op("Gather", d.embeddings, for_rows(drafted.tokens))
@@ -90,8 +94,7 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     g.output("embeds", embeds, g.dtype, ["R", tree.size, config.dim])
     g.output("log_q", drafted.laws, FLOAT, ["P", tree.laws, config.vocab_size])
     g.output("features", features, g.dtype, ["R", "M", config.dim])
-    g.output("present_key.0", cache[0], g.dtype, cache_shape)
-    g.output("present_value.0", cache[1], g.dtype, cache_shape)
+    cache.outputs()
     for name, value in drafted.chosen.items():
         kind, shape = (BOOL, ["P", tree.size, tree.size]) if name == "ancestors" else (INT64, ["P", tree.size])
         g.output(name, value, kind, shape)

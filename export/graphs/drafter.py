@@ -6,19 +6,18 @@ that follows and predicts the next hidden state; the target's head turns that in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from ...runtime.tree import AnyTree
 from ..checkpoints.source import TensorSource
 from ..models.drafter import DrafterConfig
 from ..models.llamagen import rope_2d
 from . import blocks
 from .builder import GraphBuilder, as_numpy
-
-NEVER = np.float32(-1e9)  # a masked score; finite, so that a row without visible slots stays a number
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,15 @@ class DraftShape:
     tail: int
 
 
-def draft_shape(config: DrafterConfig, image_tokens: int, max_depth: int) -> DraftShape:
-    """Slots for the prefix, the image, and the padding of the last catch-up."""
-    return DraftShape(config.prefix_len - 1 + image_tokens + max_depth + 1, 2 * (max_depth + 1))
+def draft_shape(config: DrafterConfig, image_tokens: int, trees: Sequence[AnyTree]) -> DraftShape:
+    """Slots for the prefix, the image, the padding of the last catch-up, and the drafted nodes behind it."""
+    depth, drafted = max(tree.depth for tree in trees), max(expanded(tree) for tree in trees)
+    return DraftShape(config.prefix_len - 1 + image_tokens + depth + 1 + drafted, 2 * (depth + 1))
+
+
+def expanded(tree: AnyTree) -> int:
+    """How many nodes behind the root the drafter's layer runs on: those with children."""
+    return tree.laws - 1
 
 
 class DraftGraph:
@@ -96,76 +101,64 @@ class DraftGraph:
         return self.g.op("LogSoftmax", logits, axis=-1)
 
 
-@dataclass(frozen=True)
-class Committed:
-    """The drafter's cache after the catch-up, and which of its slots tree nodes may see."""
+class DraftCache:
+    """The cache in a call that updates and reads it in several steps: one for the catch-up, one for each level.
 
-    keys: ir.Value  # [R, H, S, Dh]
-    values: ir.Value
-    bias: ir.Value  # float32 [R, 1, 1, S]: 0 where visible
+    TensorRT insists that an updated cache is an input of the engine and its successor an output, each of one update,
+    so updates cannot be chained. Each step therefore has names of its own, past_key.i and present_key.i, and writes
+    what the earlier steps have written once more, its own nodes behind. Of the slots that it sees, those before
+    write_index were in its past and the others it has written itself, so it is right whether or not the steps share
+    their memory: in shared memory it writes the same values to the same slots, and new ones where no step looked.
+    """
+
+    def __init__(self, d: DraftGraph, steps: int, write_index: ir.Value) -> None:
+        self._d, self._write_index = d, write_index
+        self._shape = ["R", d.config.n_head, d.shape.slots, d.config.head_dim]
+        self._past = [self._inputs(step) for step in range(steps)]
+        self._present: list[tuple[ir.Value, ir.Value]] = []
+        self._written: tuple[ir.Value, ir.Value] | None = None  # keys and values [R, H, W, Dh] of all steps so far
+
+    def _inputs(self, step: int) -> tuple[ir.Value, ir.Value]:
+        g = self._d.g
+        return g.input(f"past_key.{step}", g.dtype, self._shape), g.input(f"past_value.{step}", g.dtype, self._shape)
+
+    def attend(self, qkv: ir.Value, positions: ir.Value, mask: ir.Value) -> ir.Value:
+        """The next step: qkv [R, n, 3D], positions [R, n], mask bool [R, 1, n, S]; returns [R, n, D]."""
+        d, g = self._d, self._d.g
+        q, k, v = blocks.rotated_heads(g, qkv, d.heads, d.rope, positions)
+        if self._written is not None:
+            k = g.op("Concat", self._written[0], k, axis=2)
+            v = g.op("Concat", self._written[1], v, axis=2)
+        self._written = (k, v)
+        past = self._past[len(self._present)]
+        y, present = blocks.updated_attention(g, q, (k, v), d.heads, past, self._write_index, mask)
+        self._present.append(present)
+        return y
+
+    def outputs(self) -> None:
+        """Makes every step's cache an output of the graph."""
+        g = self._d.g
+        for step, (keys, values) in enumerate(self._present):
+            g.output(f"present_key.{step}", keys, g.dtype, self._shape)
+            g.output(f"present_value.{step}", values, g.dtype, self._shape)
 
 
 def catch_up(
-    d: DraftGraph, hidden: ir.Value, tokens: ir.Value, positions: ir.Value, write_index: ir.Value,
-    cache_mask: ir.Value, past: tuple[ir.Value, ir.Value],
-) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:  # fmt: skip
-    """Reads the pairs (hidden [R, M, D], tokens [R, M]) causally; returns features [R, M, D] and the cache."""
+    d: DraftGraph, hidden: ir.Value, tokens: ir.Value, positions: ir.Value, slots: ir.Value, cache_mask: ir.Value,
+    cache: DraftCache,
+) -> ir.Value:  # fmt: skip
+    """Reads the pairs (hidden [R, M, D], tokens [R, M]) causally into `slots` [R, M]; returns features [R, M, D]."""
     g = d.g
-    first = g.op("Gather", positions, g.constant([0]), axis=1)  # [R, 1]
-    own_slot = g.op("Add", g.op("Sub", positions, first), g.reshape(write_index, [-1, 1]))  # [R, M]
-    slots = g.constant(np.arange(d.shape.slots, dtype=np.int64)[None, None], "slots")
-    causal = g.op("LessOrEqual", slots, g.op("Unsqueeze", own_slot, g.constant([2])))  # [R, M, S]
+    every = g.constant(blocks.cache_positions(d.shape.slots)[None], "slots")
+    causal = g.op("LessOrEqual", every, g.op("Unsqueeze", slots, g.constant([2])))  # [R, M, S]
     visible = g.op("And", causal, g.reshape(cache_mask, [-1, 1, d.shape.slots]))
     mask = g.op("Unsqueeze", visible, g.constant([1]))  # [R, 1, M, S]
-    kept: list[tuple[ir.Value, ir.Value]] = []
-
-    def attend(qkv: ir.Value) -> ir.Value:
-        y, cache = blocks.cached_attention(g, qkv, d.heads, d.rope, positions, past, write_index, mask)
-        kept.append(cache)
-        return y
-
-    return d.layer(d.fused_input(tokens, hidden), attend), kept[0]
+    return d.layer(d.fused_input(tokens, hidden), lambda qkv: cache.attend(qkv, positions, mask))
 
 
-def tree_attention(
-    d: DraftGraph, qkv: ir.Value, positions: ir.Value, committed: Committed,
-    drafted: tuple[ir.Value, ir.Value] | None, tree_bias: ir.Value, held: int,
-) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:  # fmt: skip
-    """Attention of n tree nodes over the cache and the drafted nodes above them.
-
-    The two parts are joined in one softmax without joining keys, so no call writes the cache a second time (ONNX
-    Runtime reads it where it lies; TensorRT-RTX pads its rows once a call, for the products of all levels).
-    `tree_bias` float32 [1 or R, 1, n, held] is 0 where a node sees one of the `held` nodes drafted so far, itself and
-    its level included. Returns [R, n, D] and all drafted keys and values.
-    """
-    g, heads = d.g, d.heads
-    width = heads.count * heads.dim
-    qk, v = g.split(qkv, [2 * width, width])
-    qk = blocks.rotate(g, qk, 2 * heads.count, heads.dim, d.rope, positions)
-    q, k = g.split(qk, [heads.count, heads.count], axis=1)  # [R, H, n, Dh]
-    v = g.op("Transpose", g.reshape(v, [0, 0, heads.count, heads.dim]), perm=[0, 2, 1, 3])
-    if drafted is not None:
-        k = g.op("Concat", drafted[0], k, axis=2)
-        v = g.op("Concat", drafted[1], v, axis=2)
-    q = g.op("Mul", q, g.from_float(g.constant(np.float32(heads.dim**-0.5))))
-    by_slot = g.op("MatMul", committed.keys, g.op("Transpose", q, perm=[0, 1, 3, 2]))  # [R, H, S, n]
-    on_cache = g.to_float(g.op("Transpose", by_slot, perm=[0, 1, 3, 2]))
-    on_tree = g.to_float(g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])))
-    scores = g.op(
-        "Concat", g.op("Add", on_cache, committed.bias), g.op("Add", on_tree, tree_bias), axis=-1
-    )
-    weights = g.from_float(g.op("Softmax", scores, axis=-1))
-    for_cache, for_tree = g.split(weights, [heads.slots, held])
-    y = g.op("Add", g.op("MatMul", for_cache, committed.values), g.op("MatMul", for_tree, v))
-    return g.reshape(g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, width]), (k, v)
-
-
-def visible_cache(
-    d: DraftGraph, cache: tuple[ir.Value, ir.Value], write_index: ir.Value, count_of_row: ir.Value, cache_mask: ir.Value
-) -> Committed:
-    """Slots before write_index + count are what tree nodes see of the cache."""
+def committed_slots(d: DraftGraph, write_index: ir.Value, count_of_row: ir.Value, cache_mask: ir.Value) -> ir.Value:
+    """bool [R, 1, S]: slots before write_index + count are what all tree nodes see of the cache."""
     g = d.g
     length = g.reshape(g.op("Add", write_index, count_of_row), [-1, 1])
     seen = g.op("And", g.op("Less", g.constant(blocks.cache_positions(d.shape.slots), "slots"), length), cache_mask)
-    bias = g.op("Where", seen, g.constant(np.float32(0)), g.constant(NEVER))  # [R, S]
-    return Committed(cache[0], cache[1], g.reshape(bias, [-1, 1, 1, d.shape.slots]))
+    return g.op("Unsqueeze", seen, g.constant([1]))

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from ...runtime.tree import DynamicTree
 from .builder import FLOAT, INT64, GraphBuilder
-from .drafter import NEVER, DraftGraph
-from .walks import Drafted, KeysValues, Start
+from .drafter import DraftGraph, expanded
+from .walks import Drafted, Start
 
 # A child is never as likely as its parent, though float32 may round its probability to 1: so the best nodes always
 # hold the parents of all of them, whatever a backend does with ties.
@@ -39,11 +39,11 @@ class Beams:
 def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
     """Drafts all candidates level by level, then keeps the likeliest."""
     g = d.g
-    state, beams, drafted = start.state, None, None
+    state, beams = start.state, None
     laws: list[ir.Value] = []
     scores: list[ir.Value] = []  # candidates' scores and tokens, [P, W] and then [P, W * W] a level
     tokens: list[ir.Value] = []
-    expanded: list[ir.Value] = []
+    numbers: list[ir.Value] = []  # of the beams of each level
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
             law = d.law(state, start.guidance, start.temperature)  # [P, 1 or W, V]
@@ -56,18 +56,18 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
             scores.append(g.reshape(values, [0, -1]))
             tokens.append(g.reshape(ids, [0, -1]))
             if level + 1 < tree.depth:
-                beams, drafted = expand(d, tree, start, level, scores[-1], tokens[-1], beams, drafted)
+                beams = expand(d, tree, start, level, scores[-1], tokens[-1], beams)
                 state = beams.state
-                expanded.append(beams.numbers)
+                numbers.append(beams.numbers)
     with g.scope("keep"):
-        chosen = keep(g, tree, start.root, join(g, scores), join(g, tokens), expanded)
+        chosen = keep(g, tree, start.root, join(g, scores), join(g, tokens), numbers)
     return Drafted(chosen.pop("tokens"), join(g, laws), chosen)
 
 
 def expand(
     d: DraftGraph, tree: DynamicTree, start: Start, level: int, scores: ir.Value, tokens: ir.Value,
-    before: Beams | None, drafted: KeysValues | None,
-) -> tuple[Beams, KeysValues]:  # fmt: skip
+    before: Beams | None,
+) -> Beams:  # fmt: skip
     """Runs the drafter on the level's likeliest candidates, scores and tokens [P, W or W * W]."""
     g, width = d.g, tree.width
     none = no_prompt_differs(g, start.root)
@@ -84,15 +84,18 @@ def expand(
         parent_state = g.op("GatherND", before.state, start.for_rows(parent), batch_dims=1)
         seen = g.op("Concat", g.op("GatherND", before.seen, parent, batch_dims=1), own, axis=2)
     picked = g.op("GatherElements", tokens, local, axis=1)
-    held = width * (level + 1)
-    may_see = g.op("Greater", seen, g.constant(np.float32(0.5)))
-    bias = g.op("Where", may_see, g.constant(np.float32(0)), g.constant(NEVER))
-    bias = g.op("Unsqueeze", start.for_rows(bias), g.constant([1]))  # [R, 1, W, held]
-    depth = g.constant(np.full((1, width), level + 1, np.int64), "depth")
     x = d.fused_input(start.for_rows(picked), parent_state)
-    state, drafted = start.layer(d, x, g.op("Add", start.position, depth), drafted, bias, held)
+    state = start.layer(d, x, level + 1, width, drafted_slots(g, tree, start, level, seen))
     numbers = g.op("Add", local, g.constant(np.int64(first)))
-    return Beams(numbers, g.op("GatherElements", scores, local, axis=1), state, seen), drafted
+    return Beams(numbers, g.op("GatherElements", scores, local, axis=1), state, seen)
+
+
+def drafted_slots(g: GraphBuilder, tree: DynamicTree, start: Start, level: int, seen: ir.Value) -> ir.Value:
+    """bool [R, S, W]: slots of the beams so far that each beam of the level sees; seen float32 [P, W, held]."""
+    missing = expanded(tree) + 1 - tree.width * (level + 1)  # beams to come, and slots of no beam
+    padded = g.op("Pad", seen, g.constant([0, 0, 0, 0, 0, missing]))
+    marked = g.op("Greater", g.op("Transpose", start.for_rows(padded), perm=[0, 2, 1]), g.constant(np.float32(0.5)))
+    return g.op("GatherND", marked, g.op("Unsqueeze", start.place, g.constant([2])), batch_dims=1)
 
 
 def keep(

@@ -13,9 +13,7 @@ import onnx_ir as ir
 
 from ...runtime.tree import Tree
 from .builder import GraphBuilder
-from .drafter import NEVER, Committed, DraftGraph, tree_attention
-
-KeysValues = tuple[ir.Value, ir.Value]
+from .drafter import DraftCache, DraftGraph, expanded
 
 
 @dataclass(frozen=True)
@@ -23,30 +21,29 @@ class Start:
     """What a walk reads.
 
     `state` [R, 1, D] is the drafter's prediction behind the root, `root` int64 [P, 1] its token, `position` [R, 1] its
-    row of the rotary table; `for_rows` takes a value of each prompt to its rows; noise [P, L + 1, V].
+    row of the rotary table; `for_rows` takes a value of each prompt to its rows; noise [P, L + 1, V]. All nodes see the
+    slots `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a slot is for, those with children
+    counted in the order in which they are drafted, and is their number I - 1 at all other slots.
     """
 
     state: ir.Value
     root: ir.Value
     position: ir.Value
-    committed: Committed
+    cache: DraftCache
+    committed: ir.Value
+    place: ir.Value
     for_rows: Callable[[ir.Value], ir.Value]
     noise: ir.Value
     guidance: ir.Value
     temperature: ir.Value
 
-    def layer(
-        self, d: DraftGraph, x: ir.Value, positions: ir.Value, drafted: KeysValues | None, bias: ir.Value, held: int
-    ) -> tuple[ir.Value, KeysValues]:
-        """The drafter's layer on n nodes x [R, n, D]: their states, and all keys and values held then."""
-        kept: list[KeysValues] = []
-
-        def attend(qkv: ir.Value) -> ir.Value:
-            y, keys_values = tree_attention(d, qkv, positions, self.committed, drafted, bias, held)
-            kept.append(keys_values)
-            return y
-
-        return d.layer(x, attend), kept[0]
+    def layer(self, d: DraftGraph, x: ir.Value, depth: int, nodes: int, by_slot: ir.Value) -> ir.Value:
+        """The drafter's layer on `nodes` nodes x [R, n, D], which see the drafted slots by_slot bool [R, S, n]."""
+        g = d.g
+        visible = g.op("Or", g.op("Transpose", by_slot, perm=[0, 2, 1]), self.committed)
+        mask = g.op("Unsqueeze", visible, g.constant([1]))  # [R, 1, n, S]
+        positions = g.op("Add", self.position, g.constant(np.full((1, nodes), depth, np.int64), "depth"))  # [R, n]
+        return d.layer(x, lambda qkv: self.cache.attend(qkv, positions, mask))
 
     def level_noise(self, g: GraphBuilder, level: int) -> ir.Value:
         """[P, 1, V]"""
@@ -78,8 +75,7 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
     """Drafts a static tree level by level."""
     g, state = d.g, start.state
     nodes, tokens, laws = [0], [start.root], []
-    order: list[int] = []  # nodes whose keys are held, in the order of the drafted keys
-    drafted = None
+    order: list[int] = []  # nodes whose keys are written, in the order of their slots
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
             log_q = d.law(state, start.guidance, start.temperature)  # [P, n, V]
@@ -94,11 +90,10 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
             parents = g.constant([nodes.index(tree.parents[n]) for n in inner])
             x = d.fused_input(own, g.op("Gather", state, parents, axis=1))
             order += inner
-            seen = tree.ancestors[np.ix_(inner, order)]
-            bias = g.constant(np.where(seen, np.float32(0), NEVER)[None, None], "ancestors")
-            depth = g.constant(np.full((1, len(inner)), level + 1, np.int64), "depth")
-            positions = g.op("Add", start.position, depth)  # [R, n]
-            state, drafted = start.layer(d, x, positions, drafted, bias, len(order))
+            seen = np.zeros((expanded(tree) + 1, len(inner)), bool)  # the last row: slots of no node
+            seen[: len(order)] = tree.ancestors[np.ix_(inner, order)].T
+            by_slot = g.op("Gather", g.constant(seen, "ancestors"), start.place)  # [R, S, n]
+            state = start.layer(d, x, level + 1, len(inner), by_slot)
             nodes = inner
     laws_all = g.op("Concat", *laws, axis=1) if len(laws) > 1 else laws[0]
     return Drafted(g.op("Concat", *tokens, axis=1), laws_all)

@@ -28,7 +28,7 @@ from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
-OPTIONS = builder_options(AttentionForm.DOUBLED, 9)
+OPTIONS = builder_options(AttentionForm.DOUBLED, "fixed_nodes", 9)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> Non
     assert everything(bundle) == before and len(fake_worker) == 5
     assert add_plans(bundle, [SM89, SM86], quiet).built == 5
     assert {plan.target for plan in read_manifest(bundle).plans} == {"rtx:sm89", "rtx:sm86"}
-    assert add_plans(bundle, [SM89, SM86], quiet, plain_attention=True).built == 2  # the targets
+    assert add_plans(bundle, [SM89, SM86], quiet, plain_attention=True).built == 4  # targets and drafters
     check_files(bundle, read_manifest(bundle), thorough=True)
 
 
@@ -72,12 +72,16 @@ def test_targets_share_one_plan(bundle: Path, fake_worker: list[str]) -> None:
 
 
 def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -> None:
-    """That of the largest tree, in every profile of the target and where users of the manifest look."""
+    """The largest tree's, in every profile of the target and where users of the manifest look; drafters, of pairs."""
     added = add_plans(bundle, [SM89, SM86], quiet)
     plans = {plan.target: plan for plan in added.manifest.plans if plan.engine == "target"}
     assert plans["rtx:sm86"].fixed_nodes == 9 and plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "N": 9}]
     assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 3
     assert {plan.fixed_nodes for plan in added.manifest.plans if plan.engine != "target"} == {None}
+    drafters = {plan.target: plan for plan in added.manifest.plans if plan.engine == "draft.small_9"}
+    assert drafters["rtx:sm86"].fixed_pairs == 5 and drafters["rtx:sm89"].fixed_pairs is None
+    assert [profile["M"] for profile in drafters["rtx:sm86"].profiles] == [5, 5]
+    assert {plan.fixed_pairs for plan in added.manifest.plans if not plan.engine.startswith("draft.")} == {None}
     shared = add_plans(bundle, [SM89, SM86], quiet, one_plan=True).manifest.plans
     assert {plan.fixed_nodes for plan in shared if plan.engine == "target"} == {9}
     plain = add_plans(bundle, [SM86], quiet, plain_attention=True).manifest.plans
@@ -132,8 +136,9 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
         key(replace(manifest, engines=engines)), key(replace(manifest, batch=2)),
         key(target=parse_target("tensorrt")), key(version="1.7.1.117"), key(sm="8.6"), key(sm="8.6+8.9"),
         key(options={**OPTIONS, "tf32": True}),
-        key(options=builder_options(AttentionForm.PLAIN, 9)), key(options=builder_options(AttentionForm.NODES, 9)),
-        key(options=builder_options(AttentionForm.NODES, 8)),
+        key(options=builder_options(AttentionForm.PLAIN, "fixed_nodes", 9)),
+        key(options=builder_options(AttentionForm.NODES, "fixed_nodes", 9)),
+        key(options=builder_options(AttentionForm.NODES, "fixed_nodes", 8)),
     ]  # fmt: skip
     monkeypatch.setattr(cache, "this_platform", lambda: "win32-amd64")
     changed.append(key())

@@ -41,7 +41,8 @@ def prompts(pipe: Pipeline) -> dict[str, np.ndarray]:
 def with_fixed(pipe: Pipeline, fixed: int, folder: Path) -> Pipeline:
     """The bundle of `pipe` once more, its target on a plan of `fixed` nodes."""
     other, graph = Pipeline.load(pipe.folder, threads=1, warm=False), pipe.folder / pipe.manifest.engines["target"].file
-    plan = fake_trt.write_plan(folder / "target.plan", graph, engine_profiles(pipe.manifest, "target", fixed))
+    profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": fixed})
+    plan = fake_trt.write_plan(folder / "target.plan", graph, profiles)
     target = FixedNodes(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), fixed)
     engines = engines_of(other)
     replace_engines(other, lambda name: target if name == "target" else engines[name])  # type: ignore[arg-type]
@@ -50,7 +51,8 @@ def with_fixed(pipe: Pipeline, fixed: int, folder: Path) -> Pipeline:
 
 def test_the_largest_tree_and_its_only_profile(pipe: Pipeline) -> None:
     assert largest_tree(pipe.manifest) == 9
-    assert engine_profiles(pipe.manifest, "target", 9) == [{"P": p, "R": 2 * p, "N": 9} for p in (1, 2)]
+    profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": 9})
+    assert profiles == [{"P": p, "R": 2 * p, "N": 9} for p in (1, 2)]
 
 
 @pytest.mark.parametrize("fixed", SIZES)

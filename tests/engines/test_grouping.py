@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from cascade_trt.engines.tensorrt.attention import AttentionForm, attention_form
 from cascade_trt.engines.tensorrt.build import builder_options
 from cascade_trt.engines.tensorrt.target import parse_target
+from cascade_trt.runtime.bundle import FIXED_NODES, FIXED_PAIRS
 
 PLAIN, DOUBLED, NODES = AttentionForm
 
@@ -26,8 +27,9 @@ def test_the_form_that_all_gpus_of_a_plan_read_in_place(names: str, precision: s
     targets = [parse_target(name) for name in names.split()]
     assert attention_form(targets, precision, nodes=9) is form
     assert attention_form(targets, precision, nodes=1) is (PLAIN if form is NODES else form)
-    options = builder_options(form, 9)
-    assert options["attention"] == form.value and options.get("fixed_nodes") == (9 if form is NODES else None)
+    for fixed in (FIXED_NODES, FIXED_PAIRS):
+        options = builder_options(form, fixed, 9)
+        assert options["attention"] == form.value and options.get(fixed) == (9 if form is NODES else None)
 
 
 def attention(heads: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, mask: np.ndarray) -> np.ndarray:

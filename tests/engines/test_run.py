@@ -15,6 +15,7 @@ from cascade_trt.engines.doctor import DAMAGED, UNKNOWN, USABLE, Verdict
 from cascade_trt.engines.gpu import find_gpu
 from cascade_trt.engines.tensorrt import run
 from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes
+from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
 from cascade_trt.engines.verify import compare_calls, record, replace_engines, time_calls, use_plans
@@ -117,8 +118,9 @@ def test_use_plans_asks_the_doctor_first(
     use_plans(pipe, "rtx:sm89")
     assert all(isinstance(engine, PlanEngine) for engine in verify.engines_of(pipe).values())
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
-    # Ampere's target takes one number of nodes.
+    # Ampere's target takes one number of nodes, its drafter one of pairs.
     monkeypatch.setattr(verify, "judge_bundle", lambda *_: [Verdict("rtx:sm86", USABLE, "fits.")])
     use_plans(pipe, "rtx:sm86")
     assert isinstance(verify.engines_of(pipe)["target"], FixedNodes)
+    assert isinstance(verify.engines_of(pipe)["draft.small_9"], FixedPairs)
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()

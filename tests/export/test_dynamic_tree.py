@@ -52,7 +52,8 @@ def drafted(bundle: Path, name: str, prompts: int, seed: int, temperature: float
         "write_index": np.zeros(rows, np.int64), "cache_mask": np.ones((rows, drafter.slots), bool),
         "prompt_of_row": np.arange(rows) % prompts, "noise": noise.astype(np.float32),
         "guidance": np.concatenate([np.eye(prompts) * 2, np.eye(prompts) * -1], axis=1).astype(np.float32),
-        "temperature": np.full(prompts, temperature, np.float32), "past_key.0": cache, "past_value.0": cache,
+        "temperature": np.full(prompts, temperature, np.float32),
+        **{f"past_{kind}.{step}": cache for kind in ("key", "value") for step in range(tree.depth)},
     }  # fmt: skip
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True)) | {"noise": inputs["noise"]}

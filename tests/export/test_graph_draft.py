@@ -12,6 +12,7 @@ import torch
 from support import FIXTURE
 
 from cascade_trt.export.models.drafter import Drafter, DrafterConfig
+from cascade_trt.runtime.backends.ort import OrtBackend
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.tree import TREE_NAMES, AnyTree, DynamicTree, Tree, get_tree
 
@@ -33,23 +34,26 @@ class Draft:
         shape = (rows, drafter.n_head, drafter.slots, drafter.head_dim)
         self.cache = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
 
-    def __call__(
+    def inputs(
         self, hidden: np.ndarray, path: np.ndarray, tokens: np.ndarray, count: np.ndarray, start: int,
         noise: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         prompts, pairs = path.shape
         if noise is None:
             noise = np.zeros((prompts, self._tree.depth + 1, VOCAB), np.float32)
-        inputs = {
+        return {
             "hidden": hidden, "path": path, "tokens": tokens, "count": count,
             "positions": np.tile(start + np.arange(pairs), (self._rows, 1)),
             "write_index": np.full(self._rows, start), "cache_mask": np.ones((self._rows, self._slots), bool),
             "prompt_of_row": np.arange(self._rows) % prompts, "noise": noise, "guidance": self._guidance,
-            "temperature": np.ones(prompts, np.float32), "past_key.0": self.cache[0], "past_value.0": self.cache[1],
+            "temperature": np.ones(prompts, np.float32),
         }  # fmt: skip
-        names = ["tree_tokens", "embeds", "log_q", "features", "present_key.0", "present_value.0"]
-        if isinstance(self._tree, DynamicTree):
-            names += ["parents", "sources", "depths", "ancestors"]
+
+    def __call__(self, *given, **more) -> dict[str, np.ndarray]:
+        inputs = self.inputs(*given, **more)
+        for step in range(self._tree.depth):
+            inputs |= {f"past_key.{step}": self.cache[0], f"past_value.{step}": self.cache[1]}
+        names = [output.name for output in self._session.get_outputs()]
         got = dict(zip(names, self._session.run(names, inputs), strict=True))
         self.cache = [got["present_key.0"], got["present_value.0"]]
         return got
@@ -170,3 +174,32 @@ def test_embeddings_are_the_targets(tiny_bundle: Path) -> None:
     table = torch.load(FIXTURE / "gpt_t2i.pt", weights_only=True)["model"]["tok_embeddings.weight"].float().numpy()
     np.testing.assert_array_equal(got["tree_tokens"][:, 0], [5, 7])
     np.testing.assert_array_equal(got["embeds"], table[np.tile(got["tree_tokens"], (2, 1))])
+
+
+@pytest.mark.parametrize("name", ["small_9", "eagle2_60"])
+def test_steps_may_share_the_caches_memory(tiny_bundle: Path, name: str) -> None:
+    """Bound to one memory, as the runtime does, or each to its own, as in `session.run`: the same to the last bit."""
+    tree, pairs = get_tree(name), get_tree(name).depth + 1
+    draft = Draft(tiny_bundle, tree, 2, np.array([[SCALE, 1 - SCALE]], np.float32))
+    rng = np.random.default_rng(3)
+    draft(rng.normal(size=(2, PREFIX, DIM)).astype(np.float32), np.arange(PREFIX)[None],
+          rng.integers(0, VOCAB, (1, PREFIX)), np.array([PREFIX]), 0)  # fmt: skip
+    cache = [array.copy() for array in draft.cache]
+    given = (rng.normal(size=(2, tree.size, DIM)).astype(np.float32), np.arange(pairs)[None] % 2,
+             rng.integers(0, VOCAB, (1, pairs)), np.array([2]), PREFIX)  # fmt: skip
+    apart = draft(*given)
+
+    inputs = draft.inputs(*given)
+    outputs = {name: np.zeros_like(array) for name, array in apart.items()}
+    for kind, array in zip(("key", "value"), cache, strict=True):
+        for step in range(tree.depth):
+            inputs[f"past_{kind}.{step}"] = outputs[f"present_{kind}.{step}"] = array
+    OrtBackend(1).load(tiny_bundle / f"draft.{name}.onnx").bind(inputs, outputs).run()
+    last = tree.depth - 1
+    for key, array in apart.items():
+        if not key.startswith("present_"):
+            np.testing.assert_array_equal(outputs[key], array, key)
+    np.testing.assert_array_equal(cache[0], apart[f"present_key.{last}"])
+    np.testing.assert_array_equal(cache[1], apart[f"present_value.{last}"])
+    committed = PREFIX + 2
+    np.testing.assert_array_equal(apart["present_key.0"][:, :, :committed], cache[0][:, :, :committed])

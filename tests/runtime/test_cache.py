@@ -34,5 +34,9 @@ def test_bindings_are_the_same_memory() -> None:
         assert array is outputs[name.replace("past", "present")]
         assert array.shape == (2, HEADS, SLOTS, DIM)
         assert array.flags.c_contiguous
+    stepwise, _ = cache.bindings(2, steps=3)
+    assert [stepwise[f"past_key.{index}"].ctypes.data for index in range(6)] == [
+        inputs[f"past_key.{layer}"].ctypes.data for layer in (0, 0, 0, 1, 1, 1)
+    ]
     all_rows, _ = cache.bindings(ROWS)
     assert np.shares_memory(all_rows["past_key.0"], inputs["past_key.0"])
