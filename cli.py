@@ -208,6 +208,20 @@ def calibrate() -> None:
     """Measure on this machine what a bundle should be run with."""
 
 
+@calibrate.command("states")
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--tree", help="One of the bundle's trees. [default: its first]")
+@click.option("--num-images", type=int, default=256, show_default=True, help="Pictures to learn from.")
+@click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int)
+def calibrate_states(**options: Any) -> None:
+    """Learn which tokens lead the target to similar states: the table that cascade's tau_draw needs."""
+    from .commands.calibrate_states import run
+
+    run(**options)
+
+
 @calibrate.command("tree")
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")

@@ -10,25 +10,28 @@ import numpy as np
 from .thresholds import Point
 from .watch import Similarities
 
-_COLOURS = {"none": "black", "breadth": "tab:blue", "depth": "tab:orange", "both": "tab:green"}
+_COLOURS = {"none": "black", "breadth": "tab:blue", "depth": "tab:orange", "both": "tab:green", "draw": "tab:red"}
 
 
 def plot_similarities(seen: Similarities, file: Path) -> None:
-    """Histograms of both kinds of cosines over all depths, and heat maps by depth (after the paper's figure 3)."""
+    """Histograms of each kind of cosines over all depths, and heat maps by depth (after the paper's figure 3)."""
     plt = _pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6))
-    for row, (name, values) in enumerate((("siblings", seen.breadth), ("parent and child", seen.depth))):
+    kinds = {"cosines of siblings": seen.breadth, "cosines of parent and child": seen.depth}
+    if seen.draw:
+        kinds["1 - price of the draw's stand-in"] = seen.draw
+    figure, axes = plt.subplots(len(kinds), 2, figsize=(9, 3 * len(kinds)))
+    for row, (name, values) in enumerate(kinds.items()):
         depths = sorted(values)
         every = [value for depth in depths for value in values[depth]]
         axes[row, 0].hist(every, bins=60, color="tab:blue")
-        axes[row, 0].set_title(f"cosines of {name} ({len(every)})")
-        bins = np.linspace(min(every, default=0), 1, 41)
+        axes[row, 0].set_title(f"{name} ({len(every)})")
+        bins = np.linspace(max(-1.0, min(every, default=0)), 1, 41)
         shares = [np.histogram(values[d], bins)[0] / max(1, len(values[d])) for d in depths]
         if shares:
             extent = (float(bins[0]), float(bins[-1]), depths[-1] + 0.5, depths[0] - 0.5)
             axes[row, 1].imshow(np.array(shares), aspect="auto", extent=extent, cmap="viridis")
         axes[row, 1].set_title(f"{name}, by depth")
-        axes[row, 1].set_xlabel("cosine")
+        axes[row, 1].set_xlabel("similarity")
         axes[row, 1].set_ylabel("depth in the tree")
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -19,7 +19,7 @@ class Candidate:
     """A rule to try. `quantile` is the share of the recorded cosines below its thresholds (None: plain `base`)."""
 
     rule: str
-    signals: str  # "none", "breadth", "depth" or "both"
+    signals: str  # "none", "breadth", "depth", "both" or "draw"
     quantile: float | None
 
 
@@ -49,7 +49,8 @@ def quantile(values: dict[int, list[float]], share: float) -> float | None:
 
 
 def candidates(seen: Similarities, children: str, quantiles: Sequence[float] = QUANTILES) -> list[Candidate]:
-    """Breadth alone, depth alone and both, at each quantile; and the rule with both switched off.
+    """Breadth alone, depth alone, both, and the draw where it was recorded, at each quantile; and the rule with all of
+    them switched off.
 
     Thresholds by quantile carry from model to model, absolute cosines do not: hidden states point the same way to
     a different degree in each.
@@ -64,6 +65,10 @@ def candidates(seen: Similarities, children: str, quantiles: Sequence[float] = Q
             spelt = [f"tau_{name}={'off' if tau is None else f'{tau:.4f}'}"
                      for name, tau in (("pos", tau_pos), ("seq", tau_seq))]  # fmt: skip
             found.append(Candidate(f"cascade:{how}{','.join(spelt)}", signals, share))
+        tau_draw = quantile(seen.draw, share)
+        if tau_draw is not None:  # its prices need no further guard or cap
+            spelt = f"cascade:{how}tau_pos=off,tau_seq=off,tau_draw={tau_draw:.4f},cap=0,guard=0"
+            found.append(Candidate(spelt, "draw", share))
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..runtime.noise import Stream
 from ..runtime.rules import Decision, Draws, Node, Rule
+from ..runtime.rules.cascade import Cascade
 
 
 @dataclass
@@ -49,11 +50,19 @@ class Similarities:
     """Cosines at visited nodes, by the children's depth.
 
     `breadth`: between siblings, each pair once. `depth`: between the node and the child that the rule would give a
-    second chance (the likeliest); picture rows' first tokens left out.
+    second chance (the likeliest); picture rows' first tokens left out. `draw`: where the draw of a coupled tree was not
+    drafted, 1 less the price of the cheapest child, which is what tau_draw is compared with.
     """
 
     breadth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     depth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    draw: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def note_draw(self, node: Node, drawn: int, cascade: Cascade) -> None:
+        """A draw, token `drawn`, that was not drafted, with the prices that `cascade` sets."""
+        kept = [index for index, token in enumerate(node.tokens) if node.place(token) is not None]
+        if kept:
+            self.draw[node.depth + 1].append(1 - float(cascade.prices(node, kept, drawn).min()))
 
     def note(self, node: Node) -> None:
         if len(node.nodes) > 1:
@@ -68,9 +77,14 @@ class Similarities:
 
 @dataclass(frozen=True)
 class Watched:
-    """`rule`, with every decision noted; it decides as the rule does."""
+    """`rule`, with every decision noted; it decides as the rule does.
+
+    With a `cascade` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are
+    priced, too.
+    """
 
     rule: Rule
+    cascade: Cascade | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
     similarities: Similarities = field(default_factory=Similarities)
 
@@ -87,4 +101,6 @@ class Watched:
         self.acceptance.note(node, decision.child)
         if node.nodes:
             self.similarities.note(node)
+            if self.cascade is not None and decision.child is None:
+                self.similarities.note_draw(node, decision.token, self.cascade)
         return decision

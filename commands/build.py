@@ -36,6 +36,7 @@ def run(
         require_packages([parse_target(target) for target in targets])  # what is wrong is told before the work starts
         given = [path for path in (checkpoint, vq, drafter, config) if path is not None]
         given += [] if text == "none" else [Path(text)]
+        given += [] if config is None else sorted(config.parent.glob("*.npz"))  # a table of states lies beside it
         asked = {"model": model, "trees": [repr(tree) for tree in chosen], "batch": batch, "grid": grid,
                  "n_head": n_head, "precision": precision, "max_top_k": max_top_k, "dummy": dummy_weights,
                  "drafter": drafter is not None, "text": text}  # fmt: skip

@@ -21,6 +21,7 @@ from ..engines.publish import linked_copy, staged_bundle
 from ..runtime.bundle import MANIFEST, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.stats import Stats
 from .files import check_writable
@@ -97,8 +98,12 @@ def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, li
 
 
 def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Similarities:
-    """Cosines at the nodes that the strict walk visits."""
-    watched = Watched(get_rule(_BASES[children]))
+    """Similarities at the nodes that the strict walk visits; the draw's too where the bundle has a table of states."""
+    priced = None
+    if children == "coupled" and pipe.manifest.states is not None:
+        priced = pipe.rule("cascade:children=coupled,tau_draw=1")
+        assert isinstance(priced, Cascade)
+    watched = Watched(get_rule(_BASES[children]), priced)
     for number, caption in enumerate(asked):
         if pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree).interrupted:
             raise KeyboardInterrupt

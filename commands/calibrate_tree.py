@@ -14,7 +14,7 @@ from ..calibration.tree import Choice, best_tree, choose_tree, expected_tau, siz
 from ..calibration.watch import Watched
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
-from ..runtime.rules.registry import PLAIN, get_rule
+from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import Tree
 from .bench import conditioning
@@ -28,7 +28,7 @@ def run(
     """Measures, chooses, writes the tree as a JSON of paths and says what it promises."""
     _check(rule, num_images, most_nodes, most_depth, nodes, out)
     pipe = Pipeline.load(bundle, threads=threads)
-    watched = Watched(get_rule(rule, pipe._neighbours()))
+    watched = Watched(pipe.rule(rule))
     console = Console(stderr=True)
     wanted = sizes(most_nodes + 1)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -15,6 +15,7 @@ from ..engines.publish import staged_bundle
 from ..runtime.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
+    STATES,
     DrafterInfo,
     EngineInfo,
     FileInfo,
@@ -176,6 +177,8 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
                 build_draft(d, tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
             np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
+            if parts.states is not None:
+                parts.states.save(stage.folder / STATES)
         if parts.text is not None and parts.text_config is not None:
             files["text"] = weights("text")
             g = GraphBuilder("text", files["text"])
@@ -227,6 +230,7 @@ def _manifest(
         backends=backend_support(config.head_dim, options.precision),
         request=options.request,
         neighbours=NEIGHBOURS if drafter else None,
+        states=STATES if parts.states is not None else None,
         rules=dict(parts.rules),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..runtime.bundle import SamplingDefaults
 from ..runtime.errors import CascadeError
 from .checkpoints.llamagen import drafter_shapes, llamagen_shapes, open_drafter, open_llamagen
-from .checkpoints.settings import check_grid, positive, rules, whole
+from .checkpoints.settings import check_grid, positive, rules, state_table, whole
 from .checkpoints.source import DummySource, read_json
 from .checkpoints.t5 import check_text_matches, open_t5, t5_shapes
 from .checkpoints.vq import check_vq_matches, open_vq, vq_shapes
@@ -48,6 +48,8 @@ def open_checkpoints(
         check_text_matches(model, parts["text_config"])
         shapes["text"] = t5_shapes(parts["text_config"])
     parts["rules"] = rules(settings)
+    if config is not None and drafter is not None:
+        parts["states"] = state_table(settings, config.parent, (model.vocab_size, model.dim))
     variant = f"{model.condition[0]}2i {model.n_layer}x{model.dim}"
     opened = Parts(variant, source, model, vq_source, vq_config, shapes, **parts)
     return opened, _sampling(model, settings)

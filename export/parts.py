@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..runtime.errors import CascadeError
+from ..runtime.rules.states import StateTable
 from .checkpoints.source import TensorSource
 from .models.drafter import DrafterConfig
 from .models.llamagen import LlamaGenConfig
@@ -37,6 +38,7 @@ class Parts:
     tokenizer: Path | None = None
     dummy: bool = False
     rules: Mapping[str, str] = field(default_factory=dict)  # what a rule's bare name means with these weights
+    states: StateTable | None = None
 
     def parameters(self, part: str) -> int:
         """Number of weights of a part."""

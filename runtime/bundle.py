@@ -19,6 +19,7 @@ from .errors import CascadeError
 from .tree import AnyTree, DynamicTree, Tree
 
 SCHEMA_VERSION = 2
+STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
 _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
@@ -206,6 +207,7 @@ class Manifest:
     request: str = ""  # digest of what the build was asked for
     rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]
+    states: str | None = None  # file with CASCADE's table of states, (calibrate states)
 
     def tree(self, name: str | None) -> TreeInfo:
         """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""

@@ -69,6 +69,7 @@ class TargetCall:
         past, present = cache.bindings(r)
         inputs = {name: getattr(self, name) for name in ("embeds", "positions", "write_index", "tree_mask")}
         outputs = {name: getattr(self, name) for name in ("logits", "ids", "log_sum_exp", "hidden", "similarity")}
+        self.guidance = shared["guidance"]  # float32 [P, R]
         self.seconds = 0.0  # spent inside the engine so far
         self._call = engine.bind({**inputs, **shared, **past}, {**outputs, **present})
 

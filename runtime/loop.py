@@ -118,6 +118,8 @@ def walk(
             drafted=drafted,
             row_start=(int(state.done[p]) + depth) % state.row == 0,
             relaxed_run=run_of_relaxed(causes),
+            hidden=call.hidden,
+            guidance=call.guidance[p],
         )
         shared = buffers.noise[p, depth] if rule.noise is Stream.TOKEN and not sampling.greedy else None
         draws = Draws(state.seeds[p], int(state.done[p]) + depth, buffers.noise.shape[2], shared)

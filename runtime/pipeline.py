@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from .prompts import PromptEncoder
 from .request import Conditioning, check_conditioning, check_sampling, check_seeds
 from .rules import Rule, get_rule
 from .rules.registry import PLAIN
+from .rules.states import StateTable
 from .sampling import Sampling
 from .stats import Stats
 
@@ -245,7 +247,7 @@ class Pipeline:
                 self.manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
             return None, None
         if isinstance(rule, str):
-            rule = get_rule(self.manifest.rules.get(rule, rule), self._neighbours())
+            rule = self.rule(rule)
         info = self.manifest.tree(tree)
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:
@@ -255,10 +257,22 @@ class Pipeline:
             )
         return rule, info.name
 
+    def rule(self, name: str) -> Rule:
+        """The acceptance rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
+        spelt = self.manifest.rules.get(name, name)
+        return get_rule(spelt, self._neighbours, self._states)
+
+    @cached_property
     def _neighbours(self) -> np.ndarray | None:
         """The table for LANTERN, int [V, K], mapped from the bundle's file."""
         name = self.manifest.neighbours
         return None if name is None else np.load(self.folder / name, mmap_mode="r")
+
+    @cached_property
+    def _states(self) -> StateTable | None:
+        """The table for CASCADE's tau_draw."""
+        name = self.manifest.states
+        return None if name is None else StateTable.load(self.folder / name)
 
     def _batches(self, request: Request, callback: Callback | None) -> Iterator[Output]:
         """Draws batch by batch; the lock is held while one is drawn."""

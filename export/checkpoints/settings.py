@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...runtime.errors import CascadeError
 from ...runtime.rules import get_rule
+from ...runtime.rules.states import StateTable
 
+_NO_STATES = StateTable(np.zeros((1, 1), np.float16), np.ones(1, np.float32))
 _LARGEST_GRID = 128  # published models reach 48; the VQ decoder's attention grows with the fourth power
 
 
@@ -56,5 +59,22 @@ def rules(settings: Mapping[str, Any]) -> dict[str, str]:
     for name, rule in found.items():
         if not isinstance(rule, str) or rule.partition(":")[0] != name:
             raise CascadeError(f"rules: {name} must be spelt {name}:setting=value, not {rule!r}: correct the config.")
-        get_rule(rule, np.zeros((1, 1), np.int64))  # settings are checked; the neighbours' table plays no part
+        get_rule(rule, np.zeros((1, 1), np.int64), _NO_STATES)  # settings are checked; the tables play no part
     return dict(found)
+
+
+def state_table(settings: Mapping[str, Any], folder: Path, shape: tuple[int, int]) -> StateTable | None:
+    """`states`: the file in `folder` with CASCADE's table of states (None where absent).
+
+    Raises CascadeError for a file that is missing or damaged, or belongs to a model of another `shape` (V, D).
+    """
+    name = settings.get("states")
+    if name is None:
+        return None
+    table = StateTable.load(folder / str(name))
+    if table.rows.shape != shape:
+        raise CascadeError(
+            f"states: the rows of {folder / str(name)} must have the shape {shape}, not {table.rows.shape}: the table "
+            "belongs to another model."
+        )
+    return table

@@ -59,7 +59,8 @@ class Node:
     node numbers; log_q float32 [V] is the drafter's law here (None at a leaf), similarity float32 [N, N] the
     cosines between the tree's guided hidden states. tree and drafted int64 [N] are the whole tree and its
     tokens. `row_start`: the next token is the first of a picture's row. `relaxed_run`: how many of the tokens
-    accepted last in this round, one after the other, a relaxation let pass.
+    accepted last in this round, one after the other, a relaxation let pass. `hidden` [R, N, D] are all rows' final
+    states, of which guidance float32 [R] mixes this prompt's.
     """
 
     index: int
@@ -73,6 +74,8 @@ class Node:
     drafted: np.ndarray
     row_start: bool = False
     relaxed_run: int = 0
+    hidden: np.ndarray | None = None
+    guidance: np.ndarray | None = None
 
     @cached_property
     def p(self) -> np.ndarray:
@@ -87,6 +90,12 @@ class Node:
     @property
     def depth(self) -> int:
         return int(self.tree.depths[self.index])
+
+    def states(self, nodes: Sequence[int]) -> np.ndarray:
+        """float32 [n, D]: the target's guided states at nodes of the tree."""
+        assert self.hidden is not None and self.guidance is not None  # the loop gives them
+        rows = np.flatnonzero(self.guidance)
+        return np.einsum("r,rnd->nd", self.guidance[rows], self.hidden[rows][:, list(nodes)].astype(np.float32))
 
     def cousins(self) -> list[int]:
         """All nodes of the children's depth, under whichever parent."""

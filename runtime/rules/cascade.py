@@ -8,23 +8,37 @@ verification of the tree has computed anyway.
   what follows them hardly differs.
 * Convergence (depth): when every child has failed, the best one passes if cos(h_parent, h_x) >= tau_seq, since
   the state hardly moves whichever token comes.
+
+The third signal is ours (docs/rules.md has the measurements). On the coupled tree the target's own draw t is known
+even where it was not drafted, and what a child must be interchangeable with is t. The state behind t was not
+computed, but what t mostly does to a state is known from other pictures: the row S[t] of the bundle's table of states.
+
+* Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * (usage[x] / usage[t])^balance / gain(x).
+  The cheapest child passes if 1 - price >= tau_draw. Usage is how common a token is: drafters prefer common tokens,
+  and without this factor pictures lose their grain. gain is how many tokens the child may bring, 1 + ahead +
+  ahead^2 + ... over the levels from it downward: what brings more may cost more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from ..errors import CascadeError
 from .base import Cause, Node
 from .relaxed import Relaxed
 from .residual import Residual
+from .states import StateTable
 
 
 @dataclass(frozen=True)
 class Cascade(Relaxed):
-    """tau_pos and tau_seq in [0, 1], None (spelled "off") switches a relaxation off.
+    """tau_pos, tau_seq and tau_draw in [0, 1], None (spelled "off") switches a relaxation off.
+
+    tau_draw, balance (0: usage plays no part) and ahead (0: neither does what lies below a child) need the coupled
+    tree and the bundle's `states`.
 
     peers: whose probability is lent, that of "siblings" or of the whole "depth". breadth: "aggregate" it before
     the test, or after it "swap" to the interchangeable child with the deepest subtree, or do both.
@@ -37,6 +51,10 @@ class Cascade(Relaxed):
     row_ends: bool = True
     peers: str = "siblings"
     breadth: str = "aggregate"
+    tau_draw: float | None = None
+    balance: float = 0.2
+    ahead: float = 0.75
+    states: StateTable | None = field(default=None, compare=False, repr=False)
 
     kind: ClassVar[str] = "cascade"
     cause: ClassVar[Cause] = Cause.INTERCHANGEABLE
@@ -45,8 +63,38 @@ class Cascade(Relaxed):
         super().__post_init__()
         self.between("tau_pos", 0, 1)
         self.between("tau_seq", 0, 1)
+        self.between("tau_draw", 0, 1)
+        self.between("balance", 0, 1)
+        self.between("ahead", 0, 1)
         self.one_of("peers", ("siblings", "depth"))
         self.one_of("breadth", ("aggregate", "swap", "both"))
+        if self.tau_draw is None:
+            return
+        if self.children != "coupled":
+            raise CascadeError(
+                "cascade: tau_draw compares children with the target's own draw, which only a coupled tree shares: "
+                "add children=coupled, or set tau_draw=off."
+            )
+        if self.states is None:
+            raise CascadeError(
+                "cascade: tau_draw needs the bundle's table of states: run `cascade-trt calibrate states` on it first."
+            )
+
+    def stand_in(self, node: Node, supported: list[int], drawn: int) -> int | None:
+        if self.tau_draw is None or not supported:
+            return None
+        prices = self.prices(node, supported, drawn)
+        cheapest = int(np.argmin(prices))
+        return supported[cheapest] if 1 - prices[cheapest] >= self.tau_draw else None
+
+    def prices(self, node: Node, children: list[int], drawn: int) -> np.ndarray:
+        """float32 [k]: what it costs to take each of the children (indices) for the target's draw, token `drawn`."""
+        assert self.states is not None  # checked when the rule was made
+        tokens = [node.tokens[i] for i in children]
+        heights = np.array([node.tree.heights[node.nodes[i]] for i in children])
+        gain = (self.ahead ** np.arange(heights.max() + 1)).cumsum()[heights]
+        commoner = (self.states.usage[tokens] / self.states.usage[drawn]) ** self.balance
+        return (1 - self.states.cosines(tokens, drawn)) * commoner / gain
 
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]

@@ -16,6 +16,7 @@ from .exact import Exact
 from .gsd import Gsd
 from .lantern import Lantern, LanternPlus, Neighbours
 from .relaxed import Relaxed
+from .states import StateTable
 from .strict import Strict
 
 # `ar` is plain decoding, which has no tree and so no acceptance rule; the pipeline knows it by name.
@@ -29,10 +30,11 @@ _RELAXED: Mapping[str, type[Relaxed]] = {rule.kind: rule for rule in (Cascade, L
 RULE_NAMES: tuple[str, ...] = (PLAIN, *_FIXED, *_RELAXED)
 
 
-def get_rule(text: str, neighbours: np.ndarray | None = None) -> Rule:
-    """The acceptance rule that `text` spells; neighbours int [V, K] is the bundle's table, for LANTERN.
+def get_rule(text: str, neighbours: np.ndarray | None = None, states: StateTable | None = None) -> Rule:
+    """The acceptance rule that `text` spells.
 
-    Raises CascadeError for an unknown rule or setting, a value out of range, or a missing table.
+    The bundle's tables: neighbours int [V, K] is for LANTERN, states for CASCADE's tau_draw. Raises CascadeError
+    for an unknown rule or setting, a value out of range, or a missing table.
     """
     kind, colon, settings = text.partition(":")
     if kind in _FIXED:
@@ -45,6 +47,8 @@ def get_rule(text: str, neighbours: np.ndarray | None = None) -> Rule:
     values = _parse(made, settings) if colon else {}
     if issubclass(made, Neighbours):
         values["table"] = neighbours
+    elif made is Cascade:
+        values["states"] = states
     return made(**values)
 
 
@@ -77,7 +81,7 @@ def _value(kind: str, name: str, word: str, default: Any) -> Any:
         return word == "on"
     if isinstance(default, str):
         return word
-    if word == "off" and isinstance(default, float) and name.startswith("tau"):
+    if word == "off" and name.startswith("tau"):
         return None
     try:
         return int(word) if isinstance(default, int) else float(word)

@@ -96,6 +96,13 @@ class Relaxed(ABC):
         """
         return None
 
+    def stand_in(self, node: Node, supported: list[int], drawn: int) -> int | None:  # noqa: ARG002
+        """Coupled children: one (its index) that may stand for the target's own draw, token `drawn`, or None.
+
+        Asked before anything else, of draws that were not drafted.
+        """
+        return None
+
     def settle(self, node: Node, supported: list[int], index: int) -> int:  # noqa: ARG002
         """The child to go on with once child `index` has passed: itself, or one as good with more below it."""
         return index
@@ -152,6 +159,9 @@ class Relaxed(ABC):
         token = int(node.ids[drawn])
         if token in node.tokens:
             return Decision(token, node.nodes[list(node.tokens).index(token)], Cause.STRICT)
+        stand_in = self.stand_in(node, supported, token)
+        if stand_in is not None:
+            return self._accept(node, supported, stand_in, self.cause)
         law = Residual(node, sampled=node.log_q is not None)
         best: tuple[float, int] | None = None
         for index in supported:
