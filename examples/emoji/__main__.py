@@ -36,7 +36,7 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     """Runs the steps up to `last`; each is quick when it was finished before, or given by the weights in `start`."""
     from .config import RECIPES
     from .data import build_data
-    from .drafter import flatness, make_samples, train_drafter
+    from .drafter import flatness, make_samples, state_table, train_drafter
     from .judge import make_judge
     from .ship import ship
     from .start import start_from
@@ -62,12 +62,13 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     if until < 4:
         return
     drafter = train_drafter(recipe, data, words, model, out)
-    entropy, top = flatness(recipe, model.target, make_samples(recipe, data, words, model, out)["hidden"])
+    samples = make_samples(recipe, data, words, model, out)
+    entropy, top = flatness(recipe, model.target, samples["hidden"])
     settings = f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}"
     click.echo(f"target at {settings}: entropy {entropy:.2f} nats, mean top-1 probability {top:.2f}")
     if until < 5:
         return
-    ship(recipe, model, vq, drafter, words, out / "weights")
+    ship(recipe, model, vq, drafter, words, out / "weights", state_table(recipe, samples))
     click.echo(f"weights in {out / 'weights'}: copy them to examples/emoji/weights to make them the demo's")
 
 

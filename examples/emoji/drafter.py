@@ -17,8 +17,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
+from ...calibration.states import StateSums
 from ...export.models.drafter import Drafter, DrafterConfig
 from ...export.models.llamagen import LlamaGen
+from ...runtime.rules.states import StateTable
 from .captions import BACKGROUNDS, caption
 from .config import Recipe
 from .data import DataSet
@@ -55,6 +57,17 @@ def make_samples(
             file.with_suffix(".part").rename(file)
         parts.append(torch.load(file, weights_only=True))
     return {name: torch.cat([part[name] for part in parts]) for name in ("codes", "hidden")}
+
+
+def state_table(recipe: Recipe, samples: dict[str, Tensor]) -> StateTable:
+    """CASCADE's table of states, of the same samples."""
+    codes, hidden = samples["codes"].numpy(), samples["hidden"]
+    sums = StateSums.empty(recipe.codebook_size, recipe.dim)
+    for one, states in zip(codes, hidden, strict=True):
+        cond, uncond = states[:, recipe.prefix_len :].float()  # [HW - 1, D] each, behind the codes but the last
+        sums.draw(one)
+        sums.add(one[:-1], (uncond + recipe.guidance_scale * (cond - uncond)).numpy())
+    return sums.table()
 
 
 def drafter_config(recipe: Recipe) -> DrafterConfig:

@@ -13,18 +13,23 @@ from torch import nn
 
 from ...export.models.drafter import Drafter
 from ...export.models.vq import VQModel
+from ...runtime.bundle import STATES
+from ...runtime.rules.states import StateTable
 from .config import Recipe
 from .model import TextToImage
 
 
 def ship(
-    recipe: Recipe, model: TextToImage, vq: VQModel, drafter: Drafter | None, tokenizer: Tokenizer, folder: Path
+    recipe: Recipe, model: TextToImage, vq: VQModel, drafter: Drafter | None, tokenizer: Tokenizer, folder: Path,
+    states: StateTable | None = None,
 ) -> None:
-    """Fills `folder`: target, vq and drafter .safetensors, config.json, drafter_config.json, text/."""
+    """Fills `folder`: target, vq and drafter .safetensors, config.json, drafter_config.json, states.npz, text/."""
     text = folder / "text"
     text.mkdir(parents=True, exist_ok=True)
     _save(model.target, folder / "target.safetensors")
     _save(vq, folder / "vq.safetensors")
+    if states is not None:
+        states.save(folder / STATES)
     _save(model.text, text / "model.safetensors")
     tokenizer.save(str(text / "tokenizer.json"))
     t5 = model.text.config
@@ -43,6 +48,7 @@ def ship(
         "vq_ch_mult": list(recipe.vq_ch_mult), "vq_z_channels": recipe.vq_z_channels, "vq_codebook_dim": 8,
         "cfg_scale": recipe.guidance_scale, "top_k": recipe.top_k,
         "temperature": recipe.temperature, "rules": dict(recipe.rules),
+        **({} if states is None else {"states": STATES}),
     })  # fmt: skip
     if drafter is not None:
         _save(drafter, folder / "drafter.safetensors")
