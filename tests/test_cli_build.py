@@ -22,6 +22,7 @@ from cascade_trt.export import presets
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.rules.states import StateTable
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 
@@ -310,3 +311,21 @@ def test_rules_of_the_config(tmp_path: Path) -> None:
         config.write_text(json.dumps(settings | {"rules": rules}))
         result = CliRunner().invoke(cli, ["build", *map(str, arguments), "--out", str(tmp_path / "other")])
         assert result.exit_code == 2 and said in result.stderr, result.output
+
+
+def test_a_table_of_states_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    """A config names its file; one of another model is refused."""
+    arguments = save_checkpoints(tmp_path / "checkpoints", vocab=8, grid=4)
+    config = tmp_path / "checkpoints" / "model.json"
+    settings = json.loads(config.read_text())
+    table = StateTable(np.eye(8, settings["dim"], dtype=np.float16), np.full(8, 1 / 8, np.float32))
+    table.save(config.parent / "states.npz")
+    rule = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.5"
+    config.write_text(json.dumps(settings | {"states": "states.npz", "rules": {"cascade": rule}}))
+    build(*arguments, "--tree", "pair_4", "--out", tmp_path / "bundle")
+    pipe = Pipeline.load(tmp_path / "bundle", threads=1)
+    assert pipe.generate(**random_features(pipe, 1), rule="cascade").stats.rule == rule
+    StateTable(table.rows[1:], table.usage[1:]).save(config.parent / "states.npz")
+    for name, said in (("states.npz", "belongs to another model"), ("nowhere.npz", "cannot be read")):
+        config.write_text(json.dumps(settings | {"states": name}))
+        refused(run(*arguments, "--out", tmp_path / "other"), tmp_path / "other", said)

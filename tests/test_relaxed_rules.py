@@ -46,6 +46,6 @@ def test_temperature_zero_is_plain_decoding(small_vocabulary: Pipeline) -> None:
 
 
 def test_a_bundle_without_a_table(small_vocabulary: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_vocabulary, "_neighbours", lambda: None)
+    monkeypatch.setattr(small_vocabulary, "_neighbours", None)
     with pytest.raises(CascadeError, match="neighbour table"):
         small_vocabulary.generate(**random_features(small_vocabulary, 1), rule="lantern")

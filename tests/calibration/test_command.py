@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from support import random_features
 
+from cascade_trt.calibration.states import StateSums, StateWatch
 from cascade_trt.calibration.watch import Acceptance, Watched
 from cascade_trt.cli import cli
 from cascade_trt.commands.calibrate_thresholds import write_rule
+from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.rules import get_rule
 from cascade_trt.runtime.tree import get_tree
@@ -75,6 +77,64 @@ def test_rare_ranks_borrow_from_the_depth_above() -> None:
     acceptance.visited.update({(0, 0): 100, (0, 1): 100, (1, 0): 40, (1, 1): 3})
     acceptance.accepted.update({(0, 0): 50, (0, 1): 20, (1, 0): 10, (1, 1): 3})
     np.testing.assert_allclose(acceptance.table(), [[0.5, 0.2], [0.25, 0.2]])
+
+
+def test_a_table_of_states_serves_tau_draw(text_bundle: Path, tmp_path: Path) -> None:
+    """Without the table a sentence; with it the rule draws, and thresholds sweep the draw's signal too."""
+    own, prompts, out = tmp_path / "bundle", tmp_path / "prompts.txt", tmp_path / "report"
+    shutil.copytree(text_bundle, own)
+    prompts.write_text("red apple\nblue bird\n")
+    rule = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.0,cap=0,guard=0.0"
+    with pytest.raises(CascadeError, match="run `cascade-trt calibrate states` on it first"):
+        Pipeline.load(own).generate(["red apple"], rule=rule)
+    before = (own / "manifest.json").stat().st_ino
+    result = CliRunner().invoke(cli, [
+        "calibrate", "states", "--bundle", str(own), "--num-images", "3", "--prompts", str(prompts),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "table of states from" in result.output
+    assert (own / "manifest.json").stat().st_ino != before
+    pipe = Pipeline.load(own)
+    exact, relaxed = (pipe.generate(["red apple"], seed=1, rule=name).stats for name in ("exact", rule))
+    assert relaxed.tau > exact.tau
+    assert relaxed.causes["interchangeable"] > 0
+    result = CliRunner().invoke(cli, [
+        "calibrate", "thresholds", "--bundle", str(own), "--judge", "none", "--prompts", str(prompts),
+        "--num-images", "1", "--out", str(out),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    points = json.loads((out / "thresholds.json").read_text())["points"]
+    drawn = [point for point in points if point["signals"] == "draw"]
+    assert len(drawn) == 5
+    assert all("tau_draw=" in point["rule"] for point in drawn)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_watching_states_changes_nothing(small_vocabulary: Pipeline) -> None:
+    given, model = random_features(small_vocabulary, 2), small_vocabulary.manifest.model
+    watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.dim))
+    seen = small_vocabulary.generate(**given, rule=watch, tree="naive_extend_57")
+    plain = small_vocabulary.generate(**given, rule="exact", tree="naive_extend_57")
+    np.testing.assert_array_equal(seen.codes, plain.codes)
+    # Each round's tokens are draws, but for those that the end of the picture cut off; prefill drew the first.
+    assert watch.sums.used.sum() >= plain.codes.size - len(plain.codes)
+    assert watch.sums.count.sum() > plain.codes.size
+    table = watch.sums.table()
+    lengths = np.linalg.norm(table.rows.astype(np.float32), axis=1)
+    np.testing.assert_allclose(lengths[watch.sums.count >= 3], 1, atol=1e-2)
+    assert (lengths[watch.sums.count < 3] == 0).all()
+
+
+def test_too_few_states_are_a_sentence() -> None:
+    with pytest.raises(CascadeError, match="draw more pictures"):
+        StateSums.empty(8, 4).table()
+
+
+def test_states_refuse_no_pictures(small_vocabulary: Pipeline) -> None:
+    command = ["calibrate", "states", "--bundle", str(small_vocabulary.folder), "--num-images", "0"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2
+    assert "--num-images must be at least 1" in result.output
 
 
 def test_thresholds_are_swept_and_the_bare_rule_follows_the_bundle(text_bundle: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def verified(tree: Tree, prompts: int) -> tuple[Any, Any]:
     call = SimpleNamespace(
         logits=logits, ids=rng.permuted(np.tile(np.arange(VOCAB), (prompts, tree.size, 1)), axis=2),
         similarity=np.zeros((prompts, tree.size, tree.size), np.float32),
+        hidden=np.zeros((prompts, tree.size, 2), np.float32), guidance=np.eye(prompts, dtype=np.float32),
     )  # fmt: skip
     buffers = SimpleNamespace(
         tree_tokens=(np.arange(tree.size) + np.arange(prompts)[:, None]) % VOCAB,

@@ -19,10 +19,16 @@ from cascade_trt.runtime.rules.cool import Cool
 from cascade_trt.runtime.rules.gsd import Gsd
 from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
 from cascade_trt.runtime.rules.relaxed import CHILDREN
+from cascade_trt.runtime.rules.states import StateTable
 from cascade_trt.runtime.tree import tree_from_branching
 
 VOCAB = 12
 TABLE = np.array([[y for y in np.argsort(np.abs(np.arange(VOCAB) - x), kind="stable") if y != x] for x in range(VOCAB)])
+_ROWS = np.random.default_rng(4).normal(size=(VOCAB, 3))
+STATES = StateTable(
+    (_ROWS / np.linalg.norm(_ROWS, axis=1, keepdims=True)).astype(np.float16),
+    np.random.default_rng(5).dirichlet(np.ones(VOCAB)).astype(np.float32),
+)
 BASES = {"sampled": "strict", "topk": "strict-topk", "coupled": "exact"}
 
 
@@ -66,7 +72,14 @@ def relaxations(children: str) -> list[Any]:
         LanternPlus(children=children, lambda_=4.0, table=TABLE),
         Cool(children=children, delta=2.0),
     ]
+    if children == "coupled":
+        rules.append(by_draw(0.4))
     return rules if children == "topk" else [*rules, Gsd(children=children, size=4)]
+
+
+def by_draw(tau_draw: float | None, **more: Any) -> Cascade:
+    """The rule that compares children with the target's own draw, and does nothing else."""
+    return Cascade(children="coupled", tau_pos=None, tau_seq=None, tau_draw=tau_draw, states=STATES, **more)
 
 
 def switched_off(children: str) -> list[Any]:
@@ -75,6 +88,7 @@ def switched_off(children: str) -> list[Any]:
         Lantern(children=children, delta=0.0, table=TABLE),
         LanternPlus(children=children, lambda_=1.0, table=TABLE),
         Cool(children=children, delta=1.0, nu=0.0),
+        *([by_draw(None)] if children == "coupled" else []),
     ] + ([] if children == "topk" else [Gsd(children=children, size=1)])
 
 
@@ -116,6 +130,8 @@ def test_more_is_accepted_as_a_threshold_falls(case: Case, children: str, one: f
         (Lantern(children=children, delta=high, table=TABLE), Lantern(children=children, delta=low, table=TABLE)),
         (Cool(children=children, delta=1 + high), Cool(children=children, delta=1 + low)),
     ]
+    if children == "coupled":
+        pairs.append((by_draw(low), by_draw(high)))
     for looser, tighter in pairs:
         if tighter.decide(node, case.draws).child is not None:
             assert looser.decide(node, case.draws).child is not None, (looser.name, tighter.name)
@@ -134,7 +150,7 @@ def test_at_temperature_zero_nothing_is_relaxed(name: str) -> None:
 
 @pytest.mark.parametrize("rule", [*relaxations("sampled"), *relaxations("coupled"), get_rule("strict")])
 def test_names_spell_the_rule(rule: Any) -> None:
-    assert get_rule(rule.name, TABLE) == rule
+    assert get_rule(rule.name, TABLE, STATES) == rule
 
 
 @pytest.mark.parametrize(
@@ -149,6 +165,10 @@ def test_names_spell_the_rule(rule: Any) -> None:
         ("cascade:cap=-1", "cap must be 0"),
         ("cascade:cap=1.5", "a whole number"),
         ("cascade:children=greedy", "children must be one of sampled, topk, coupled"),
+        ("cascade:tau_draw=0.5", "only a coupled tree shares"),
+        ("cascade:children=coupled,tau_draw=1.5", "tau_draw must lie between 0 and 1"),
+        ("cascade:children=coupled,tau_draw=on", "tau_draw must be a number, not 'on'"),
+        ("cascade:children=coupled,tau_draw=0.5,balance=-1", "balance must lie between 0 and 1"),
         ("cascade:breadth=sum", "breadth must be one of"),
         ("lantern:delta=2", "delta must lie between 0 and 1"),
         ("lantern:residual=none", "residual must be one of strict, lantern-repo"),
@@ -163,7 +183,7 @@ def test_names_spell_the_rule(rule: Any) -> None:
 )
 def test_wrong_settings_are_one_sentence(text: str, said: str) -> None:
     with pytest.raises(CascadeError) as error:
-        get_rule(text, TABLE)
+        get_rule(text, TABLE, STATES)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -172,6 +192,12 @@ def test_lantern_needs_its_table() -> None:
     for name in ("lantern", "lantern++"):
         with pytest.raises(CascadeError, match="neighbour table"):
             get_rule(name)
+
+
+def test_tau_draw_needs_its_table() -> None:
+    with pytest.raises(CascadeError, match="run `cascade-trt calibrate states`"):
+        get_rule("cascade:children=coupled,tau_draw=0.5", TABLE)
+    assert get_rule("cascade:children=coupled,tau_draw=off").noise is Stream.TOKEN
 
 
 def test_every_rule_can_be_made() -> None:

@@ -19,6 +19,7 @@ from cascade_trt.runtime.rules.cool import Cool
 from cascade_trt.runtime.rules.gsd import Gsd
 from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
 from cascade_trt.runtime.rules.residual import Residual
+from cascade_trt.runtime.rules.states import StateTable
 from cascade_trt.runtime.tree import tree_from_branching
 
 P = np.array([0.4, 0.3, 0.2, 0.1])
@@ -102,6 +103,44 @@ def test_cascade_swaps_to_the_deepest_subtree() -> None:
     swapped = Cascade(tau_pos=0.9, tau_seq=None, breadth="swap").decide(node, draws(0.5))
     assert (swapped.token, swapped.child, swapped.cause) == (1, 2, Cause.INTERCHANGEABLE)
     assert Cascade(tau_pos=0.96, tau_seq=None, breadth="swap").decide(node, draws(0.5)).token == 0
+
+
+# Rows of tokens 1 and 2 at cosine .8 and .6 to that of token 0, token 3 was never seen; 1 is four times as common as 2.
+STATES = StateTable(
+    np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 0]], np.float16), np.array([0.3, 0.4, 0.1, 0.2], np.float32)
+)
+
+
+def by_draw(tau_draw: float, **more: float) -> Cascade:
+    return Cascade(children="coupled", tau_pos=None, tau_seq=None, guard=0.0, tau_draw=tau_draw, states=STATES, **more)
+
+
+def test_cascade_takes_the_child_that_is_most_like_the_draw() -> None:
+    """Without noise the target draws 0. Prices without usage and levels: .2 for child 1, .4 for 2, 1 for 3."""
+    node = case([2, 1, 3])
+    decision = by_draw(0.79, balance=0, ahead=0).decide(node, draws(0.5))
+    assert (decision.token, decision.child, decision.cause) == (1, 2, Cause.INTERCHANGEABLE)
+    refused = by_draw(0.81, balance=0, ahead=0).decide(node, draws(0.5))
+    assert (refused.token, refused.child, refused.cause) == (0, None, Cause.DRAWN)
+    assert by_draw(0.0).decide(case([3]), draws(0.5)).token == 3  # price 1 less what usage takes off: any child
+    assert by_draw(0.5).decide(case([1, 0]), draws(0.5)).cause is Cause.STRICT  # the draw itself was drafted
+
+
+def test_common_tokens_are_held_back() -> None:
+    """At full balance child 1 costs .2 * .4/.3 = .27, child 2 .4 * .1/.3 = .13: the rarer one is taken."""
+    rule = by_draw(0.8, balance=1, ahead=0)
+    np.testing.assert_allclose(rule.prices(case([1, 2]), [0, 1], 0), [0.2667, 0.1333], atol=1e-3)
+    assert rule.decide(case([1, 2]), draws(0.5)).token == 2
+
+
+def test_what_brings_more_may_cost_more() -> None:
+    """Child 2 has two levels below it: it costs .4 / (1 + .75 + .75^2) = .173, less than child 1 with .2."""
+    tree = tree_from_branching("uneven", [[2], [0, 1], [1]])
+    node = root_node(P, [1, 2], UNIFORM, alike(size=5), tree)
+    rule = by_draw(0.8, balance=0)
+    np.testing.assert_allclose(rule.prices(node, [0, 1], 0), [0.2, 0.173], atol=1e-3)
+    assert rule.decide(node, draws(0.5)).child == 2
+    assert rule.decide(root_node(P, [1, 2], UNIFORM, alike(size=5), tree, row_start=True), draws(0.5)).child is None
 
 
 def test_lantern_budget() -> None:
