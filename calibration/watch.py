@@ -10,6 +10,7 @@ import numpy as np
 from ..runtime.noise import Stream
 from ..runtime.rules import Decision, Draws, Node, Rule
 from ..runtime.rules.cascade import Cascade
+from .swaps import Swaps
 
 
 @dataclass
@@ -80,13 +81,14 @@ class Watched:
     """`rule`, with every decision noted; it decides as the rule does.
 
     With a `cascade` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are
-    priced, too.
+    priced, too; with `swaps` what taking their place would do is noted.
     """
 
     rule: Rule
     cascade: Cascade | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
     similarities: Similarities = field(default_factory=Similarities)
+    swaps: Swaps | None = None
 
     @property
     def name(self) -> str:
@@ -99,6 +101,8 @@ class Watched:
     def decide(self, node: Node, draws: Draws) -> Decision:
         decision = self.rule.decide(node, draws)
         self.acceptance.note(node, decision.child)
+        if self.swaps is not None:
+            self.swaps.note(node, draws, decision, self.cascade)
         if node.nodes:
             self.similarities.note(node)
             if self.cascade is not None and decision.child is None:

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from ..calibration.plots import plot_curve, plot_similarities
 from ..calibration.thresholds import Candidate, Point, candidates, operating_point
-from ..calibration.watch import Similarities, Watched
+from ..calibration.swaps import Swaps
+from ..calibration.watch import Watched
 from ..engines.publish import linked_copy, staged_bundle
 from ..runtime.bundle import MANIFEST, read_manifest
 from ..runtime.errors import CascadeError
@@ -59,7 +60,9 @@ def run(
     check_writable(out)
     means, asked = _judge(judge, prompts, num_images)
     pipe = Pipeline.load(bundle, threads=threads)
-    seen = record(pipe, tree, children, asked[:_RECORDED], seed)
+    watched = record(pipe, tree, children, asked[:_RECORDED], seed)
+    seen = watched.similarities
+    foretold = {} if watched.swaps is None else watched.swaps.correlations()
     plot_similarities(seen, out / "similarities.png")
     tried = [Tried(Candidate(PLAIN, "plain", None)), *(Tried(c) for c in candidates(seen, children))]
     sweep(pipe, tree, tried, asked, seed)
@@ -71,7 +74,7 @@ def run(
     plot_curve(points, chosen, out / "curve.png")
     report = {
         "bundle": pipe.manifest.name, "tree": pipe.manifest.tree(tree).name, "images": len(asked), "seed": seed,
-        "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
+        "foretold": foretold, "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
         "operating_point": None if chosen is None else chosen.to_dict(), "points": [p.to_dict() for p in points],
     }  # fmt: skip
     (out / "thresholds.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -97,17 +100,17 @@ def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, li
     return means, captions_to_draw(prompts, means, count)
 
 
-def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Similarities:
+def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Watched:
     """Similarities at the nodes that the strict walk visits; the draw's too where the bundle has a table of states."""
     priced = None
     if children == "coupled" and pipe.manifest.states is not None:
         priced = pipe.rule("cascade:children=coupled,tau_draw=1")
         assert isinstance(priced, Cascade)
-    watched = Watched(get_rule(_BASES[children]), priced)
+    watched = Watched(get_rule(_BASES[children]), priced, swaps=Swaps() if children == "coupled" else None)
     for number, caption in enumerate(asked):
         if pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree).interrupted:
             raise KeyboardInterrupt
-    return watched.similarities
+    return watched
 
 
 def sweep(pipe: Pipeline, tree: str | None, tried: list[Tried], asked: list[Caption], seed: int) -> None:
@@ -166,6 +169,9 @@ def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> N
         )  # fmt: skip
     console = Console(highlight=False, width=150)
     console.print(table)
+    if report["foretold"]:
+        said = ", ".join(f"{name} {value:+.2f}" for name, value in report["foretold"].items())
+        console.print(f"rank correlation of each signal with how alike the states behind child and draw are: {said}")
     if chosen is not None:
         console.print(
             f"fastest with at most {report['tolerance']:g} of accuracy lost (plain decoding: "

@@ -15,7 +15,7 @@ from ..errors import CascadeError
 @dataclass(frozen=True)
 class StateTable:
     """`rows` float16 [V, D]: the mean of the target's guided, final states right behind each token, less the mean of
-    all states, with length 1 (0: a token seen too rarely). `usage` float32 [V]: the share of tokens that it is, above 0.
+    all states, with length 1 (0: a token seen too rarely). `usage` float32 [V]: each token's share of all, above 0.
 
     Tokens with similar rows are followed by much the same, whatever else a picture shows.
     """

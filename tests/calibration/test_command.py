@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from support import random_features
 
 from cascade_trt.calibration.states import StateSums, StateWatch
+from cascade_trt.calibration.swaps import Swaps
 from cascade_trt.calibration.watch import Acceptance, Watched
 from cascade_trt.cli import cli
 from cascade_trt.commands.calibrate_thresholds import write_rule
@@ -123,6 +124,25 @@ def test_watching_states_changes_nothing(small_vocabulary: Pipeline) -> None:
     lengths = np.linalg.norm(table.rows.astype(np.float32), axis=1)
     np.testing.assert_allclose(lengths[watch.sums.count >= 3], 1, atol=1e-2)
     assert (lengths[watch.sums.count < 3] == 0).all()
+
+
+def test_signals_are_compared_with_the_states_themselves(small_vocabulary: Pipeline) -> None:
+    """Every draw that was not drafted is met again as the next round's root, and cosines are cosines."""
+    given = random_features(small_vocabulary, 1)
+    watched = Watched(get_rule("exact"), swaps=Swaps())
+    stats = small_vocabulary.generate(**given, rule=watched, tree="naive_extend_57").stats
+    assert watched.swaps is not None
+    alike, signals = watched.swaps.alike, watched.swaps.signals
+    assert set(signals) == {"siblings", "parent"}
+    assert len(alike) == len(signals["siblings"]) == len(signals["parent"]) > stats.rounds / 2
+    assert all(-1.001 <= value <= 1.001 for values in (alike, *signals.values()) for value in values)
+    assert all(-1 <= value <= 1 for value in watched.swaps.correlations().values())
+
+
+def test_a_signal_that_tells_everything_correlates_fully() -> None:
+    swaps = Swaps({"good": [0.1, 0.5, 0.9], "bad": [3.0, 2.0, 1.0], "none": [1.0, 1.0, 1.0]}, [0.2, 0.3, 0.8])
+    assert swaps.correlations() == pytest.approx({"good": 1.0, "bad": -1.0})
+    assert Swaps().correlations() == {}
 
 
 def test_too_few_states_are_a_sentence() -> None:
