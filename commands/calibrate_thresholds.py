@@ -15,8 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..calibration.plots import plot_curve, plot_similarities
-from ..calibration.thresholds import Candidate, Point, candidates, operating_point
 from ..calibration.swaps import Swaps
+from ..calibration.thresholds import Candidate, Point, candidates, operating_point
 from ..calibration.watch import Watched
 from ..engines.publish import linked_copy, staged_bundle
 from ..runtime.bundle import MANIFEST, read_manifest

@@ -318,7 +318,7 @@ def test_a_table_of_states_travels_with_the_checkpoint(tmp_path: Path) -> None:
     arguments = save_checkpoints(tmp_path / "checkpoints", vocab=8, grid=4)
     config = tmp_path / "checkpoints" / "model.json"
     settings = json.loads(config.read_text())
-    table = StateTable(np.eye(8, settings["dim"], dtype=np.float16), np.full(8, 1 / 8, np.float32))
+    table = StateTable(np.eye(8, 64, dtype=np.float16), np.full(8, 1 / 8, np.float32))
     table.save(config.parent / "states.npz")
     rule = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.5"
     config.write_text(json.dumps(settings | {"states": "states.npz", "rules": {"cascade": rule}}))
