@@ -29,6 +29,7 @@ _DRAWS = 400
 def main(pictures: Path, against: str) -> None:
     """Compares one folder of judged pictures with every other."""
     means = load_means(None)
+    assert means.judge is not None and means.reference is not None  # the demo's
     features = {
         folder.name: np.asarray(features_of(means.judge.features, read_folder(folder)), np.float32)
         for folder in sorted(path for path in pictures.iterdir() if path.is_dir())
