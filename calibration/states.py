@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..runtime.errors import CascadeError
-from ..runtime.noise import Stream
-from ..runtime.rules import Decision, Draws, Node, Rule
+from ..runtime.rules import Decision, Draws, Node
 from ..runtime.rules.states import StateTable
+from .watch import Watching
 
 _ENOUGH = 3  # a token seen less often stands for nothing: one state says more of its place than of its token
 
@@ -49,22 +49,13 @@ class StateSums:
 
 
 @dataclass(frozen=True)
-class StateWatch:
+class StateWatch(Watching):
     """`rule` (one that draws as the target does), with the states behind the children of every visited node summed up.
 
     All children count, not only accepted ones: their places are real, and the target has computed their states.
     """
 
-    rule: Rule
     sums: StateSums = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        return self.rule.name
-
-    @property
-    def noise(self) -> Stream | None:
-        return self.rule.noise
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         if node.nodes:

@@ -77,18 +77,10 @@ class Similarities:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """`rule`, with every decision noted; it decides as the rule does.
-
-    With a `cascade` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are
-    priced, too; with `swaps` what taking their place would do is noted.
-    """
+class Watching:
+    """A rule in the place of `rule`, for those who look on while it decides."""
 
     rule: Rule
-    cascade: Cascade | None = None
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    similarities: Similarities = field(default_factory=Similarities)
-    swaps: Swaps | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +89,20 @@ class Watched:
     @property
     def noise(self) -> Stream | None:
         return self.rule.noise
+
+
+@dataclass(frozen=True)
+class Watched(Watching):
+    """`rule`, with every decision noted; it decides as the rule does.
+
+    With a `cascade` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are
+    priced, too; with `swaps` what taking their place would do is noted.
+    """
+
+    cascade: Cascade | None = None
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    similarities: Similarities = field(default_factory=Similarities)
+    swaps: Swaps | None = None
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         decision = self.rule.decide(node, draws)

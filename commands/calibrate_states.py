@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..calibration.states import StateSums, StateWatch
-from ..engines.publish import linked_copy, staged_bundle
-from ..runtime.bundle import MANIFEST, STATES, describe_file, read_manifest
+from ..engines.publish import amend_bundle
+from ..runtime.bundle import STATES, Manifest, describe_file
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
@@ -57,13 +57,12 @@ def _read(file: Path) -> list[Caption]:
 
 def write_table(bundle: Path, table: StateTable) -> None:
     """Gives the bundle its table of states; the bundle is replaced as a whole."""
-    with staged_bundle(bundle) as stage:
-        linked_copy(bundle, stage)
-        manifest = read_manifest(bundle)
-        part = stage / f"part.{STATES}"  # written anew: a linked file is the published one
+
+    def change(stage: Path, manifest: Manifest) -> Manifest:
+        part = stage / f"part.{STATES}"  # its own file: a linked one is the published bundle's
         table.save(part)
-        part.rename(stage / STATES)
+        part.replace(stage / STATES)
         files = {**manifest.files, STATES: describe_file(stage / STATES)}
-        staged = stage / f"{MANIFEST}.part"
-        staged.write_text(replace(manifest, states=STATES, files=files).to_json())
-        staged.rename(stage / MANIFEST)
+        return replace(manifest, states=STATES, files=files)
+
+    amend_bundle(bundle, change)

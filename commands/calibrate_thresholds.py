@@ -18,8 +18,7 @@ from ..calibration.plots import plot_curve, plot_similarities
 from ..calibration.swaps import Swaps
 from ..calibration.thresholds import Candidate, Point, candidates, operating_point
 from ..calibration.watch import Watched
-from ..engines.publish import linked_copy, staged_bundle
-from ..runtime.bundle import MANIFEST, read_manifest
+from ..engines.publish import amend_bundle
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.cascade import Cascade
@@ -181,10 +180,6 @@ def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> N
 
 def write_rule(bundle: Path, rule: str) -> None:
     """Makes `rule` what the bundle's plain `cascade` means; the bundle is replaced as a whole."""
-    with staged_bundle(bundle) as stage:
-        linked_copy(bundle, stage)
-        manifest = read_manifest(bundle)
-        manifest = replace(manifest, rules={**manifest.rules, "cascade": rule})
-        part = stage / f"{MANIFEST}.part"  # written anew: the linked file is the published one
-        part.write_text(manifest.to_json())
-        part.rename(stage / MANIFEST)
+    amend_bundle(
+        bundle, lambda _, manifest: replace(manifest, rules={**manifest.rules, "cascade": rule})
+    )

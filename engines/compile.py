@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from ..runtime.bundle import FIXED_NODES, FIXED_PAIRS, MANIFEST, Manifest, PlanI
 from ..runtime.errors import CascadeError
 from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
 from .gpu import find_gpu
-from .publish import link, linked_copy, staged_bundle
+from .publish import link, linked_copy, staged_bundle, write_new
 from .script import SCRIPT, build_script
 from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
@@ -159,12 +158,9 @@ def _open_work(
 
 
 def _options(manifest: Manifest, engine: str, group: tuple[Target, ...], plain_attention: bool) -> dict[str, Any]:
-    fixed, size = FIXED_NODES, largest_tree(manifest)
-    for tree in manifest.trees:
-        if tree.engine == engine:
-            fixed, size = FIXED_PAIRS, pairs_of(tree.tree())
-    form = AttentionForm.PLAIN
-    if (engine == "target" or fixed == FIXED_PAIRS) and not plain_attention:
+    tree, form = manifest.tree_of(engine), AttentionForm.PLAIN
+    fixed, size = (FIXED_NODES, largest_tree(manifest)) if tree is None else (FIXED_PAIRS, pairs_of(tree))
+    if (engine == "target" or tree is not None) and not plain_attention:
         form = attention_form(group, manifest.engines[engine].precision, size)
     return builder_options(form, fixed, size)
 
@@ -212,13 +208,6 @@ def _carry(bundle: Path, target: Target) -> str:
     except OSError:
         return ""
     return f" Or carry the bundle to the machine that will run it and start {script} there."
-
-
-def write_new(path: Path, text: str) -> None:
-    """Writes a file anew: never through a hard link that the published bundle shares."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _drop_unused(stage: Path, manifest: Manifest) -> None:

@@ -109,9 +109,8 @@ def io_problems(report: LayerReport, manifest: Manifest, engine: str) -> list[st
     model, drafter = manifest.model, manifest.drafter
     if engine == "target":
         layers, heads, slots, dim = model.n_layer, model.n_head, manifest.target.slots, model.head_dim
-    elif engine.startswith("draft.") and drafter is not None:
-        steps = next(tree.tree().depth for tree in manifest.trees if tree.engine == engine)
-        layers, heads, slots, dim = steps, drafter.n_head, drafter.slots, drafter.head_dim
+    elif drafter is not None and (tree := manifest.tree_of(engine)) is not None:
+        layers, heads, slots, dim = tree.depth, drafter.n_head, drafter.slots, drafter.head_dim
     else:
         return problems
     paired = aliases(report)

@@ -7,11 +7,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST
+from ..runtime.bundle import MANIFEST, Manifest, read_manifest
 from ..runtime.errors import CascadeError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the disk's fault, not the program's
@@ -85,3 +85,21 @@ def link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a file anew: never through a hard link that the published bundle shares."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def amend_bundle(bundle: Path, change: Callable[[Path, Manifest], Manifest]) -> None:
+    """Replaces `bundle` as a whole by a copy of itself, after `change`.
+
+    `change` gets the folder of the copy, whose files it must write anew, and the manifest, and returns the new one.
+    """
+    with staged_bundle(bundle) as stage:
+        linked_copy(bundle, stage)
+        manifest = change(stage, read_manifest(bundle))
+        write_new(stage / MANIFEST, manifest.to_json())

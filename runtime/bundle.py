@@ -207,7 +207,11 @@ class Manifest:
     request: str = ""  # digest of what the build was asked for
     rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]
-    states: str | None = None  # file with CASCADE's table of states, (calibrate states)
+    states: str | None = None  # file with CASCADE's table of states (calibrate states)
+
+    def tree_of(self, engine: str) -> AnyTree | None:
+        """The tree that `engine` drafts; None for an engine that drafts none."""
+        return next((info.tree() for info in self.trees if info.engine == engine), None)
 
     def tree(self, name: str | None) -> TreeInfo:
         """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""

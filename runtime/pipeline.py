@@ -29,6 +29,7 @@ from .noise import Stream
 from .prompts import PromptEncoder
 from .request import Conditioning, check_conditioning, check_sampling, check_seeds
 from .rules import Rule, get_rule
+from .rules.cascade import Cascade
 from .rules.registry import PLAIN
 from .rules.states import StateTable
 from .sampling import Sampling
@@ -260,7 +261,8 @@ class Pipeline:
     def rule(self, name: str) -> Rule:
         """The acceptance rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
         spelt = self.manifest.rules.get(name, name)
-        return get_rule(spelt, self._neighbours, self._states)
+        states = self._states if spelt.startswith(Cascade.kind) else None  # read whole: not for those who need none
+        return get_rule(spelt, self._neighbours, states)
 
     @cached_property
     def _neighbours(self) -> np.ndarray | None:

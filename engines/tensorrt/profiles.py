@@ -48,11 +48,9 @@ def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] 
         calls = [{"N": n} for n in sorted(nodes, reverse=True)]
     elif engine == "embed":
         calls = [{"N": 1}]
-    else:
-        for tree in manifest.trees:
-            if tree.engine == engine:
-                first = {"M": options.get(FIXED_PAIRS, length), "N_hidden": length}
-                calls = [first, {"M": pairs_of(tree.tree()), "N_hidden": tree.tree().size}]
+    elif (tree := manifest.tree_of(engine)) is not None:
+        first = {"M": options.get(FIXED_PAIRS, length), "N_hidden": length}
+        calls = [first, {"M": pairs_of(tree), "N_hidden": tree.size}]
     profiles: list[Dims] = []
     for prompts in range(1, manifest.batch + 1):
         rows = 2 * prompts if guided(manifest) else prompts
