@@ -52,7 +52,7 @@ class Similarities:
 
     `breadth`: between siblings, each pair once. `depth`: between the node and the child that the rule would give a
     second chance (the likeliest); picture rows' first tokens left out. `draw`: where the draw of a coupled tree was not
-    drafted, 1 less the price of the cheapest child, which is what tau_draw is compared with.
+    drafted, 1 less the price of the cheapest child: what tau_draw is compared with where nothing follows that child.
     """
 
     breadth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))

@@ -13,7 +13,7 @@ An accepted path has at most depth + 1 nodes (the root included); both rows of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
@@ -98,14 +98,51 @@ def walk(
     call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling, p: int
 ) -> Accepted:
     """Follows the rule's decisions from the root until one is a bonus token."""
-    drafted, tree, law_rows = buffers.tree_tokens[p], buffers.trees[p], buffers.law_rows[p]
     room = state.image_tokens - int(state.done[p])
+    views = Views(call, buffers, state, sampling, rule.noise is Stream.TOKEN, p)
     path, node = [0], 0
     tokens: list[int] = []
     causes: list[Cause] = []
     while True:
+        decision = rule.decide(*views.of(node, run_of_relaxed(causes)))
+        tokens.append(decision.token)
+        causes.append(decision.cause)
+        if decision.child is None or len(tokens) == room:
+            return Accepted(path, tokens, causes)
+        node = decision.child
+        path.append(node)
+
+
+@dataclass(frozen=True)
+class Views:
+    """One prompt's verified tree as a rule sees it, node by node, each made once in a round."""
+
+    call: TargetCall
+    buffers: DraftBuffers
+    state: State
+    sampling: Sampling
+    coupled: bool  # the tree was drafted with the target's own noise
+    p: int
+    _made: dict[tuple[int, int], tuple[Node, Draws]] = field(default_factory=dict)
+
+    def of(self, node: int, relaxed_run: int) -> tuple[Node, Draws]:
+        """A node, reached by `relaxed_run` relaxed tokens in a row, and the draws of the token after it."""
+        if (node, relaxed_run) not in self._made:
+            self._made[node, relaxed_run] = self._make(node, relaxed_run)
+        return self._made[node, relaxed_run]
+
+    def _make(self, node: int, relaxed_run: int) -> tuple[Node, Draws]:
+        call, buffers, state, p = self.call, self.buffers, self.state, self.p
+        drafted, tree, law_rows = buffers.tree_tokens[p], buffers.trees[p], buffers.law_rows[p]
         depth = int(tree.depths[node])
-        count = kept(call.logits[p, node], sampling)
+        position = int(state.done[p]) + depth
+        count = kept(call.logits[p, node], self.sampling)
+
+        def behind(child: int, relaxed: bool) -> tuple[Node, Draws] | None:
+            if position + 1 >= state.image_tokens:
+                return None
+            return self.of(tree.children[node][child], relaxed_run + 1 if relaxed else 0)
+
         seen = Node(
             index=node,
             ids=call.ids[p, node, :count],
@@ -116,20 +153,14 @@ def walk(
             similarity=call.similarity[p],
             tree=tree,
             drafted=drafted,
-            row_start=(int(state.done[p]) + depth) % state.row == 0,
-            relaxed_run=run_of_relaxed(causes),
+            row_start=position % state.row == 0,
+            relaxed_run=relaxed_run,
             hidden=call.hidden,
             guidance=call.guidance[p],
+            behind=behind,
         )
-        shared = buffers.noise[p, depth] if rule.noise is Stream.TOKEN and not sampling.greedy else None
-        draws = Draws(state.seeds[p], int(state.done[p]) + depth, buffers.noise.shape[2], shared)
-        decision = rule.decide(seen, draws)
-        tokens.append(decision.token)
-        causes.append(decision.cause)
-        if decision.child is None or len(tokens) == room:
-            return Accepted(path, tokens, causes)
-        node = decision.child
-        path.append(node)
+        shared = buffers.noise[p, depth] if self.coupled and not self.sampling.greedy else None
+        return seen, Draws(state.seeds[p], position, buffers.noise.shape[2], shared)
 
 
 def run_of_relaxed(causes: list[Cause]) -> int:

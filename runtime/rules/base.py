@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Protocol
@@ -60,7 +60,9 @@ class Node:
     cosines between the tree's guided hidden states. tree and drafted int64 [N] are the whole tree and its
     tokens. `row_start`: the next token is the first of a picture's row. `relaxed_run`: how many of the tokens
     accepted last in this round, one after the other, a relaxation let pass. `hidden` [R, N, D] are all rows' final
-    states, of which guidance float32 [R] mixes this prompt's.
+    states, of which guidance float32 [R] mixes this prompt's. `behind(i, relaxed)` is the node of child i, and its
+    draws, as the walk would see them after that child had passed; None where the picture ends. `notes` is for what a
+    rule has worked out about this node: the walk makes each node once.
     """
 
     index: int
@@ -76,6 +78,8 @@ class Node:
     relaxed_run: int = 0
     hidden: np.ndarray | None = None
     guidance: np.ndarray | None = None
+    behind: Callable[[int, bool], tuple[Node, Draws] | None] | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def p(self) -> np.ndarray:

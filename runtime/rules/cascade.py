@@ -13,10 +13,12 @@ The third signal is ours (docs/rules.md has the measurements). On the coupled tr
 even where it was not drafted, and what a child must be interchangeable with is t. The state behind t was not
 computed, but what t mostly does to a state is known from other pictures: the row S[t] of the bundle's table of states.
 
-* Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * (usage[x] / usage[t])^balance / gain(x).
-  The cheapest child passes if 1 - price >= tau_draw. Usage is how common a token is: drafters prefer common tokens,
-  and without this factor pictures lose their grain. gain is how many tokens the child may bring, 1 + ahead +
-  ahead^2 + ... over the levels from it downward: what brings more may cost more.
+* Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * (usage[x] / usage[t])^balance. It may
+  pass if its price is at most (1 - tau_draw) * gain(x), and of those that may the one with most left passes. Usage is
+  how common a token is: drafters prefer common tokens, and without this factor pictures lose their grain.
+* Looking ahead: all nodes are verified, and all draws are known, so what a child brings need not be guessed. gain(x) is
+  the number of tokens that the walk takes from x on, by this very rule, less what its further stand-ins cost, in
+  tokens; `ahead` in [0, 1] discounts what lies further down.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CascadeError
-from .base import Cause, Node
-from .relaxed import Relaxed
+from .base import Cause, Draws, Node
+from .relaxed import Relaxed, race
 from .residual import Residual
 from .states import StateTable
 
@@ -37,8 +39,8 @@ from .states import StateTable
 class Cascade(Relaxed):
     """tau_pos, tau_seq and tau_draw in [0, 1], None (spelled "off") switches a relaxation off.
 
-    tau_draw, balance (0: usage plays no part) and ahead (0: neither does what lies below a child) need the coupled
-    tree and the bundle's `states`.
+    tau_draw, balance (0: usage plays no part) and ahead (0: neither does what follows a child) need the coupled tree
+    and the bundle's `states`.
 
     peers: whose probability is lent, that of "siblings" or of the whole "depth". breadth: "aggregate" it before
     the test, or after it "swap" to the interchangeable child with the deepest subtree, or do both.
@@ -53,7 +55,7 @@ class Cascade(Relaxed):
     breadth: str = "aggregate"
     tau_draw: float | None = None
     balance: float = 0.2
-    ahead: float = 0.75
+    ahead: float = 1.0
     states: StateTable | None = field(default=None, compare=False, repr=False)
 
     kind: ClassVar[str] = "cascade"
@@ -83,18 +85,43 @@ class Cascade(Relaxed):
     def stand_in(self, node: Node, supported: list[int], drawn: int) -> int | None:
         if self.tau_draw is None or not supported:
             return None
-        prices = self.prices(node, supported, drawn)
-        cheapest = int(np.argmin(prices))
-        return supported[cheapest] if 1 - prices[cheapest] >= self.tau_draw else None
+        left = self._left(node, supported, drawn)
+        best = int(np.argmax(left))
+        return supported[best] if left[best] >= 0 else None
+
+    def _left(self, node: Node, children: list[int], drawn: int) -> np.ndarray:
+        """float64 [k]: what each child (index) brings, at a price of 1 - tau_draw a token, less what it costs."""
+        assert self.tau_draw is not None
+        gains = np.array([self._brings(node, child, relaxed=True) for child in children])
+        return (1 - self.tau_draw) * gains - self.prices(node, children, drawn)
+
+    def _brings(self, node: Node, child: int, relaxed: bool) -> float:
+        """How many tokens the walk gains with a child: the one drawn behind it, and with `ahead` what follows."""
+        seen = node.behind(child, relaxed) if node.behind is not None and self.ahead else None
+        if seen is None:
+            return 1.0
+        behind, draws = seen
+        if "brings" not in behind.notes:
+            behind.notes["brings"] = 1 + self.ahead * self._goes_on(behind, draws)
+        return behind.notes["brings"]
+
+    def _goes_on(self, node: Node, draws: Draws) -> float:
+        """What the walk brings beyond the token that is drawn at a node, less what it costs there."""
+        drawn = int(node.ids[np.argmax(race(node, draws))])
+        if drawn in node.tokens:
+            return self._brings(node, list(node.tokens).index(drawn), relaxed=False)
+        supported = self.supported(node)
+        if not supported or self.tau_draw == 1:
+            return 0.0
+        assert self.tau_draw is not None
+        return max(0.0, float(self._left(node, supported, drawn).max()) / (1 - self.tau_draw))
 
     def prices(self, node: Node, children: list[int], drawn: int) -> np.ndarray:
         """float32 [k]: what it costs to take each of the children (indices) for the target's draw, token `drawn`."""
         assert self.states is not None  # checked when the rule was made
         tokens = [node.tokens[i] for i in children]
-        heights = np.array([node.tree.heights[node.nodes[i]] for i in children])
-        gain = (self.ahead ** np.arange(heights.max() + 1)).cumsum()[heights]
         commoner = (self.states.usage[tokens] / self.states.usage[drawn]) ** self.balance
-        return (1 - self.states.cosines(tokens, drawn)) * commoner / gain
+        return (1 - self.states.cosines(tokens, drawn)) * commoner
 
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]

@@ -113,12 +113,12 @@ class Relaxed(ABC):
 
     # the test -----------------------------------------------------------------------------------------------
     def decide(self, node: Node, draws: Draws) -> Decision:
-        supported = self._supported(node)
+        supported = self.supported(node)
         if self.children == "coupled":
             return self._race(node, draws, supported)
         return self._reject(node, draws, supported)
 
-    def _supported(self, node: Node) -> list[int]:
+    def supported(self, node: Node) -> list[int]:
         """Children that may pass by relaxation."""
         if (self.row_ends and node.row_start) or (self.cap and node.relaxed_run >= self.cap):
             return []
@@ -153,8 +153,7 @@ class Relaxed(ABC):
 
     def _race(self, node: Node, draws: Draws, supported: list[int]) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
-        # As `exact`: the same float32 sums.
-        scores = node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1)
+        scores = race(node, draws)
         drawn = int(np.argmax(scores))
         token = int(node.ids[drawn])
         if token in node.tokens:
@@ -179,3 +178,9 @@ class Relaxed(ABC):
         if last is not None:
             return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
         return Decision(token, None)
+
+
+def race(node: Node, draws: Draws) -> np.ndarray:
+    """float32 [k]: log p + g of the node's ids, up to a constant. The largest is the target's draw; these are the same
+    sums as `exact` makes."""
+    return node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1, np.float32)

@@ -134,13 +134,32 @@ def test_common_tokens_are_held_back() -> None:
 
 
 def test_what_brings_more_may_cost_more() -> None:
-    """Child 2 has two levels below it: it costs .4 / (1 + .75 + .75^2) = .173, less than child 1 with .2."""
+    """Child 1 costs .2 and brings one token, child 2 costs .4. Behind 2 the target draws 0, which was drafted there;
+    behind that 0 it draws 0 again, which was not: its child 1 costs .2 and brings one token. At tau_draw = .75 a token
+    pays .25, so that stand-in leaves .05, the worth of .2 tokens: 2 brings 1 + 1 + .2 = 2.2 and leaves .55 - .4 = .15,
+    more than the .05 of child 1."""
     tree = tree_from_branching("uneven", [[2], [0, 1], [1]])
-    node = root_node(P, [1, 2], UNIFORM, alike(size=5), tree)
-    rule = by_draw(0.8, balance=0)
-    np.testing.assert_allclose(rule.prices(node, [0, 1], 0), [0.2, 0.173], atol=1e-3)
-    assert rule.decide(node, draws(0.5)).child == 2
-    assert rule.decide(root_node(P, [1, 2], UNIFORM, alike(size=5), tree, row_start=True), draws(0.5)).child is None
+    leaf = (root_node(P, [], UNIFORM, alike(size=5)), draws(0.5))
+    deeper = root_node(P, [1], UNIFORM, alike(size=2), behind=lambda _child, _relaxed: leaf)
+    second = root_node(P, [0], UNIFORM, alike(size=2), behind=lambda _child, _relaxed: (deeper, draws(0.5)))
+
+    def decide(tau_draw: float, **more: float) -> int | None:
+        def behind(child: int, relaxed: bool) -> tuple[Node, Draws]:
+            assert relaxed
+            return leaf if child == 0 else (second, draws(0.5))
+
+        for seen in (second, deeper):
+            seen.notes.clear()
+        node = root_node(P, [1, 2], UNIFORM, alike(size=5), tree, behind=behind)
+        return by_draw(tau_draw, balance=0, **more).decide(node, draws(0.5)).child
+
+    assert decide(0.75) == 2
+    assert decide(0.75, ahead=0) == 1
+    assert decide(0.79, ahead=0.1) == 1  # 2 brings little more than 1.1 tokens now
+    assert decide(0.79) == 2  # 2.05 * .21 - .4 = .03, more than .21 - .2
+    assert decide(0.81) is None
+    row_start = root_node(P, [1, 2], UNIFORM, alike(size=5), tree, row_start=True)
+    assert by_draw(0.75).decide(row_start, draws(0.5)).child is None
 
 
 def test_lantern_budget() -> None:

@@ -1,0 +1,132 @@
+"""`cascade` looks ahead: on every tree its walk is the best of all walks, found here by trying each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade_trt.runtime.noise import Stream
+from cascade_trt.runtime.rules import Draws, Node
+from cascade_trt.runtime.rules.cascade import Cascade
+from cascade_trt.runtime.rules.states import StateTable
+from cascade_trt.runtime.tree import Tree, tree_from_branching
+
+VOCAB = 6
+
+
+@dataclass
+class Drafted:
+    """A verified tree of random laws, drafts and noise, seen through `Node` as the loop shows it."""
+
+    tree: Tree
+    rng: np.random.Generator
+    room: int  # tokens until the picture ends
+    logits: np.ndarray = field(init=False)  # [N, V]
+    noise: np.ndarray = field(init=False)  # [depths, V]
+    drafted: np.ndarray = field(init=False)  # [N]
+
+    def __post_init__(self) -> None:
+        self.logits = self.rng.normal(size=(self.tree.size, VOCAB)).astype(np.float32)
+        self.noise = self.rng.gumbel(size=(self.tree.depth + 1, VOCAB)).astype(np.float32)
+        self.drafted = np.full(self.tree.size, -1, np.int64)
+        for children in self.tree.children:
+            self.drafted[list(children)] = self.rng.permutation(VOCAB)[: len(children)]
+
+    def see(self, index: int, run: int = 0) -> tuple[Node, Draws]:
+        depth, children = int(self.tree.depths[index]), self.tree.children[index]
+
+        def behind(child: int, relaxed: bool) -> tuple[Node, Draws] | None:
+            return None if depth + 1 >= self.room else self.see(children[child], run + 1 if relaxed else 0)
+
+        node = Node(
+            index=index, ids=np.arange(VOCAB), logits=self.logits[index], tokens=self.drafted[list(children)].tolist(),
+            nodes=children, log_q=None, similarity=np.eye(self.tree.size, dtype=np.float32), tree=self.tree,
+            drafted=self.drafted, relaxed_run=run, behind=behind,
+        )  # fmt: skip
+        return node, Draws(0, depth, VOCAB, self.noise[depth])
+
+    def drawn(self, node: Node, draws: Draws) -> int:
+        return int(np.argmax(node.logits + draws.gumbel(Stream.TOKEN, node.ids)))
+
+    def best(self, rule: Cascade, index: int = 0, run: int = 0) -> float:
+        """Tokens of the best walk from a node on, the bonus included, less what its stand-ins cost in tokens."""
+        node, draws = self.see(index, run)
+        drawn = self.drawn(node, draws)
+        if draws.position + 1 >= self.room:
+            return 1.0
+        if drawn in node.tokens:
+            return 1 + self.best(rule, node.nodes[node.tokens.index(drawn)])
+        worth = [1.0]
+        if node.tokens and not (rule.cap and run >= rule.cap):
+            prices = rule.prices(node, list(range(len(node.tokens))), drawn)
+            worth += [1 + self.best(rule, child, run + 1) - price / (1 - (rule.tau_draw or 0))
+                      for child, price in zip(node.nodes, prices, strict=True)]  # fmt: skip
+        return max(worth)
+
+    def walk(self, rule: Cascade) -> tuple[list[int], float]:
+        """The rule's own tokens, and what they are worth."""
+        index, run, tokens, cost = 0, 0, [], 0.0
+        while True:
+            node, draws = self.see(index, run)
+            decision = rule.decide(node, draws)
+            tokens.append(decision.token)
+            if decision.child is None or len(tokens) == self.room:
+                return tokens, len(tokens) - cost
+            run = run + 1 if decision.cause.relaxed else 0
+            if decision.cause.relaxed:
+                at = list(node.nodes).index(decision.child)
+                cost += float(rule.prices(node, [at], self.drawn(node, draws))[0]) / (1 - (rule.tau_draw or 0))
+            index = decision.child
+
+
+def rule_for(rng: np.random.Generator, tau_draw: float, cap: int = 0, ahead: float = 1.0) -> Cascade:
+    rows = rng.normal(size=(VOCAB, 3))
+    table = StateTable(
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16),
+        rng.dirichlet(np.ones(VOCAB)).astype(np.float32) + np.float32(0.01),
+    )
+    return Cascade(
+        children="coupled", tau_pos=None, tau_seq=None, guard=0.0, cap=cap, tau_draw=tau_draw, ahead=ahead, states=table
+    )
+
+
+SHAPES = ([[2], [2, 1], [1, 1, 1]], [[3], [1, 2, 0], [1, 0, 1], [1, 1]], [[1], [1], [1], [1]], [[4]])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), shape=st.sampled_from(SHAPES), tau_draw=st.floats(0, 0.95), cap=st.integers(0, 2),
+    room=st.integers(1, 6),
+)  # fmt: skip
+def test_the_walk_is_the_best_of_all_walks(seed: int, shape: list, tau_draw: float, cap: int, room: int) -> None:
+    rng = np.random.default_rng(seed)
+    drafted, rule = Drafted(tree_from_branching("any", shape), rng, room), rule_for(rng, tau_draw, cap)
+    tokens, worth = drafted.walk(rule)
+    assert worth == pytest.approx(drafted.best(rule), abs=1e-4)
+    assert len(tokens) <= room
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=st.sampled_from(SHAPES), low=st.floats(0, 1), high=st.floats(0, 1))
+def test_more_stands_in_as_the_threshold_falls(seed: int, shape: list, low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    rng = np.random.default_rng(seed)
+    drafted = Drafted(tree_from_branching("any", shape), rng, 6)
+    table_seed = int(rng.integers(1 << 30))
+    strict = rule_for(np.random.default_rng(table_seed), high).decide(*drafted.see(0))
+    loose = rule_for(np.random.default_rng(table_seed), low).decide(*drafted.see(0))
+    assert loose.child is not None or strict.child is None
+
+
+def test_nothing_is_asked_of_what_follows_without_ahead() -> None:
+    rng = np.random.default_rng(0)
+    drafted = Drafted(tree_from_branching("any", SHAPES[0]), rng, 6)
+    node, draws = drafted.see(0)
+    blind = Node(**{**vars(node), "behind": None})  # type: ignore[arg-type]
+    for tau_draw in np.linspace(0, 1, 21):
+        rule = rule_for(np.random.default_rng(1), float(tau_draw), ahead=0)
+        assert rule.decide(node, draws) == rule.decide(blind, draws)
