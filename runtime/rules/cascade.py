@@ -96,10 +96,13 @@ class Cascade(Relaxed):
         return (1 - self.tau_draw) * gains - self.prices(node, children, drawn)
 
     def _brings(self, node: Node, child: int, relaxed: bool) -> float:
-        """How many tokens the walk gains with a child: the one drawn behind it, and with `ahead` what follows."""
-        seen = node.behind(child, relaxed) if node.behind is not None and self.ahead else None
-        if seen is None:
+        """How many tokens the walk gains with a child: the one drawn behind it (none where the picture ends), and with
+        `ahead` what follows."""
+        if node.behind is None or not self.ahead:
             return 1.0
+        seen = node.behind(child, relaxed)
+        if seen is None:
+            return 0.0
         behind, draws = seen
         if "brings" not in behind.notes:
             behind.notes["brings"] = 1 + self.ahead * self._goes_on(behind, draws)
