@@ -2,7 +2,7 @@
 
 Distances from the same few hundred prompts scatter by more than most rules differ. This draws prompts anew (a paired
 bootstrap: the same prompts for every rule) from the pictures that `bench --judge demo` has left, and writes the 95 %
-intervals of the differences to benchmarks/results/demo_frechet.json.
+intervals of the differences to a file in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _DRAWS = 400
 
 @click.command()
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
-@click.option("--against", default="tau_draw=0.52", show_default=True, help="Part of its folder's name.")
-def main(pictures: Path, against: str) -> None:
+@click.option("--against", default="tau_draw=0.56", show_default=True, help="Part of its folder's name.")
+@click.option("--json", "file", default="demo_frechet.json", show_default=True, help="File in benchmarks/results.")
+def main(pictures: Path, against: str, file: str) -> None:
     """Compares one folder of judged pictures with every other."""
     means = load_means(None)
     assert means.judge is not None and means.reference is not None  # the demo's
@@ -39,7 +40,7 @@ def main(pictures: Path, against: str) -> None:
         raise click.UsageError(f"no folder in {pictures} is called {against!r}: run `bench --judge demo` first.")
     result = compare(features, first, means.reference.features)
     report = {"against": first, "draws": _DRAWS, "rows": result}
-    (RESULTS / "demo_frechet.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / file).write_text(json.dumps(report, indent=1) + "\n")
     for row in result:
         click.echo(f"{row['frechet']:.2f}, {row['more']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['name']}")
 
