@@ -30,7 +30,8 @@ import numpy as np
 
 from ..errors import CascadeError
 from .base import Cause, Draws, Node
-from .relaxed import Relaxed, race
+from .exact import draw_token
+from .relaxed import Relaxed
 from .residual import Residual
 from .states import StateTable
 
@@ -110,7 +111,7 @@ class Cascade(Relaxed):
 
     def _goes_on(self, node: Node, draws: Draws) -> float:
         """What the walk brings beyond the token that is drawn at a node, less what it costs there."""
-        drawn = int(node.ids[np.argmax(race(node, draws))])
+        drawn = draw_token(node.ids, node.logits, draws)
         if drawn in node.tokens:
             return self._brings(node, list(node.tokens).index(drawn), relaxed=False)
         supported = self.supported(node)

@@ -153,7 +153,8 @@ class Relaxed(ABC):
 
     def _race(self, node: Node, draws: Draws, supported: list[int]) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
-        scores = race(node, draws)
+        # As `exact`: the same float32 sums.
+        scores = node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1)
         drawn = int(np.argmax(scores))
         token = int(node.ids[drawn])
         if token in node.tokens:
@@ -178,9 +179,3 @@ class Relaxed(ABC):
         if last is not None:
             return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
         return Decision(token, None)
-
-
-def race(node: Node, draws: Draws) -> np.ndarray:
-    """float32 [k]: log p + g of the node's ids, up to a constant. The largest is the target's draw; these are the same
-    sums as `exact` makes."""
-    return node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1, np.float32)
