@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ..export.open import open_dummy
 from ..runtime.bundle import read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules.states import StateTable
 
 MODEL = "llamagen-t2i-b"
 TREES = ("chain_2", "small_6", "mc_sim_7b_63")
-RULES = ("exact", "strict", "cascade:children=coupled", "cascade")
+DRAW = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.56,cap=0,guard=0,row_ends=off"
+RULES = ("exact", "strict", DRAW, "cascade:children=coupled", "cascade")
 
 
 def bundle(folder: Path) -> Path:
@@ -36,9 +39,17 @@ def bundle(folder: Path) -> Path:
         from ..runtime.tree import get_tree
 
         parts, sampling = open_dummy(MODEL, None)
+        parts = replace(parts, states=random_states(parts.config.vocab_size, parts.config.dim))
         options = BuildOptions(path, tuple(get_tree(name) for name in TREES), sampling)
         build_bundle(parts, options, lambda *_: None)
     return path
+
+
+def random_states(vocab_size: int, dim: int) -> StateTable:
+    """A table for tau_draw to look tokens up in: random directions, all tokens alike common."""
+    rows = np.random.default_rng(0).normal(size=(vocab_size, dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return StateTable(rows.astype(np.float16), np.full(vocab_size, 1 / vocab_size, np.float32))
 
 
 class EagerDecoder:

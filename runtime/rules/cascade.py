@@ -127,10 +127,14 @@ class Cascade(Relaxed):
         commoner = (self.states.usage[tokens] / self.states.usage[drawn]) ** self.balance
         return (1 - self.states.cosines(tokens, drawn)) * commoner
 
+    @property
+    def reweighs(self) -> bool:
+        return self.tau_pos is not None and self.breadth != "swap"
+
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]
         p, q = law.probability(token), law.proposal(token)
-        if self.tau_pos is None or self.breadth == "swap":
+        if not self.reweighs:
             return p, q
         lenders = {int(node.drafted[y]) for y in self._alike(node, index)} - {token}
         return p + sum(law.probability(y) for y in lenders), q

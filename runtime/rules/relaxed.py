@@ -17,6 +17,7 @@ With the relaxation off every rule is `strict` (or `exact`) bit for bit.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -84,6 +85,11 @@ class Relaxed(ABC):
         if value is not None and not low <= value <= high:
             raise CascadeError(f"{self.kind}: {setting} must lie between {low} and {high}, not {value}.")
 
+    @property
+    def reweighs(self) -> bool:
+        """Whether `weigh` may answer anything but p and q."""
+        return True
+
     # what a rule is -----------------------------------------------------------------------------------------
     @abstractmethod
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
@@ -113,21 +119,20 @@ class Relaxed(ABC):
 
     # the test -----------------------------------------------------------------------------------------------
     def decide(self, node: Node, draws: Draws) -> Decision:
-        supported = self.supported(node)
-        if self.children == "coupled":
-            return self._race(node, draws, supported)
-        return self._reject(node, draws, supported)
+        return self._race(node, draws) if self.children == "coupled" else self._reject(node, draws)
 
     def supported(self, node: Node) -> list[int]:
         """Children that may pass by relaxation."""
         if (self.row_ends and node.row_start) or (self.cap and node.relaxed_run >= self.cap):
             return []
-        least = self.guard * float(node.p[0])
         places = [node.place(token) for token in node.tokens]
-        return [i for i, at in enumerate(places) if at is not None and node.p[at] >= max(least, 1e-30)]
+        # p(x) / max p from the logits: without children that may pass, p itself is never needed.
+        least = float(node.logits[0]) + math.log(max(self.guard, 1e-30))
+        return [i for i, at in enumerate(places) if at is not None and node.logits[at] >= least]
 
-    def _reject(self, node: Node, draws: Draws, supported: list[int]) -> Decision:
+    def _reject(self, node: Node, draws: Draws) -> Decision:
         """Recursive rejection with the relaxed weights."""
+        supported = self.supported(node)
         law = Residual(node, sampled=self.children == "sampled")
         for index, token in enumerate(node.tokens):
             u, p, q = draws.uniform(Stream.ACCEPT, token), law.probability(token), law.proposal(token)
@@ -151,7 +156,7 @@ class Relaxed(ABC):
         cause = cause if chosen == index else self.cause
         return Decision(int(node.tokens[chosen]), node.nodes[chosen], cause)
 
-    def _race(self, node: Node, draws: Draws, supported: list[int]) -> Decision:
+    def _race(self, node: Node, draws: Draws) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
         # As `exact`: the same float32 sums.
         scores = node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1)
@@ -159,9 +164,22 @@ class Relaxed(ABC):
         token = int(node.ids[drawn])
         if token in node.tokens:
             return Decision(token, node.nodes[list(node.tokens).index(token)], Cause.STRICT)
+        supported = self.supported(node)
+        if not supported:
+            return Decision(token, None)
         stand_in = self.stand_in(node, supported, token)
         if stand_in is not None:
             return self._accept(node, supported, stand_in, self.cause)
+        winner = self._winner(node, supported, scores, float(scores[drawn])) if self.reweighs else None
+        if winner is not None:
+            return self._accept(node, supported, winner, self.cause)
+        last = self.last_chance(node, supported, scores)
+        if last is not None:
+            return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
+        return Decision(token, None)
+
+    def _winner(self, node: Node, supported: list[int], scores: np.ndarray, least: float) -> int | None:
+        """The child (its index) that its relaxed weight lifts highest, at least to `least`; scores [k] over node.ids."""
         law = Residual(node, sampled=node.log_q is not None)
         best: tuple[float, int] | None = None
         for index in supported:
@@ -171,11 +189,6 @@ class Relaxed(ABC):
             p, q = law.probability(node.tokens[index]), law.proposal(node.tokens[index])
             weight = (wide_p * q) / (wide_q * p) if wide_q > 0 else np.inf
             score = float(scores[at] + np.log(weight)) if weight > 0 else -np.inf
-            if score >= scores[drawn] and (best is None or score > best[0]):
+            if score >= least and (best is None or score > best[0]):
                 best = score, index
-        if best is not None:
-            return self._accept(node, supported, best[1], self.cause)
-        last = self.last_chance(node, supported, scores)
-        if last is not None:
-            return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
-        return Decision(token, None)
+        return None if best is None else best[1]
