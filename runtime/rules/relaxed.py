@@ -179,7 +179,7 @@ class Relaxed(ABC):
         return Decision(token, None)
 
     def _winner(self, node: Node, supported: list[int], scores: np.ndarray, least: float) -> int | None:
-        """The child (its index) that its relaxed weight lifts highest, at least to `least`; scores [k] over node.ids."""
+        """The child (its index) that its relaxed weight lifts highest, at least to `least`; scores [k] over `ids`."""
         law = Residual(node, sampled=node.log_q is not None)
         best: tuple[float, int] | None = None
         for index in supported:
