@@ -33,8 +33,10 @@ def bundle(folder: Path) -> Path:
     """The dummy bundle, built once."""
     path = folder / MODEL
     try:
-        read_manifest(path)
+        ready = read_manifest(path).states is not None  # tau_draw needs them
     except CascadeError:
+        ready = False
+    if not ready:
         from ..export.build import BuildOptions, build_bundle
         from ..runtime.tree import get_tree
 

@@ -28,8 +28,11 @@ class Exact:
         return Decision(token, None)
 
 
+def race(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> np.ndarray:
+    """float32 [k]: log p + g of the kept ids, up to a constant; the largest is the target's own draw."""
+    return logits + draws.gumbel(Stream.TOKEN, ids) if len(ids) > 1 else np.zeros(1, np.float32)
+
+
 def draw_token(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> int:
-    """The target's own draw from the kept logits [k]: argmax(logits + noise)."""
-    if len(ids) == 1:
-        return int(ids[0])
-    return int(ids[np.argmax(logits + draws.gumbel(Stream.TOKEN, ids))])
+    """The target's own draw from the kept logits [k]."""
+    return int(ids[np.argmax(race(ids, logits, draws))])

@@ -27,6 +27,7 @@ import numpy as np
 from ..errors import CascadeError
 from ..noise import Stream
 from .base import Cause, Decision, Draws, Node
+from .exact import race
 from .residual import Residual
 
 CHILDREN = {"sampled": Stream.DRAFT, "topk": None, "coupled": Stream.TOKEN}
@@ -85,15 +86,15 @@ class Relaxed(ABC):
         if value is not None and not low <= value <= high:
             raise CascadeError(f"{self.kind}: {setting} must lie between {low} and {high}, not {value}.")
 
-    @property
-    def reweighs(self) -> bool:
-        """Whether `weigh` may answer anything but p and q."""
-        return True
-
     # what a rule is -----------------------------------------------------------------------------------------
     @abstractmethod
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
         """The relaxed p and q of child `index`."""
+
+    @property
+    def reweighs(self) -> bool:
+        """Whether `weigh` may answer anything but p and q."""
+        return True
 
     def last_chance(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:  # noqa: ARG002
         """A child (its index) that passes although every test failed, or None.
@@ -158,8 +159,7 @@ class Relaxed(ABC):
 
     def _race(self, node: Node, draws: Draws) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
-        # As `exact`: the same float32 sums.
-        scores = node.logits + draws.gumbel(Stream.TOKEN, node.ids) if len(node.ids) > 1 else np.zeros(1)
+        scores = race(node.ids, node.logits, draws)
         drawn = int(np.argmax(scores))
         token = int(node.ids[drawn])
         if token in node.tokens:
