@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ...export.models.drafter import Drafter
+    from ...export.models.vq import VQModel
+    from .config import Recipe
+    from .data import DataSet
+    from .model import TextToImage
 
 STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 
 
 @click.command()
 @click.argument("step", type=click.Choice([*STEPS, "all"]))
-@click.option("--config", "name", default="cpu", show_default=True, help="cpu, gpu or tiny (config.py).")
+@click.option("--config", "name", default="cpu", show_default=True, help="cpu, gpu, gpu-drafter or tiny (config.py).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
 @click.option("--start", type=click.Path(path_type=Path), help="Go on from weights in this folder (step `ship`'s).")
+@click.option("--keep", type=click.Path(path_type=Path), help="Train only a drafter, for the target in this folder.")
 @click.option("--threads", type=int, help="PyTorch threads.")
-def main(step: str, name: str, out: Path, start: Path | None, threads: int | None) -> None:
+def main(
+    step: str, name: str, out: Path, start: Path | None, keep: Path | None, threads: int | None
+) -> None:  # fmt: skip
     """Runs STEP and, where they are missing, the steps before it. Interrupted steps go on where they were."""
     import torch
 
@@ -24,10 +37,17 @@ def main(step: str, name: str, out: Path, start: Path | None, threads: int | Non
 
     if name not in RECIPES:
         raise click.UsageError(f"unknown config {name!r}: choose one of {', '.join(RECIPES)}.")
+    if keep is not None and (start is not None or step not in ("ship", "all")):
+        raise click.UsageError("--keep goes with the steps ship and all, and without --start.")
     if threads:
         torch.set_num_threads(threads)
+    if RECIPES[name].device == "cuda":
+        torch.set_float32_matmul_precision("high")
     try:
-        run_until(STEPS[-1] if step == "all" else step, name, out, start)
+        if keep is not None:
+            new_drafter(name, out, keep)
+        else:
+            run_until(STEPS[-1] if step == "all" else step, name, out, start)
     except CascadeError as error:
         raise click.UsageError(str(error)) from None
 
@@ -36,9 +56,8 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     """Runs the steps up to `last`; each is quick when it was finished before, or given by the weights in `start`."""
     from .config import RECIPES
     from .data import build_data
-    from .drafter import flatness, make_samples, state_table, train_drafter
+    from .drafter import train_drafter
     from .judge import make_judge
-    from .ship import ship
     from .start import start_from
     from .target import train_target
     from .text import train_text_tokenizer
@@ -62,12 +81,35 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     if until < 4:
         return
     drafter = train_drafter(recipe, data, words, model, out)
+    if until < 5:
+        return
+    _ship(recipe, data, vq, words, model, drafter, out)
+
+
+def new_drafter(name: str, out: Path, folder: Path) -> None:
+    """A drafter for the target of the weights in `folder`, shipped beside them in out/weights."""
+    from .config import RECIPES
+    from .data import build_data
+    from .drafter import train_drafter
+    from .start import load_shipped
+
+    recipe = RECIPES[name]
+    data = build_data(recipe, out)
+    vq, words, model = load_shipped(recipe, folder)
+    drafter = train_drafter(recipe, data, words, model, out)
+    _ship(recipe, data, vq, words, model, drafter, out)
+
+
+def _ship(
+    recipe: Recipe, data: DataSet, vq: VQModel, words: Tokenizer, model: TextToImage, drafter: Drafter, out: Path
+) -> None:
+    from .drafter import flatness, make_samples, state_table
+    from .ship import ship
+
     samples = make_samples(recipe, data, words, model, out)
     entropy, top = flatness(recipe, model.target, samples["hidden"])
     settings = f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}"
     click.echo(f"target at {settings}: entropy {entropy:.2f} nats, mean top-1 probability {top:.2f}")
-    if until < 5:
-        return
     ship(recipe, model, vq, drafter, words, out / "weights", state_table(recipe, samples))
     click.echo(f"weights in {out / 'weights'}: copy them to examples/emoji/weights to make them the demo's")
 

@@ -60,21 +60,23 @@ class DataSet:
             if picture.held_out == held_out and (groups is None or picture.group in groups)
         ]
 
+    def save(self, out: Path) -> None:
+        """Writes out/data.npz, staged and renamed."""
+        out.mkdir(parents=True, exist_ok=True)
+        staged = out / "data.part.npz"
+        entries = json.dumps([asdict(picture) for picture in self.pictures])
+        np.savez_compressed(staged, rgba=self.rgba, pictures=np.array(entries))
+        staged.rename(out / "data.npz")
+
 
 def build_data(recipe: Recipe, out: Path) -> DataSet:
     """Fetches the packages (npm), renders the recipe's pictures and writes `out`; does nothing when it is there."""
-    file = out / "data.npz"
-    if file.is_file():
+    if (out / "data.npz").is_file():
         return load_data(out)
     names = json.loads(_read(fetch("names", out), "package/en/data.json"))
     icons = {style: _icons(fetch(style, out)) for style in recipe.styles}
     data = render(recipe, names, icons)
-    out.mkdir(parents=True, exist_ok=True)
-    staged = out / "data.part.npz"
-    np.savez_compressed(
-        staged, rgba=data.rgba, pictures=np.array(json.dumps([asdict(picture) for picture in data.pictures]))
-    )
-    staged.rename(file)
+    data.save(out)
     return data
 
 

@@ -1,8 +1,10 @@
-"""Goes on from weights that were shipped: their tokenizer, text encoder and target, where grain begins."""
+"""Weights that were shipped, to go on from: their target where grain begins, or all but the drafter as it is."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ def start_from(recipe: Recipe, data: DataSet, folder: Path, out: Path) -> None:
 
     Raises CascadeError when a file of `folder` is missing or of another size than the recipe's.
     """
-    try:
+    with _from(folder):
         if not (out / "tokenizer" / "state.pt").is_file():
             vq = VQModel(recipe.vq())
             _fill(vq, folder / "vq.safetensors")
@@ -37,15 +39,36 @@ def start_from(recipe: Recipe, data: DataSet, folder: Path, out: Path) -> None:
         for name in ("model", "average"):
             part = parts[name]
             assert isinstance(part, TextToImage)
-            _fill(part.target, folder / "target.safetensors")
-            _fill(part.text, folder / "text" / "model.safetensors")
+            _fill_target(part, folder)
+    Run(out, "target").save(parts, optimizer, max(1, int(recipe.grain_start * recipe.target_steps)))
+
+
+def load_shipped(recipe: Recipe, folder: Path) -> tuple[VQModel, Tokenizer, TextToImage]:
+    """Tokenizer, text tokenizer and target of `folder` as they are, on the recipe's device. Raises as above."""
+    with _from(folder):
+        vq = VQModel(recipe.vq())
+        _fill(vq, folder / "vq.safetensors")
+        words = Tokenizer.from_str((folder / "text" / "tokenizer.json").read_text())
+        model = TextToImage(recipe, words.get_vocab_size())
+        _fill_target(model, folder)
+    return vq.eval(), words, model.eval().to(recipe.device)
+
+
+@contextmanager
+def _from(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         first, *more = str(error).splitlines()  # PyTorch says in the second line which tensor does not fit
         reason = more[0].strip() if more else first
         raise CascadeError(
             f"{folder} cannot be started from ({reason}): give a folder that step `ship` wrote."
         ) from None
-    Run(out, "target").save(parts, optimizer, max(1, int(recipe.grain_start * recipe.target_steps)))
+
+
+def _fill_target(model: TextToImage, folder: Path) -> None:
+    _fill(model.target, folder / "target.safetensors")
+    _fill(model.text, folder / "text" / "model.safetensors")
 
 
 def _fill(module: nn.Module, file: Path) -> None:

@@ -18,18 +18,22 @@ from support import build
 
 from cascade_trt.cli import cli
 from cascade_trt.examples.emoji import target, tokenizer
+from cascade_trt.examples.emoji.__main__ import main
 from cascade_trt.examples.emoji.augment import plain, views
 from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
 from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
 from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
 from cascade_trt.examples.emoji.drafter import train_drafter
 from cascade_trt.examples.emoji.encode import draw_codes
+from cascade_trt.examples.emoji.model import TextToImage
 from cascade_trt.examples.emoji.progress import Run
+from cascade_trt.examples.emoji.sample import sample
 from cascade_trt.examples.emoji.ship import load_average, ship
 from cascade_trt.examples.emoji.start import start_from
 from cascade_trt.examples.emoji.target import train_target
 from cascade_trt.examples.emoji.text import encode, train_text_tokenizer
 from cascade_trt.examples.emoji.tokenizer import psnr, train_tokenizer
+from cascade_trt.export.models.llamagen import prefix_causal_mask
 from cascade_trt.runtime.errors import CascadeError
 
 COLOURS = {"red circle": "#d00", "blue circle": "#00d", "green leaf": "#0a0", "orange fruit": "#f80"}
@@ -202,3 +206,41 @@ def test_the_average_is_what_is_shipped(data: DataSet, tmp_path: Path) -> None:
     stored = load_average(recipe, words.get_vocab_size(), tmp_path)
     for name, tensor in stored.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_samples_carry_the_states_that_reading_the_whole_picture_gives(data: DataSet, tmp_path: Path) -> None:
+    recipe, words = RECIPES["tiny"], train_text_tokenizer(data, tmp_path)
+    torch.manual_seed(0)
+    model = TextToImage(recipe, words.get_vocab_size()).eval()
+    texts = ["a red circle", "blue circle on a pink background"]
+    codes, *streams = sample(recipe, model, words, texts, seed=3)
+    ids, mask = encode(words, texts, recipe.prefix_len)
+    for hidden, uncond in zip(streams, (False, True), strict=True):
+        prefix = model.prefix(ids, mask, torch.full((2,), uncond))
+        embeds = torch.cat([prefix, model.target.tok_embeddings(codes[:, :-1])], dim=1)
+        length = embeds.shape[1]
+        read = model.target.stack(embeds, torch.arange(length)[None], prefix_causal_mask(mask, length))
+        torch.testing.assert_close(hidden, read, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, tmp_path: Path) -> None:
+    """`ship --keep WEIGHTS`: a drafter and a table of states beside the very weights it was given."""
+    train(RECIPES["tiny"], data, tmp_path / "first")
+    weights, out = tmp_path / "first" / "weights", tmp_path / "second"
+    data.save(out)
+    arguments = ["ship", "--config", "tiny", "--keep", str(weights), "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    for name in ("target.safetensors", "vq.safetensors", "text/model.safetensors"):
+        assert (out / "weights" / name).read_bytes() == (weights / name).read_bytes()
+    assert (out / "weights" / "states.npz").is_file()
+    given = load_file(weights / "drafter.safetensors")
+    assert load_file(out / "weights" / "drafter.safetensors").keys() == given.keys()
+    refused = CliRunner().invoke(main, [*arguments, "--start", str(weights)])
+    assert refused.exit_code == 2
+    assert "without --start" in refused.output
+    missing = CliRunner().invoke(main, ["ship", "--config", "tiny", "--keep", str(out), "--out", str(out)])
+    assert missing.exit_code == 2
+    assert "give a folder that step `ship` wrote" in missing.output
