@@ -48,7 +48,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
         with g.scope(f"level.{level}"):
             law = d.law(state, start.guidance, start.temperature)  # [P, 1 or W, V]
             laws.append(law)
-            ranked = g.op("LogSoftmax", g.op("Add", law, start.level_noise(g, level)), axis=-1)
+            ranked = g.op("LogSoftmax", g.op("Add", law, start.noise[level]), axis=-1)
             values, ids = g.op("TopK", ranked, g.constant([tree.width]), outputs=2, axis=-1, largest=1, sorted=1)
             values = g.op("Min", values, g.constant(_LESS_LIKELY))
             if beams is not None:
@@ -85,7 +85,9 @@ def expand(
         seen = g.op("Concat", g.op("GatherND", before.seen, parent, batch_dims=1), own, axis=2)
     picked = g.op("GatherElements", tokens, local, axis=1)
     x = d.fused_input(start.for_rows(picked), parent_state)
-    state = start.layer(d, x, level + 1, width, drafted_slots(g, tree, start, level, seen))
+    mask = start.mask(g, drafted_slots(g, tree, start, level, seen))
+    positions = start.positions(g, np.full(width, level + 1))
+    state = d.layer(x, lambda qkv: start.cache.attend(qkv, positions, mask))
     numbers = g.op("Add", local, g.constant(np.int64(first)))
     return Beams(numbers, g.op("GatherElements", scores, local, axis=1), state, seen)
 

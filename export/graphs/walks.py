@@ -21,9 +21,10 @@ class Start:
     """What a walk reads.
 
     `state` [R, 1, D] is the drafter's prediction behind the root, `root` int64 [P, 1] its token, `position` [R, 1] its
-    row of the rotary table; `for_rows` takes a value of each prompt to its rows; noise [P, L + 1, V]. All nodes see the
-    slots `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a slot is for, those with children
-    counted in the order in which they are drafted, and is their number I - 1 at all other slots.
+    row of the rotary table; `for_rows` takes a value of each prompt to its rows; `noise` holds [P, 1, V] for each level
+    and the host's. All nodes see the slots `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a
+    slot is for, those with children counted in the order in which they are drafted, and is their number I - 1 at all
+    other slots.
     """
 
     state: ir.Value
@@ -33,21 +34,18 @@ class Start:
     committed: ir.Value
     place: ir.Value
     for_rows: Callable[[ir.Value], ir.Value]
-    noise: ir.Value
+    noise: tuple[ir.Value, ...]
     guidance: ir.Value
     temperature: ir.Value
 
-    def layer(self, d: DraftGraph, x: ir.Value, depth: int, nodes: int, by_slot: ir.Value) -> ir.Value:
-        """The drafter's layer on `nodes` nodes x [R, n, D], which see the drafted slots by_slot bool [R, S, n]."""
-        g = d.g
+    def mask(self, g: GraphBuilder, by_slot: ir.Value) -> ir.Value:
+        """bool [R, 1, n, S]: what n nodes see that see the drafted slots by_slot bool [R, S, n]."""
         visible = g.op("Or", g.op("Transpose", by_slot, perm=[0, 2, 1]), self.committed)
-        mask = g.op("Unsqueeze", visible, g.constant([1]))  # [R, 1, n, S]
-        positions = g.op("Add", self.position, g.constant(np.full((1, nodes), depth, np.int64), "depth"))  # [R, n]
-        return d.layer(x, lambda qkv: self.cache.attend(qkv, positions, mask))
+        return g.op("Unsqueeze", visible, g.constant([1]))
 
-    def level_noise(self, g: GraphBuilder, level: int) -> ir.Value:
-        """[P, 1, V]"""
-        return g.op("Slice", self.noise, g.constant([level]), g.constant([level + 1]), g.constant([1]))
+    def positions(self, g: GraphBuilder, depths: np.ndarray) -> ir.Value:
+        """int64 [R, n]: rows of the rotary table of nodes so far below the root."""
+        return g.op("Add", self.position, g.constant(depths[None].astype(np.int64), "depth"))
 
 
 @dataclass(frozen=True)
@@ -68,32 +66,53 @@ def pick_children(
         "TopK", g.op("Add", log_q, level_noise), g.constant([most]), outputs=2, axis=-1, largest=1, sorted=1
     )
     picked = [i * most + rank for i, node in enumerate(nodes) for rank in range(len(tree.children[node]))]
-    return g.op("Gather", g.reshape(ids, [0, -1]), g.constant(picked), axis=1)
+    return columns(g, g.reshape(ids, [0, -1]), picked, len(nodes) * most)
+
+
+def columns(g: GraphBuilder, x: ir.Value, chosen: list[int], count: int) -> ir.Value:
+    """x[:, chosen] of x [., count, ...]; x itself where that is all of it, in order."""
+    return x if chosen == list(range(count)) else g.op("Gather", x, g.constant(chosen), axis=1)
 
 
 def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
     """Drafts a static tree level by level."""
     g, state = d.g, start.state
     nodes, tokens, laws = [0], [start.root], []
-    order: list[int] = []  # nodes whose keys are written, in the order of their slots
+    views = seen_by_levels(g, tree, start)
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
             log_q = d.law(state, start.guidance, start.temperature)  # [P, n, V]
             laws.append(log_q)
-            picked = pick_children(g, tree, nodes, log_q, start.level_noise(g, level))  # [P, children]
+            picked = pick_children(g, tree, nodes, log_q, start.noise[level])  # [P, children]
             tokens.append(picked)
             children = [child for node in nodes for child in tree.children[node]]
             inner = [child for child in children if tree.children[child]]
             if not inner:
                 continue
-            own = start.for_rows(g.op("Gather", picked, g.constant([children.index(n) for n in inner]), axis=1))
-            parents = g.constant([nodes.index(tree.parents[n]) for n in inner])
-            x = d.fused_input(own, g.op("Gather", state, parents, axis=1))
-            order += inner
-            seen = np.zeros((expanded(tree) + 1, len(inner)), bool)  # the last row: slots of no node
-            seen[: len(order)] = tree.ancestors[np.ix_(inner, order)].T
-            by_slot = g.op("Gather", g.constant(seen, "ancestors"), start.place)  # [R, S, n]
-            state = start.layer(d, x, level + 1, len(inner), by_slot)
+            own = start.for_rows(columns(g, picked, [children.index(n) for n in inner], len(children)))
+            parents = [nodes.index(tree.parents[n]) for n in inner]
+            x = d.fused_input(own, columns(g, state, parents, len(nodes)))
+            mask, positions = views[level]
+            state = d.layer(x, lambda qkv, m=mask, at=positions: start.cache.attend(qkv, at, m))
             nodes = inner
     laws_all = g.op("Concat", *laws, axis=1) if len(laws) > 1 else laws[0]
     return Drafted(g.op("Concat", *tokens, axis=1), laws_all)
+
+
+def seen_by_levels(g: GraphBuilder, tree: Tree, start: Start) -> list[tuple[ir.Value, ir.Value]]:
+    """Mask bool [R, 1, n, S] and positions [R, n] of the n nodes with children of every level behind the root.
+
+    Made for all levels at once: on a CPU small operators cost what they cost to call, and levels are many.
+    """
+    inner = [n for n in range(1, tree.size) if tree.children[n]]  # in the order of their slots
+    if not inner:
+        return []
+    depths = np.array([tree.depths[n] for n in inner])
+    seen = np.zeros((expanded(tree) + 1, len(inner)), bool)  # the last row: slots of no node
+    seen[:-1] = tree.ancestors[np.ix_(inner, inner)].T
+    mask = start.mask(g, g.op("Gather", g.constant(seen, "ancestors"), start.place))
+    positions = start.positions(g, depths)
+    sizes = np.bincount(depths)[1:].tolist()
+    if len(sizes) == 1:
+        return [(mask, positions)]
+    return list(zip(g.split(mask, sizes, axis=2), g.split(positions, sizes, axis=1), strict=True))
