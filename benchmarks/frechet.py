@@ -2,7 +2,8 @@
 
 Distances from the same few hundred prompts scatter by more than most rules differ. This draws prompts anew (a paired
 bootstrap: the same prompts for every rule) from the pictures that `bench --judge demo` has left, and writes the 95 %
-intervals of the differences to a file in benchmarks/results.
+intervals of the differences to a file in benchmarks/results. Several seeds count as more prompts (`eval --seed` draws
+others into the same folder).
 """
 
 from __future__ import annotations
@@ -25,21 +26,29 @@ _DRAWS = 400
 
 @click.command()
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
-@click.option("--against", default="tau_draw=0.56", show_default=True, help="Part of its folder's name.")
+@click.option("--against", default="tau_draw=0.56-chain_7", show_default=True, help="Part of its folder's name.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
 @click.option("--json", "file", default="demo_frechet.json", show_default=True, help="File in benchmarks/results.")
-def main(pictures: Path, against: str, file: str) -> None:
-    """Compares one folder of judged pictures with every other."""
+def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> None:
+    """Compares one rule's judged pictures with those of every other that has the same seeds."""
     means = load_means(None)
     assert means.judge is not None and means.reference is not None  # the demo's
+    names = sorted({path.name.rpartition("-seed")[0] for path in pictures.glob("*-seed*")})
+    folders = {name: [pictures / f"{name}-seed{seed}" for seed in seeds] for name in names}
     features = {
-        folder.name: np.asarray(features_of(means.judge.features, read_folder(folder)), np.float32)
-        for folder in sorted(path for path in pictures.iterdir() if path.is_dir())
+        name: np.concatenate(
+            [np.asarray(features_of(means.judge.features, read_folder(folder)), np.float32) for folder in parts]
+        )
+        for name, parts in folders.items()
+        if all(folder.is_dir() for folder in parts)
     }
     first = next((name for name in features if against in name), None)
     if first is None:
-        raise click.UsageError(f"no folder in {pictures} is called {against!r}: run `bench --judge demo` first.")
+        raise click.UsageError(
+            f"no folder in {pictures} with these seeds is called {against!r}: run `bench --judge demo` or `eval` first."
+        )
     result = compare(features, first, means.reference.features)
-    report = {"against": first, "draws": _DRAWS, "rows": result}
+    report = {"against": first, "seeds": seeds, "draws": _DRAWS, "rows": result}
     (RESULTS / file).write_text(json.dumps(report, indent=1) + "\n")
     for row in result:
         click.echo(f"{row['frechet']:.2f}, {row['more']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['name']}")

@@ -14,7 +14,7 @@ from ..runtime.errors import CascadeError
 
 _CONSOLE = Console(stderr=True)
 DEFAULT_TREES = ("small_6",)
-_DEMO_TREES = ("deep_5",)  # what `calibrate tree` chose for the demo on two cores: nodes cost much there
+_DEMO_TREES = ("chain_7",)  # the fastest for `cascade` on two cores, where nodes cost much (docs/results.md)
 _DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
