@@ -21,7 +21,9 @@ STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 
 @click.command()
 @click.argument("step", type=click.Choice([*STEPS, "all"]))
-@click.option("--config", "name", default="cpu", show_default=True, help="cpu, gpu, gpu-drafter or tiny (config.py).")
+@click.option(
+    "--config", "name", default="cpu", show_default=True, help="cpu, gpu, gpu-drafter (with --keep) or tiny (config.py)."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
 @click.option("--start", type=click.Path(path_type=Path), help="Go on from weights in this folder (step `ship`'s).")
 @click.option("--keep", type=click.Path(path_type=Path), help="Train only a drafter, for the target in this folder.")
@@ -91,11 +93,12 @@ def new_drafter(name: str, out: Path, folder: Path) -> None:
     from .config import RECIPES
     from .data import build_data
     from .drafter import train_drafter
-    from .start import load_shipped
+    from .start import claim, load_shipped
 
     recipe = RECIPES[name]
     data = build_data(recipe, out)
     vq, words, model = load_shipped(recipe, folder)
+    claim(out, folder)
     drafter = train_drafter(recipe, data, words, model, out)
     _ship(recipe, data, vq, words, model, drafter, out)
 

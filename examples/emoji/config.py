@@ -126,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 
-# The demo's target with a drafter that saw far more of its pictures: six minutes on an H200, 15 GB of samples.
+# The demo's target with a drafter that saw far more of its pictures: minutes on an H200, 15 GB of samples. For --keep.
 RECIPES["gpu-drafter"] = replace(
     RECIPES["cpu"], device="cuda", sample_batch=2048, drafter_samples=69632, drafter_steps=15200, drafter_batch=128,
     drafter_passes=(1.0, 0.8, 0.64),

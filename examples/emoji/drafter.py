@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...calibration.states import StateSums
 from ...export.models.drafter import Drafter, DrafterConfig
 from ...export.models.llamagen import LlamaGen
+from ...runtime.errors import CascadeError
 from ...runtime.rules.states import StateTable
 from .captions import BACKGROUNDS, caption
 from .config import Recipe
@@ -38,7 +39,10 @@ _EVERY = 50
 def make_samples(
     recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path
 ) -> dict[str, Tensor]:
-    """codes [S, HW] and hidden states [S, 2, T + HW - 1, D] (float16) of the target's samples; kept in `out`."""
+    """codes [S, HW] and hidden states [S, 2, T + HW - 1, D] (float16) of the target's samples; kept in `out`.
+
+    Raises CascadeError when those in `out` are of another recipe.
+    """
     folder = out / "drafter" / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     pool = data.split(held_out=False, groups=recipe.target_groups)
@@ -55,6 +59,8 @@ def make_samples(
             torch.save({"codes": drawn.cpu(), "hidden": hidden.cpu()}, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         parts.append(torch.load(file, weights_only=True))
+        if len(parts[-1]["codes"]) != min(recipe.sample_batch, recipe.drafter_samples - begin):
+            raise CascadeError(f"{file} holds samples of another recipe: choose another --out, or delete {folder}.")
     return {name: torch.cat([part[name] for part in parts]) for name in ("codes", "hidden")}
 
 
@@ -89,7 +95,7 @@ def train_drafter(
     optimizer = Optimizers((drafter,), _RATE, weight_decay=0.01)
     start = run.resume({"model": drafter}, optimizer)
     target = model.target.eval().requires_grad_(False)
-    measure = torch.compile(losses) if recipe.device == "cuda" else losses  # H200: 24 ms a step in place of 55
+    measure = torch.compile(losses) if recipe.device == "cuda" else losses  # twice as fast on an H200
     for step in tqdm(range(start, recipe.drafter_steps), desc="drafter", initial=start, total=recipe.drafter_steps):
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(len(samples["codes"]), (recipe.drafter_batch,), generator=generator).to(recipe.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,16 @@ def load_shipped(recipe: Recipe, folder: Path) -> tuple[VQModel, Tokenizer, Text
         model = TextToImage(recipe, words.get_vocab_size())
         _fill_target(model, folder)
     return vq.eval(), words, model.eval().to(recipe.device)
+
+
+def claim(out: Path, folder: Path) -> None:
+    """Marks the drafter's run in `out` as one for the target in `folder`. Raises CascadeError when it is another's."""
+    digest = hashlib.sha256((folder / "target.safetensors").read_bytes()).hexdigest()
+    run, mark = out / "drafter", out / "drafter" / "target.sha256"
+    if run.is_dir() and (not mark.is_file() or mark.read_text() != digest):
+        raise CascadeError(f"{run} was trained for another target than that in {folder}: choose another --out.")
+    run.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The drafter as it drafts, unrolled over whole pictures at once: its own predictions in, pass by pass.
 
 Pass k predicts at every slot what a draft of depth k predicts there: its last k - 1 inputs are the drafter's own
-predictions, everything before them the target's states. EAGLE-3's training-time test (arXiv 2503.01840, section 3.2;
+predictions, everything before them the target's states (the first k - 1 slots are shallower: nothing is drafted before
+them). EAGLE-3's training-time test (arXiv 2503.01840, section 3.2;
 the attention of its `traineagle3`) for a drafter in LANTERN's format.
 """
 

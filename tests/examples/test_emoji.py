@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import build
 
 from cascade_trt.cli import cli
@@ -23,7 +24,7 @@ from cascade_trt.examples.emoji.augment import plain, views
 from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
 from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
 from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
-from cascade_trt.examples.emoji.drafter import train_drafter
+from cascade_trt.examples.emoji.drafter import make_samples, train_drafter
 from cascade_trt.examples.emoji.encode import draw_codes
 from cascade_trt.examples.emoji.model import TextToImage
 from cascade_trt.examples.emoji.progress import Run
@@ -238,6 +239,18 @@ def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, tmp_path: Path
     assert (out / "weights" / "states.npz").is_file()
     given = load_file(weights / "drafter.safetensors")
     assert load_file(out / "weights" / "drafter.safetensors").keys() == given.keys()
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 0, again.output
+    other = tmp_path / "other"
+    shutil.copytree(weights, other)
+    moved = load_file(weights / "target.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in moved.items()}, other / "target.safetensors")
+    refused = CliRunner().invoke(main, ["ship", "--config", "tiny", "--keep", str(other), "--out", str(out)])
+    assert refused.exit_code == 2
+    assert "another target" in refused.output
+    fewer, words = replace(RECIPES["tiny"], drafter_samples=3), train_text_tokenizer(data, tmp_path)
+    with pytest.raises(CascadeError, match="samples of another recipe"):
+        make_samples(fewer, data, words, TextToImage(fewer, words.get_vocab_size()), out)
     refused = CliRunner().invoke(main, [*arguments, "--start", str(weights)])
     assert refused.exit_code == 2
     assert "without --start" in refused.output
