@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
+from . import RESULTS
 from .gpt_b import compare
 from .machine import describe_machine
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()

@@ -19,7 +19,7 @@ from ..evaluation.judge import features_of
 from ..evaluation.means import load_means
 from ..evaluation.metrics import frechet
 from ..evaluation.pictures import read_folder
-from .__main__ import RESULTS
+from . import RESULTS
 
 _DRAWS = 400
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import Tensor
 
-from ..export.models.drafter import Drafter, DrafterConfig
-from ..export.models.llamagen import KVCache, LlamaGen, LlamaGenConfig
-from ..export.presets import get_preset
+from ..export.models.drafter import Drafter
+from ..export.models.llamagen import KVCache, LlamaGen
+from ..export.open import open_dummy
+from . import RESULTS
 from .machine import describe_machine
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = ("llamagen-t2i-b", "llamagen-c2i-l-384", "llamagen-t2i-xl-stage1")
 NODES = (1, 4, 6, 12, 26, 60, 120)
 PICTURES = (1, 8)
@@ -49,16 +48,12 @@ def main(repeats: int) -> None:
 @torch.inference_mode()
 def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
     """One row for each number of nodes, and one for a level of drafting; all in turn, `repeats` times."""
-    preset = get_preset(name)
-    config = LlamaGenConfig(
-        dim=preset.dim, n_layer=preset.n_layer, n_head=preset.n_head, ffn_dim=preset.ffn_dim,
-        vocab_size=preset.vocab_size, grid=preset.grid, prefix_len=preset.prefix_len, condition="text",
-        caption_dim=preset.caption_dim,
-    )  # fmt: skip
+    parts, _ = open_dummy(name, None)
+    assert parts.drafter_config is not None  # dummies have one
     with torch.device("cuda"):
-        target = LlamaGen(config).half().eval()
+        target = LlamaGen(parts.config).half().eval()
         target.rope = target.rope.float()
-        drafter = Drafter(_drafter(config)).half().eval()
+        drafter = Drafter(parts.drafter_config).half().eval()
         drafter.rope = drafter.rope.float()
         calls = {("target", nodes): target_call(target, 2 * pictures, nodes) for nodes in NODES}
         calls["drafter", LEVEL] = drafter_call(target, drafter, 2 * pictures, LEVEL)
@@ -77,11 +72,10 @@ def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _drafter(config: LlamaGenConfig) -> DrafterConfig:
-    return DrafterConfig(
-        dim=config.dim, n_head=config.n_head, ffn_dim=config.ffn_dim, vocab_size=config.vocab_size, grid=config.grid,
-        prefix_len=config.prefix_len,
-    )  # fmt: skip
+def guided_logits(target: LlamaGen, states: Tensor) -> Tensor:
+    """[P, N, V] of states [2P, N, D]."""
+    cond, uncond = states.chunk(2)
+    return target.logits(uncond + 7.5 * (cond - uncond))
 
 
 def target_call(target: LlamaGen, rows: int, nodes: int) -> Callable[[], Tensor]:
@@ -98,8 +92,7 @@ def target_call(target: LlamaGen, rows: int, nodes: int) -> Callable[[], Tensor]
     mask[..., filled:] = torch.ones(nodes, nodes, dtype=torch.bool).tril()
 
     def call() -> Tensor:
-        cond, uncond = target.stack(embeds, positions, mask, cache, slots).chunk(2)
-        return target.logits(uncond + 7.5 * (cond - uncond))
+        return guided_logits(target, target.stack(embeds, positions, mask, cache, slots))
 
     return call
 
@@ -113,8 +106,7 @@ def drafter_call(target: LlamaGen, drafter: Drafter, rows: int, nodes: int) -> C
     ids = torch.randint(target.config.vocab_size, (rows, nodes))
 
     def call() -> Tensor:
-        cond, uncond = drafter(hidden, ids).chunk(2)
-        return target.logits(uncond + 7.5 * (cond - uncond)).topk(LEVEL).indices
+        return guided_logits(target, drafter(hidden, ids)).topk(LEVEL).indices
 
     return call
 

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from torch import Tensor
 
     from ...export.models.drafter import Drafter
     from ...export.models.vq import VQModel
@@ -58,7 +59,6 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     """Runs the steps up to `last`; each is quick when it was finished before, or given by the weights in `start`."""
     from .config import RECIPES
     from .data import build_data
-    from .drafter import train_drafter
     from .judge import make_judge
     from .start import start_from
     from .target import train_target
@@ -82,37 +82,46 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     model = train_target(recipe, data, vq, words, out)
     if until < 4:
         return
-    drafter = train_drafter(recipe, data, words, model, out)
+    samples, drafter = _train_drafter(recipe, data, words, model, out)
     if until < 5:
         return
-    _ship(recipe, data, vq, words, model, drafter, out)
+    _ship(recipe, vq, words, model, samples, drafter, out)
 
 
 def new_drafter(name: str, out: Path, folder: Path) -> None:
     """A drafter for the target of the weights in `folder`, shipped beside them in out/weights."""
     from .config import RECIPES
     from .data import build_data
-    from .drafter import train_drafter
     from .start import claim, load_shipped
 
     recipe = RECIPES[name]
     data = build_data(recipe, out)
     vq, words, model = load_shipped(recipe, folder)
     claim(out, folder)
-    drafter = train_drafter(recipe, data, words, model, out)
-    _ship(recipe, data, vq, words, model, drafter, out)
+    samples, drafter = _train_drafter(recipe, data, words, model, out)
+    _ship(recipe, vq, words, model, samples, drafter, out)
 
 
-def _ship(
-    recipe: Recipe, data: DataSet, vq: VQModel, words: Tokenizer, model: TextToImage, drafter: Drafter, out: Path
-) -> None:
-    from .drafter import flatness, make_samples, state_table
-    from .ship import ship
+def _train_drafter(
+    recipe: Recipe, data: DataSet, words: Tokenizer, model: TextToImage, out: Path
+) -> tuple[dict[str, Tensor], Drafter]:
+    from .drafter import flatness, make_samples, train_drafter
 
     samples = make_samples(recipe, data, words, model, out)
+    drafter = train_drafter(recipe, samples, model.target, out)
     entropy, top = flatness(recipe, model.target, samples["hidden"])
     settings = f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}"
     click.echo(f"target at {settings}: entropy {entropy:.2f} nats, mean top-1 probability {top:.2f}")
+    return samples, drafter
+
+
+def _ship(
+    recipe: Recipe, vq: VQModel, words: Tokenizer, model: TextToImage, samples: dict[str, Tensor], drafter: Drafter,
+    out: Path,
+) -> None:  # fmt: skip
+    from .drafter import state_table
+    from .ship import ship
+
     ship(recipe, model, vq, drafter, words, out / "weights", state_table(recipe, samples))
     click.echo(f"weights in {out / 'weights'}: copy them to examples/emoji/weights to make them the demo's")
 

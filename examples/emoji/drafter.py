@@ -48,9 +48,8 @@ def make_samples(
     pool = data.split(held_out=False, groups=recipe.target_groups)
     parts = []
     for begin in tqdm(range(0, recipe.drafter_samples, recipe.sample_batch), desc="sampling", unit="batch"):
-        file = folder / f"{begin:06d}.pt"
+        file, count = folder / f"{begin:06d}.pt", min(recipe.sample_batch, recipe.drafter_samples - begin)
         if not file.is_file():
-            count = min(recipe.sample_batch, recipe.drafter_samples - begin)
             rng = random.Random(begin)
             pictures = [data.pictures[rng.choice(pool)] for _ in range(count)]
             texts = [caption(p, rng.choice(["white", rng.choice(list(BACKGROUNDS))]), rng) for p in pictures]
@@ -59,7 +58,7 @@ def make_samples(
             torch.save({"codes": drawn.cpu(), "hidden": hidden.cpu()}, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         parts.append(torch.load(file, weights_only=True))
-        if len(parts[-1]["codes"]) != min(recipe.sample_batch, recipe.drafter_samples - begin):
+        if len(parts[-1]["codes"]) != count:
             raise CascadeError(f"{file} holds samples of another recipe: choose another --out, or delete {folder}.")
     return {name: torch.cat([part[name] for part in parts]) for name in ("codes", "hidden")}
 
@@ -83,18 +82,16 @@ def drafter_config(recipe: Recipe) -> DrafterConfig:
     )  # fmt: skip
 
 
-def train_drafter(
-    recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, out: Path
-) -> Drafter:
-    """Trains (or goes on training) and returns the drafter."""
-    samples = {name: x.to(recipe.device) for name, x in make_samples(recipe, data, tokenizer, model, out).items()}
+def train_drafter(recipe: Recipe, samples: dict[str, Tensor], target: LlamaGen, out: Path) -> Drafter:
+    """Trains (or goes on training) a drafter on the target's samples (`make_samples`), and returns it."""
+    samples = {name: x.to(recipe.device) for name, x in samples.items()}
     run = Run(out, "drafter")
     torch.manual_seed(0)
     drafter = Drafter(drafter_config(recipe)).to(recipe.device)
-    drafter.embed_tokens.weight.data.copy_(model.target.tok_embeddings.weight)
+    drafter.embed_tokens.weight.data.copy_(target.tok_embeddings.weight)
     optimizer = Optimizers((drafter,), _RATE, weight_decay=0.01)
     start = run.resume({"model": drafter}, optimizer)
-    target = model.target.eval().requires_grad_(False)
+    target = target.eval().requires_grad_(False)
     measure = torch.compile(losses) if recipe.device == "cuda" else losses  # twice as fast on an H200
     for step in tqdm(range(start, recipe.drafter_steps), desc="drafter", initial=start, total=recipe.drafter_steps):
         generator = torch.Generator().manual_seed(step)
@@ -124,7 +121,7 @@ def losses(
     p = guided_law(recipe, target, wanted).exp()
     total, overlaps = torch.zeros((), device=states.device), []
     with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
-        passes = list(unroll(drafter, states, ids, first, len(recipe.drafter_passes)))
+        passes = unroll(drafter, states, ids, first, len(recipe.drafter_passes))
     for weight, predicted in zip(recipe.drafter_passes, passes, strict=True):
         q = guided_law(recipe, target, predicted.float()).exp()
         overlap = torch.minimum(p, q).sum(-1).mean()

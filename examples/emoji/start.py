@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...export.models.vq import VQModel
+from ...runtime.bundle import describe_file
 from ...runtime.errors import CascadeError
 from .config import Recipe
 from .data import DataSet
@@ -57,7 +57,7 @@ def load_shipped(recipe: Recipe, folder: Path) -> tuple[VQModel, Tokenizer, Text
 
 def claim(out: Path, folder: Path) -> None:
     """Marks the drafter's run in `out` as one for the target in `folder`. Raises CascadeError when it is another's."""
-    digest = hashlib.sha256((folder / "target.safetensors").read_bytes()).hexdigest()
+    digest = describe_file(folder / "target.safetensors").sha256
     run, mark = out / "drafter", out / "drafter" / "target.sha256"
     if run.is_dir() and (not mark.is_file() or mark.read_text() != digest):
         raise CascadeError(f"{run} was trained for another target than that in {folder}: choose another --out.")

@@ -8,46 +8,29 @@ the attention of its `traineagle3`) for a drafter in LANTERN's format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...export.models.drafter import Drafter, DrafterLayer
-from ...export.models.llamagen import apply_rope
+from ...export.models.drafter import Drafter
 
 
-def unroll(drafter: Drafter, states: Tensor, ids: Tensor, first: int, passes: int) -> Iterator[Tensor]:
-    """Yields per pass the predicted states [R, L - 1 - first, D] behind the slots first ... L - 2.
+def unroll(drafter: Drafter, states: Tensor, ids: Tensor, first: int, passes: int) -> list[Tensor]:
+    """Per pass the predicted states [R, L - 1 - first, D] behind the slots first ... L - 2.
 
     `states` [R, L, D] are the target's, `ids` [R, L] the tokens after them; slots before `first` are never drafted.
     """
-    inputs = states
-    memory: list[tuple[Tensor, Tensor]] = []
-    for _ in range(passes):
-        predicted = read(drafter, inputs, ids, memory)[:, first:-1]
-        yield predicted
-        inputs = torch.cat([states[:, : first + 1], predicted.to(states.dtype)], dim=1)
+    memory: list[tuple[Tensor, Tensor]] = []  # each pass's keys and values [R, H, L, Dh]
 
+    def store(k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        memory.append((k, v))
+        return tuple(torch.cat(parts, dim=2) for parts in zip(*memory, strict=True))
 
-def read(drafter: Drafter, hidden: Tensor, ids: Tensor, memory: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`Drafter.forward` [R, L, D] that looks back at earlier passes' keys and values, too, and adds its own to them."""
-    layer = drafter.layers[0]
-    assert isinstance(layer, DrafterLayer)
-    attention = layer.self_attn
-    rope = drafter.rope[None, : ids.shape[1]]
-    x = drafter.fc(torch.cat([drafter.embed_tokens(ids), hidden], dim=-1))
-    q, k, v = (
-        proj(x).unflatten(-1, (attention.n_head, -1)) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )  # [R, L, H, Dh]
-    q, k = apply_rope(q, rope), apply_rope(k, rope)
-    memory.append((k.transpose(1, 2), v.transpose(1, 2)))
-    keys, values = (torch.cat(parts, dim=2) for parts in zip(*memory, strict=True))  # [R, H, passes * L, Dh]
-    seen = visible(ids.shape[1], len(memory), ids.device)
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=seen)
-    h = x + attention.o_proj(y.transpose(1, 2).flatten(2))
-    return h + layer.mlp(layer.post_attention_layernorm(h))
+    inputs, predicted = states, []
+    for number in range(1, passes + 1):
+        features = drafter(inputs, ids, visible(ids.shape[1], number, ids.device), store)
+        predicted.append(features[:, first:-1])
+        inputs = torch.cat([states[:, : first + 1], predicted[-1].to(states.dtype)], dim=1)
+    return predicted
 
 
 def visible(length: int, passes: int, device: torch.device) -> Tensor:

@@ -121,6 +121,8 @@ class GraphBuilder:
         return self.op("Reshape", x, self.constant(list(shape), "shape"))
 
     def split(self, x: ir.Value, sizes: Sequence[int], axis: int = -1) -> tuple[ir.Value, ...]:
+        if len(sizes) == 1:
+            return (x,)
         return self.op("Split", x, self.constant(list(sizes), "sizes"), outputs=len(sizes), axis=axis)
 
     def linear(self, x: ir.Value, name: str, produce: Callable[[], np.ndarray]) -> ir.Value:

@@ -104,7 +104,7 @@ def seen_by_levels(g: GraphBuilder, tree: Tree, start: Start) -> list[tuple[ir.V
 
     Made for all levels at once: on a CPU small operators cost what they cost to call, and levels are many.
     """
-    inner = [n for n in range(1, tree.size) if tree.children[n]]  # in the order of their slots
+    inner = [n for n in tree.internal if n]  # in the order of their slots
     if not inner:
         return []
     depths = np.array([tree.depths[n] for n in inner])
@@ -113,6 +113,4 @@ def seen_by_levels(g: GraphBuilder, tree: Tree, start: Start) -> list[tuple[ir.V
     mask = start.mask(g, g.op("Gather", g.constant(seen, "ancestors"), start.place))
     positions = start.positions(g, depths)
     sizes = np.bincount(depths)[1:].tolist()
-    if len(sizes) == 1:
-        return [(mask, positions)]
     return list(zip(g.split(mask, sizes, axis=2), g.split(positions, sizes, axis=1), strict=True))

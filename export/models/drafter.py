@@ -7,6 +7,7 @@ the target turns it into logits. Sources: EAGLE (arXiv 2401.15077), LANTERN (arX
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,14 @@ class DrafterAttention(nn.Module):
         self.v_proj = nn.Linear(config.dim, config.dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, store: Callable | None) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.n_head, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rope(q, rope), apply_rope(k, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return self.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        if store is not None:
+            k, v = store(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 class DrafterMLP(nn.Module):
@@ -69,8 +73,8 @@ class DrafterLayer(nn.Module):
         self.mlp = DrafterMLP(config)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        h = x + self.self_attn(x, rope)
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, store: Callable | None) -> Tensor:
+        h = x + self.self_attn(x, rope, mask, store)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -86,11 +90,14 @@ class Drafter(nn.Module):
         rope = rope_2d(config.grid, config.head_dim, config.prefix_len - 1, tail=20, base=config.rope_base)
         self.register_buffer("rope", rope, persistent=False)
 
-    def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, ids: Tensor, mask: Tensor | None = None, store: Callable | None = None
+    ) -> Tensor:
         """Predicted hidden states [R, N, D] of the tokens ids [R, N], each paired with the state before it.
 
         `hidden` [R, N, D] are target states; slots count from 0, so the sequence starts with the prefix.
-        Attention is causal and, as in LANTERN, ignores the caption's padding.
+        Attention is causal and, as in LANTERN, ignores the caption's padding; or it follows the bool mask [N, S] over
+        the keys and values [R, H, S, Dh] that `store` makes of the call's own.
         """
         x = self.fc(torch.cat([self.embed_tokens(ids), hidden], dim=-1))
-        return self.layers[0](x, self.rope[None, : ids.shape[1]])
+        return self.layers[0](x, self.rope[None, : ids.shape[1]], mask, store)

@@ -108,7 +108,8 @@ def train(recipe: Recipe, data: DataSet, out: Path) -> None:
     vq = train_tokenizer(recipe, data, out)
     words = train_text_tokenizer(data, out)
     model = train_target(recipe, data, vq, words, out)
-    drafter = train_drafter(recipe, data, words, model, out)
+    samples = make_samples(recipe, data, words, model, out)
+    drafter = train_drafter(recipe, samples, model.target, out)
     ship(recipe, model, vq, drafter, words, out / "weights")
 
 

@@ -16,7 +16,7 @@ def test_each_pass_is_a_draft_of_its_depth() -> None:
     drafter = Drafter(DrafterConfig(dim=16, n_head=2, ffn_dim=24, vocab_size=11, grid=4, prefix_len=FIRST + 1))
     states, ids = torch.randn(2, LENGTH, 16), torch.randint(11, (2, LENGTH))
     with torch.no_grad():
-        passes = list(unroll(drafter, states, ids, FIRST, PASSES))
+        passes = unroll(drafter, states, ids, FIRST, PASSES)
         for slot in range(FIRST, LENGTH - PASSES):
             inputs = states[:, : slot + 1]
             for depth, predicted in enumerate(passes):
