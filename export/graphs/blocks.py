@@ -52,11 +52,8 @@ def swiglu(g: GraphBuilder, x: ir.Value, up_name: str, up: Produce, down_name: s
     return g.linear(g.op("Mul", silu, value), down_name, down)
 
 
-def rotate(
-    g: GraphBuilder, x: ir.Value, heads: int, dim: int, rope: tuple[ir.Value, ir.Value], positions: ir.Value
-) -> ir.Value:
-    """[R, N, heads * dim] -> rotated [R, heads, N, dim]; the rotation is in float32, as in the original."""
-    x = g.op("Transpose", g.reshape(x, [0, 0, heads, dim]), perm=[0, 2, 1, 3])
+def rotate(g: GraphBuilder, x: ir.Value, rope: tuple[ir.Value, ir.Value], positions: ir.Value) -> ir.Value:
+    """[R, heads, N, dim], rotated; in float32, as in the original."""
     return g.from_float(g.op("RotaryEmbedding", g.to_float(x), *rope, positions))
 
 
@@ -79,11 +76,9 @@ def rotated_heads(
     g: GraphBuilder, qkv: ir.Value, heads: Heads, rope: tuple[ir.Value, ir.Value], positions: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values [R, H, N, Dh] of qkv [R, N, 3 * H * Dh], queries and keys rotated."""
-    width = heads.count * heads.dim
-    qk, v = g.split(qkv, [2 * width, width])
-    qk = rotate(g, qk, 2 * heads.count, heads.dim, rope, positions)  # [R, 2H, N, Dh]
-    q, k = g.split(qk, [heads.count, heads.count], axis=1)
-    v = g.op("Transpose", g.reshape(v, [0, 0, heads.count, heads.dim]), perm=[0, 2, 1, 3])
+    qkv = g.op("Transpose", g.reshape(qkv, [0, 0, 3 * heads.count, heads.dim]), perm=[0, 2, 1, 3])  # [R, 3H, N, Dh]
+    qk, v = g.split(qkv, [2 * heads.count, heads.count], axis=1)
+    q, k = g.split(rotate(g, qk, rope, positions), [heads.count, heads.count], axis=1)
     return q, k, v
 
 
@@ -115,10 +110,14 @@ def guided(g: GraphBuilder, hidden: ir.Value, guidance: ir.Value, dim: int) -> i
     return g.reshape(g.op("MatMul", guidance, rows), [0, -1, dim])
 
 
-def scaled_logits(g: GraphBuilder, state: ir.Value, head: ir.Value, temperature: ir.Value) -> ir.Value:
-    """float32 logits / temperature [P, N, V] of guided states [P, N, D]; temperature is [P]."""
-    logits = g.to_float(g.op("MatMul", g.from_float(state), head))
-    return g.op("Div", logits, g.reshape(temperature, [-1, 1, 1]))
+def logits(g: GraphBuilder, state: ir.Value, head: ir.Value) -> ir.Value:
+    """float32 logits [P, N, V] of guided states [P, N, D]."""
+    return g.to_float(g.op("MatMul", g.from_float(state), head))
+
+
+def of_prompt(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    """[P] -> [P, 1, 1], to scale what belongs to each prompt."""
+    return g.reshape(x, [-1, 1, 1])
 
 
 def log_sum_exp(g: GraphBuilder, logits: ir.Value, largest: ir.Value) -> ir.Value:

@@ -94,11 +94,9 @@ class DraftGraph:
         )
         return g.op("Add", x, y)
 
-    def law(self, features: ir.Value, guidance: ir.Value, temperature: ir.Value) -> ir.Value:
-        """float32 log q [P, n, V] from predicted states [R, n, D]."""
-        state = blocks.guided(self.g, features, guidance, self.config.dim)
-        logits = blocks.scaled_logits(self.g, state, self.head, temperature)
-        return self.g.op("LogSoftmax", logits, axis=-1)
+    def logits(self, features: ir.Value, guidance: ir.Value) -> ir.Value:
+        """float32 [P, n, V], guided, from predicted states [R, n, D]."""
+        return blocks.logits(self.g, blocks.guided(self.g, features, guidance, self.config.dim), self.head)
 
 
 class DraftCache:

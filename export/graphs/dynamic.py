@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ...runtime.tree import DynamicTree
 from .builder import FLOAT, INT64, GraphBuilder
 from .drafter import DraftGraph, expanded
-from .walks import Drafted, Start
+from .walks import Drafted, Start, laws
 
 # A child is never as likely as its parent, though float32 may round its probability to 1: so the best nodes always
 # hold the parents of all of them, whatever a backend does with ties.
@@ -40,15 +40,15 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
     """Drafts all candidates level by level, then keeps the likeliest."""
     g = d.g
     state, beams = start.state, None
-    laws: list[ir.Value] = []
+    levels: list[ir.Value] = []
     scores: list[ir.Value] = []  # candidates' scores and tokens, [P, W] and then [P, W * W] a level
     tokens: list[ir.Value] = []
     numbers: list[ir.Value] = []  # of the beams of each level
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
-            law = d.law(state, start.guidance, start.temperature)  # [P, 1 or W, V]
-            laws.append(law)
-            ranked = g.op("LogSoftmax", g.op("Add", law, start.noise[level]), axis=-1)
+            logits = d.logits(state, start.guidance)  # [P, 1 or W, V]
+            levels.append(logits)
+            ranked = laws(g, [g.op("Add", logits, start.noise[level])], start.temperature)
             values, ids = g.op("TopK", ranked, g.constant([tree.width]), outputs=2, axis=-1, largest=1, sorted=1)
             values = g.op("Min", values, g.constant(_LESS_LIKELY))
             if beams is not None:
@@ -61,7 +61,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
                 numbers.append(beams.numbers)
     with g.scope("keep"):
         chosen = keep(g, tree, start.root, join(g, scores), join(g, tokens), numbers)
-    return Drafted(chosen.pop("tokens"), join(g, laws), chosen)
+    return Drafted(chosen.pop("tokens"), laws(g, levels, start.temperature), chosen)
 
 
 def expand(

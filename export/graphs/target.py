@@ -140,7 +140,7 @@ def sampling_head(g, source, config, shape, hidden, guidance, temperature):
     """Guided logits, their K largest, log-sum-exp and the similarity of the guided states, all in float32."""
     state = blocks.guided(g, hidden, guidance, config.dim)  # [P, N, D]
     head = g.weight(HEAD, lambda: np.ascontiguousarray(as_numpy(source.load("output.weight")).T))
-    logits = blocks.scaled_logits(g, state, head, temperature)  # [P, N, V]
+    logits = g.op("Div", blocks.logits(g, state, head), blocks.of_prompt(g, temperature))  # [P, N, V]
     top, ids = g.op("TopK", logits, g.constant([shape.top_k]), outputs=2, axis=-1, largest=1, sorted=1)
     largest = g.op("Slice", top, g.constant([0]), g.constant([1]), g.constant([2]))
     lse = g.op("Squeeze", blocks.log_sum_exp(g, logits, largest), g.constant([2]))

@@ -22,9 +22,9 @@ class Start:
 
     `state` [R, 1, D] is the drafter's prediction behind the root, `root` int64 [P, 1] its token, `position` [R, 1] its
     row of the rotary table; `for_rows` takes a value of each prompt to its rows; `noise` holds [P, 1, V] for each level
-    and the host's. All nodes see the slots `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a
-    slot is for, those with children counted in the order in which they are drafted, and is their number I - 1 at all
-    other slots.
+    and the host's, times `temperature` [P, 1, 1], since logits get it before they are divided. All nodes see the slots
+    `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a slot is for, those with children counted
+    in the order in which they are drafted, and is their number I - 1 at all other slots.
     """
 
     state: ir.Value
@@ -58,12 +58,12 @@ class Drafted:
 
 
 def pick_children(
-    g: GraphBuilder, tree: Tree, nodes: list[int], log_q: ir.Value, level_noise: ir.Value
+    g: GraphBuilder, tree: Tree, nodes: list[int], logits: ir.Value, level_noise: ir.Value
 ) -> ir.Value:
-    """Tokens int64 [P, children] of the children of `nodes`: the top-k of log q + noise ."""
+    """Tokens int64 [P, children] of the children of `nodes`: the top-k of logits + noise."""
     most = max(len(tree.children[node]) for node in nodes)
     _, ids = g.op(
-        "TopK", g.op("Add", log_q, level_noise), g.constant([most]), outputs=2, axis=-1, largest=1, sorted=1
+        "TopK", g.op("Add", logits, level_noise), g.constant([most]), outputs=2, axis=-1, largest=1, sorted=1
     )
     picked = [i * most + rank for i, node in enumerate(nodes) for rank in range(len(tree.children[node]))]
     return columns(g, g.reshape(ids, [0, -1]), picked, len(nodes) * most)
@@ -77,13 +77,13 @@ def columns(g: GraphBuilder, x: ir.Value, chosen: list[int], count: int) -> ir.V
 def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
     """Drafts a static tree level by level."""
     g, state = d.g, start.state
-    nodes, tokens, laws = [0], [start.root], []
+    nodes, tokens, levels = [0], [start.root], []
     views = seen_by_levels(g, tree, start)
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
-            log_q = d.law(state, start.guidance, start.temperature)  # [P, n, V]
-            laws.append(log_q)
-            picked = pick_children(g, tree, nodes, log_q, start.noise[level])  # [P, children]
+            logits = d.logits(state, start.guidance)  # [P, n, V]
+            levels.append(logits)
+            picked = pick_children(g, tree, nodes, logits, start.noise[level])  # [P, children]
             tokens.append(picked)
             children = [child for node in nodes for child in tree.children[node]]
             inner = [child for child in children if tree.children[child]]
@@ -95,8 +95,13 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
             mask, positions = views[level]
             state = d.layer(x, lambda qkv, m=mask, at=positions: start.cache.attend(qkv, at, m))
             nodes = inner
-    laws_all = g.op("Concat", *laws, axis=1) if len(laws) > 1 else laws[0]
-    return Drafted(g.op("Concat", *tokens, axis=1), laws_all)
+    return Drafted(g.op("Concat", *tokens, axis=1), laws(g, levels, start.temperature))
+
+
+def laws(g: GraphBuilder, levels: list[ir.Value], temperature: ir.Value) -> ir.Value:
+    """log q float32 [P, I, V] of the levels' logits [P, n, V]: two operators for all levels together."""
+    logits = g.op("Concat", *levels, axis=1) if len(levels) > 1 else levels[0]
+    return g.op("LogSoftmax", g.op("Div", logits, temperature), axis=-1)
 
 
 def seen_by_levels(g: GraphBuilder, tree: Tree, start: Start) -> list[tuple[ir.Value, ir.Value]]:

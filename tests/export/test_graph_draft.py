@@ -50,13 +50,16 @@ class Draft:
         }  # fmt: skip
 
     def __call__(self, *given, **more) -> dict[str, np.ndarray]:
-        inputs = self.inputs(*given, **more)
+        got = self.run(self.inputs(*given, **more))
+        self.cache = [got["present_key.0"], got["present_value.0"]]
+        return got
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One call, without a trace in the cache."""
         for step in range(self._tree.depth):
             inputs |= {f"past_key.{step}": self.cache[0], f"past_value.{step}": self.cache[1]}
         names = [output.name for output in self._session.get_outputs()]
-        got = dict(zip(names, self._session.run(names, inputs), strict=True))
-        self.cache = [got["present_key.0"], got["present_value.0"]]
-        return got
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +166,26 @@ def test_laws_of_every_node(
         order = np.argsort(-(got["log_q"][0, at] + noise[0, tree.depths[node]]), kind="stable")
         assert got["tree_tokens"][0, children].tolist() == order[: len(children)].tolist()
     assert got["tree_tokens"][0, 0] == newest[0, count - 1]
+
+
+@pytest.mark.parametrize("name", ["small_9", "eagle2_60"])
+def test_temperature_divides_the_law_and_not_the_noise(tiny_bundle: Path, name: str) -> None:
+    """Children of the root are the top-k of log q + noise, log q being that of the logits over the temperature."""
+    tree, rng = get_tree(name), np.random.default_rng(4)
+    draft = Draft(tiny_bundle, tree, 2, np.array([[SCALE, 1 - SCALE]], np.float32))
+    hidden = rng.normal(size=(2, PREFIX, DIM)).astype(np.float32)
+    tokens = rng.integers(0, VOCAB, (1, PREFIX))
+    noise = 5 * rng.gumbel(size=(1, tree.depth + 1, VOCAB)).astype(np.float32)
+    given = draft.inputs(hidden, np.arange(PREFIX)[None], tokens, np.array([PREFIX]), 0, noise)
+    plain = draft.run(given)
+    hot = draft.run(given | {"temperature": np.full(1, 2.5, np.float32)})
+    law = plain["log_q"][0, 0] / 2.5
+    np.testing.assert_allclose(hot["log_q"][0, 0], law - np.logaddexp.reduce(law), rtol=0, atol=2e-4)
+    order = np.argsort(-(hot["log_q"][0, 0] + given["noise"][0, 0]))
+    parents = hot["parents"][0].tolist() if isinstance(tree, DynamicTree) else list(tree.parents)
+    children = hot["tree_tokens"][0, [n for n, parent in enumerate(parents) if parent == 0]]
+    assert children.tolist() == order[: len(children)].tolist()
+    assert hot["tree_tokens"].tolist() != plain["tree_tokens"].tolist()
 
 
 def test_embeddings_are_the_targets(tiny_bundle: Path) -> None:
