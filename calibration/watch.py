@@ -10,6 +10,7 @@ import numpy as np
 from ..runtime.noise import Stream
 from ..runtime.rules import Decision, Draws, Node, Rule
 from ..runtime.rules.cascade import Cascade
+from ..runtime.rules.exact import race
 from .swaps import Swaps
 
 
@@ -59,11 +60,12 @@ class Similarities:
     depth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     draw: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def note_draw(self, node: Node, drawn: int, cascade: Cascade) -> None:
-        """A draw, token `drawn`, that was not drafted, with the prices that `cascade` sets."""
+    def note_draw(self, node: Node, draws: Draws, cascade: Cascade) -> None:
+        """A draw that was not drafted, with the prices that `cascade` sets."""
         kept = [index for index, token in enumerate(node.tokens) if node.place(token) is not None]
         if kept:
-            self.draw[node.depth + 1].append(1 - float(cascade.prices(node, kept, drawn).min()))
+            scores = race(node.ids, node.logits, draws)
+            self.draw[node.depth + 1].append(1 - float(cascade.prices(node, kept, scores).min()))
 
     def note(self, node: Node) -> None:
         if len(node.nodes) > 1:
@@ -112,5 +114,5 @@ class Watched(Watching):
         if node.nodes:
             self.similarities.note(node)
             if self.cascade is not None and decision.child is None:
-                self.similarities.note_draw(node, decision.token, self.cascade)
+                self.similarities.note_draw(node, draws, self.cascade)
         return decision

@@ -23,7 +23,8 @@ STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 @click.command()
 @click.argument("step", type=click.Choice([*STEPS, "all"]))
 @click.option(
-    "--config", "name", default="cpu", show_default=True, help="cpu, gpu, tiny, or with --keep gpu-drafter (config.py)."
+    "--config", "name", default="cpu", show_default=True,
+    help="cpu, gpu, tiny, or with --keep gpu-drafter, weak-drafter (config.py).",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
 @click.option("--start", type=click.Path(path_type=Path), help="Go on from weights in this folder (step `ship`'s).")

@@ -13,9 +13,12 @@ The third signal is ours (docs/rules.md has the measurements). On the coupled tr
 even where it was not drafted, and what a child must be interchangeable with is t. The state behind t was not
 computed, but what t mostly does to a state is known from other pictures: the row S[t] of the bundle's table of states.
 
-* Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * (usage[x] / usage[t])^balance. It may
-  pass if its price is at most (1 - tau_draw) * gain(x), and of those that may the one with most left passes. Usage is
-  how common a token is: drafters prefer common tokens, and without this factor pictures lose their grain.
+* Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * lost(x) / 2, lost(x) being the nats by
+  which t won the draw from it: a child is as good as t if it is like t, or if it was nearly drawn itself. It may
+  pass if its price is at most (1 - tau_draw) * gain(x), and of those that may the one with most left passes. So
+  tau_draw is the cosine that a child needs which lost by two nats and brings one token. The price is multiplied by
+  (usage[x] / usage[t])^balance, usage being how common a token is: drafters prefer common tokens, and without this
+  factor pictures lose their grain.
 * Looking ahead: all nodes are verified, and all draws are known, so what a child brings need not be guessed. gain(x) is
   the number of tokens that the walk takes from x on, by this very rule, less what its further stand-ins cost, in
   tokens; `ahead` in [0, 1] discounts what lies further down.
@@ -30,10 +33,12 @@ import numpy as np
 
 from ..errors import CascadeError
 from .base import Cause, Draws, Node
-from .exact import draw_token
+from .exact import race
 from .relaxed import Relaxed
 from .residual import Residual
 from .states import StateTable
+
+_NATS = 2.0  # a child that lost the draw by so much is judged by its likeness to the draw alone
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,18 @@ class Cascade(Relaxed):
                 "cascade: tau_draw needs the bundle's table of states: run `cascade-trt calibrate states` on it first."
             )
 
-    def stand_in(self, node: Node, supported: list[int], drawn: int) -> int | None:
+    def stand_in(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:
         if self.tau_draw is None or not supported:
             return None
-        left = self._left(node, supported, drawn)
+        left = self._left(node, supported, scores)
         best = int(np.argmax(left))
         return supported[best] if left[best] >= 0 else None
 
-    def _left(self, node: Node, children: list[int], drawn: int) -> np.ndarray:
+    def _left(self, node: Node, children: list[int], scores: np.ndarray) -> np.ndarray:
         """float64 [k]: what each child (index) brings, at a price of 1 - tau_draw a token, less what it costs."""
         assert self.tau_draw is not None
         gains = np.array([self._brings(node, child, relaxed=True) for child in children])
-        return (1 - self.tau_draw) * gains - self.prices(node, children, drawn)
+        return (1 - self.tau_draw) * gains - self.prices(node, children, scores)
 
     def _brings(self, node: Node, child: int, relaxed: bool) -> float:
         """How many tokens the walk gains with a child: the one drawn behind it (none where the picture ends), and with
@@ -111,21 +116,28 @@ class Cascade(Relaxed):
 
     def _goes_on(self, node: Node, draws: Draws) -> float:
         """What the walk brings beyond the token that is drawn at a node, less what it costs there."""
-        drawn = draw_token(node.ids, node.logits, draws)
+        scores = race(node.ids, node.logits, draws)
+        drawn = node.ids[np.argmax(scores)]
         if drawn in node.tokens:
             return self._brings(node, list(node.tokens).index(drawn), relaxed=False)
         supported = self.supported(node)
         if not supported or self.tau_draw == 1:
             return 0.0
         assert self.tau_draw is not None
-        return max(0.0, float(self._left(node, supported, drawn).max()) / (1 - self.tau_draw))
+        return max(0.0, float(self._left(node, supported, scores).max()) / (1 - self.tau_draw))
 
-    def prices(self, node: Node, children: list[int], drawn: int) -> np.ndarray:
-        """float32 [k]: what it costs to take each of the children (indices) for the target's draw, token `drawn`."""
+    def prices(self, node: Node, children: list[int], scores: np.ndarray) -> np.ndarray:
+        """float32 [k]: what it costs to take each of the children (indices) for the target's draw.
+
+        scores [n], log p + g of the node's ids, decided that draw; the sampler keeps the tokens of all these children.
+        """
         assert self.states is not None  # checked when the rule was made
-        tokens = [node.tokens[i] for i in children]
+        tokens, won = [node.tokens[i] for i in children], int(np.argmax(scores))
+        drawn = int(node.ids[won])
+        places = np.array([node.place(token) for token in tokens], np.int64)
+        lost = scores[won] - scores[places]
         commoner = (self.states.usage[tokens] / self.states.usage[drawn]) ** self.balance
-        return (1 - self.states.cosines(tokens, drawn)) * commoner
+        return (1 - self.states.cosines(tokens, drawn)) * lost / _NATS * commoner
 
     @property
     def reweighs(self) -> bool:

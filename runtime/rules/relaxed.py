@@ -103,10 +103,10 @@ class Relaxed(ABC):
         """
         return None
 
-    def stand_in(self, node: Node, supported: list[int], drawn: int) -> int | None:  # noqa: ARG002
-        """Coupled children: one (its index) that may stand for the target's own draw, token `drawn`, or None.
+    def stand_in(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:  # noqa: ARG002
+        """Coupled children: one (its index) that may stand for the target's own draw, or None.
 
-        Asked before anything else, of draws that were not drafted.
+        Asked before anything else, of draws that were not drafted; scores [k] over the node's ids decided the draw.
         """
         return None
 
@@ -167,7 +167,7 @@ class Relaxed(ABC):
         supported = self.supported(node)
         if not supported:
             return Decision(token, None)
-        stand_in = self.stand_in(node, supported, token)
+        stand_in = self.stand_in(node, supported, scores)
         if stand_in is not None:
             return self._accept(node, supported, stand_in, self.cause)
         winner = self._winner(node, supported, scores, float(scores[drawn])) if self.reweighs else None

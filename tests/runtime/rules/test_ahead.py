@@ -49,20 +49,22 @@ class Drafted:
         )  # fmt: skip
         return node, Draws(0, depth, VOCAB, self.noise[depth])
 
-    def drawn(self, node: Node, draws: Draws) -> int:
-        return int(np.argmax(node.logits + draws.gumbel(Stream.TOKEN, node.ids)))
+    def scores(self, node: Node, draws: Draws) -> np.ndarray:
+        """[V]: the best is the target's own draw (the ids are 0, 1, ...)."""
+        return node.logits + draws.gumbel(Stream.TOKEN, node.ids)
 
     def best(self, rule: Cascade, index: int = 0, run: int = 0) -> float:
         """Tokens of the best walk from a node on, the bonus included, less what its stand-ins cost in tokens."""
         node, draws = self.see(index, run)
-        drawn = self.drawn(node, draws)
+        scores = self.scores(node, draws)
+        drawn = int(np.argmax(scores))
         if draws.position + 1 >= self.room:
             return 1.0
         if drawn in node.tokens:
             return 1 + self.best(rule, node.nodes[node.tokens.index(drawn)])
         worth = [1.0]
         if node.tokens and not (rule.cap and run >= rule.cap):
-            prices = rule.prices(node, list(range(len(node.tokens))), drawn)
+            prices = rule.prices(node, list(range(len(node.tokens))), scores)
             worth += [1 + self.best(rule, child, run + 1) - price / (1 - (rule.tau_draw or 0))
                       for child, price in zip(node.nodes, prices, strict=True)]  # fmt: skip
         return max(worth)
@@ -79,7 +81,7 @@ class Drafted:
             run = run + 1 if decision.cause.relaxed else 0
             if decision.cause.relaxed:
                 at = list(node.nodes).index(decision.child)
-                cost += float(rule.prices(node, [at], self.drawn(node, draws))[0]) / (1 - (rule.tau_draw or 0))
+                cost += float(rule.prices(node, [at], self.scores(node, draws))[0]) / (1 - (rule.tau_draw or 0))
             index = decision.child
 
 

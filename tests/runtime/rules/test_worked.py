@@ -115,29 +115,37 @@ def by_draw(tau_draw: float, **more: float) -> Cascade:
     return Cascade(children="coupled", tau_pos=None, tau_seq=None, guard=0.0, tau_draw=tau_draw, states=STATES, **more)
 
 
-def test_cascade_takes_the_child_that_is_most_like_the_draw() -> None:
-    """Without noise the target draws 0. Prices without usage and levels: .2 for child 1, .4 for 2, 1 for 3."""
-    node = case([2, 1, 3])
-    decision = by_draw(0.79, balance=0, ahead=0).decide(node, draws(0.5))
-    assert (decision.token, decision.child, decision.cause) == (1, 2, Cause.INTERCHANGEABLE)
-    refused = by_draw(0.81, balance=0, ahead=0).decide(node, draws(0.5))
-    assert (refused.token, refused.child, refused.cause) == (0, None, Cause.DRAWN)
-    assert by_draw(0.0).decide(case([3]), draws(0.5)).token == 3  # price 1 less what usage takes off: any child
-    assert by_draw(0.5).decide(case([1, 0]), draws(0.5)).cause is Cause.STRICT  # the draw itself was drafted
+def test_a_child_costs_less_the_more_it_is_like_the_draw_and_the_less_it_lost_by() -> None:
+    """Token 0 is drawn. 1 lost by a tenth of a nat and 2 by four; 3 by two, so that its price is 1 - its cosine."""
+    scores = np.array([5.0, 4.9, 1.0, 3.0], np.float32)
+    prices = by_draw(0.5, balance=0).prices(case([1, 2, 3]), [0, 1, 2], scores)
+    np.testing.assert_allclose(prices, [0.2 * 0.1 / 2, 0.4 * 4 / 2, 1.0], atol=1e-3)
 
 
 def test_common_tokens_are_held_back() -> None:
-    """At full balance child 1 costs .2 * .4/.3 = .27, child 2 .4 * .1/.3 = .13: the rarer one is taken."""
-    rule = by_draw(0.8, balance=1, ahead=0)
-    np.testing.assert_allclose(rule.prices(case([1, 2]), [0, 1], 0), [0.2667, 0.1333], atol=1e-3)
-    assert rule.decide(case([1, 2]), draws(0.5)).token == 2
+    """Both lost by two nats. At full balance 1 costs .2 * .4/.3 = .27, 2 costs .4 * .1/.3 = .13."""
+    scores = np.array([5.0, 3.0, 3.0, 0.0], np.float32)
+    prices = by_draw(0.8, balance=1).prices(case([1, 2]), [0, 1], scores)
+    np.testing.assert_allclose(prices, [0.2667, 0.1333], atol=1e-3)
+
+
+def test_cascade_takes_the_child_that_is_most_like_the_draw() -> None:
+    """Without noise the target draws 0, and 1 loses by log(.4/.3): price .2 * .288 / 2 = .029; 2 costs .139, 3 .693."""
+    node = case([2, 1, 3])
+    decision = by_draw(0.97, balance=0, ahead=0).decide(node, draws(0.5))
+    assert (decision.token, decision.child, decision.cause) == (1, 2, Cause.INTERCHANGEABLE)
+    refused = by_draw(0.98, balance=0, ahead=0).decide(node, draws(0.5))
+    assert (refused.token, refused.child, refused.cause) == (0, None, Cause.DRAWN)
+    assert by_draw(0.3, balance=0).decide(case([3]), draws(0.5)).token == 3
+    assert by_draw(0.31, balance=0).decide(case([3]), draws(0.5)).child is None
+    assert by_draw(0.5).decide(case([1, 0]), draws(0.5)).cause is Cause.STRICT  # the draw itself was drafted
 
 
 def test_what_brings_more_may_cost_more() -> None:
-    """Child 1 costs .2 and brings one token, child 2 costs .4. Behind 2 the target draws 0, which was drafted there;
-    behind that 0 it draws 0 again, which was not: its child 1 costs .2 and brings one token. At tau_draw = .75 a token
-    pays .25, so that stand-in leaves .05, the worth of .2 tokens: 2 brings 1 + 1 + .2 = 2.2 and leaves .55 - .4 = .15,
-    more than the .05 of child 1."""
+    """Child 1 costs .029 and brings one token, child 2 costs .139. Behind 2 the target draws 0, which was drafted
+    there; behind that 0 it draws 0 again, which was not: its child 1 costs .029 and brings one token. At tau_draw = .92
+    a token pays .08, so that stand-in leaves .051, the worth of .64 tokens: 2 brings 1 + 1 + .64 = 2.64 and leaves
+    .211 - .139 = .073, more than the .051 of child 1."""
     tree = tree_from_branching("uneven", [[2], [0, 1], [1]])
     leaf = (root_node(P, [], UNIFORM, alike(size=5)), draws(0.5))
     deeper = root_node(P, [1], UNIFORM, alike(size=2), behind=lambda _child, _relaxed: leaf)
@@ -153,11 +161,12 @@ def test_what_brings_more_may_cost_more() -> None:
         node = root_node(P, [1, 2], UNIFORM, alike(size=5), tree, behind=behind)
         return by_draw(tau_draw, balance=0, **more).decide(node, draws(0.5)).child
 
-    assert decide(0.75) == 2
-    assert decide(0.75, ahead=0) == 1
-    assert decide(0.79, ahead=0.1) == 1  # 2 brings little more than 1.1 tokens now
-    assert decide(0.79) == 2  # 2.05 * .21 - .4 = .03, more than .21 - .2
-    assert decide(0.81) is None
+    assert decide(0.92) == 2
+    assert decide(0.92, ahead=0) == 1
+    assert decide(0.92, ahead=0.1) == 1  # 2 brings little more than 1.1 tokens now
+    assert decide(0.93) == 2  # 2 + .041 / .07 tokens pay .181, less .139 = .043; child 1 leaves .07 - .029 = .041
+    assert decide(0.95) == 1
+    assert decide(0.98) is None
     row_start = root_node(P, [1, 2], UNIFORM, alike(size=5), tree, row_start=True)
     assert by_draw(0.75).decide(row_start, draws(0.5)).child is None
 
