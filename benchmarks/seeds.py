@@ -1,0 +1,102 @@
+"""`python -m cascade_trt.benchmarks.seeds`: are two rules really apart? Figures over several sets of seeds.
+
+One set of a few hundred pictures scatters by more than most rules differ, and two sets of `ar` may lie close by luck.
+This reads the pictures that `bench --judge demo` and `eval --seed` have left in one folder, and writes to a file in
+benchmarks/results, for every rule: its figures set by set, how far `ar`'s sets lie apart, the paired difference in
+concept accuracy from `ar`, and how much larger its Fréchet distance is than one rule's, with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..evaluation.means import Means, captions_to_draw, load_means
+from ..evaluation.metrics import frechet
+from ..evaluation.paired import compare
+from ..evaluation.pictures import read_folder
+from ..evaluation.score import Scores, figures, score_images
+from ..runtime.rules.registry import PLAIN
+from . import RESULTS
+
+_DRAWS = 400
+_FIGURES = ("concept", "frechet", "precision", "recall")
+
+
+@click.command()
+@click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
+@click.option("--against", default="tau_draw=0.68-chain_7", show_default=True, help="Part of its folder's name.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
+@click.option("--json", "file", default="demo_seeds.json", show_default=True, help="File in benchmarks/results.")
+def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> None:
+    """Compares the pictures of all rules that were drawn with all of these seeds."""
+    means = load_means(None)
+    assert means.reference is not None  # the demo's
+    names = sorted({path.name.rpartition("-seed")[0] for path in pictures.glob("*-seed*")})
+    folders = {name: [pictures / f"{name}-seed{seed}" for seed in seeds] for name in names}
+    sets = {name: [_scores(means, folder) for folder in parts]
+            for name, parts in folders.items() if all(folder.is_dir() for folder in parts)}  # fmt: skip
+    first = next((name for name in sets if against in name), None)
+    if first is None or PLAIN not in sets:
+        raise click.UsageError(
+            f"{pictures} lacks {PLAIN!r} or {against!r} with these seeds: run `bench --judge demo` or `eval` first."
+        )
+    more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
+    rows = {name: _row(parts, sets[PLAIN], means) | more[name] for name, parts in sets.items()}
+    report = {"against": first, "seeds": seeds, "draws": _DRAWS, "rows": rows}
+    (RESULTS / file).write_text(json.dumps(report, indent=1) + "\n")
+    for name, row in rows.items():
+        click.echo(f"{name}\n  concept {_spelt(row['concept_difference'])}, Fréchet {_spelt(row['more'])}")
+        for figure in _FIGURES:
+            click.echo(f"  {figure:9s} {' '.join(f'{x:.3f}' for x in row[figure])}")
+
+
+def _scores(means: Means, folder: Path) -> Scores:
+    pictures = read_folder(folder)
+    return score_images(pictures, captions_to_draw(None, means, len(pictures)), means.judge, means.maker, means.gallery)
+
+
+def _spelt(difference: dict[str, Any]) -> str:
+    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _features(parts: Sequence[Scores]) -> np.ndarray:
+    return np.concatenate([part.features for part in parts if part.features is not None])
+
+
+def _row(parts: Sequence[Scores], plain: Sequence[Scores], means: Means) -> dict[str, Any]:
+    """Figures of each set, and the difference in concept accuracy from plain decoding's over all of them."""
+    each = [figures(part, means.reference) for part in parts]
+    answers = [np.concatenate([part.concept for part in side]) for side in (plain, parts)]
+    difference = compare(answers[0], answers[1])
+    assert difference is not None
+    return {name: [float(one[name]) for one in each] for name in _FIGURES} | {"concept_difference": asdict(difference)}
+
+
+def larger(features: dict[str, np.ndarray], first: str, reference: np.ndarray) -> dict[str, dict[str, Any]]:
+    """features [n, F] by name, pictures of the same prompts and seeds in one order: how much larger each Fréchet
+    distance is than `first`'s, with bootstrap bounds (the same pictures drawn anew for all)."""
+    rng = np.random.default_rng(0)
+    count = len(features[first])
+    differences: dict[str, list[float]] = {name: [] for name in features}
+    for _ in range(_DRAWS):
+        chosen = rng.integers(0, count, count)
+        distances = {name: frechet(values[chosen], reference) for name, values in features.items()}
+        for name, distance in distances.items():
+            differences[name].append(distance - distances[first])
+    whole = {name: frechet(values, reference) for name, values in features.items()}
+    return {
+        name: {"frechet_of_all": whole[name], "more": {"mean": whole[name] - whole[first],
+               "low": float(np.quantile(values, 0.025)), "high": float(np.quantile(values, 0.975))}}
+        for name, values in differences.items()
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
