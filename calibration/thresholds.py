@@ -12,6 +12,7 @@ from ..runtime.errors import CascadeError
 from .watch import Similarities
 
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95)
+DRAW_QUANTILES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of draws that were not drafted most have a cheap stand-in
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ def quantile(values: dict[int, list[float]], share: float) -> float | None:
     return None if not every else float(np.clip(np.quantile(every, share), 0.0, 1.0))
 
 
-def candidates(seen: Similarities, children: str, quantiles: Sequence[float] = QUANTILES) -> list[Candidate]:
-    """Breadth alone, depth alone, both, and the draw where it was recorded, at each quantile; and the rule with all of
-    them switched off.
+def candidates(
+    seen: Similarities, children: str, quantiles: Sequence[float] = QUANTILES,
+    draw_quantiles: Sequence[float] = DRAW_QUANTILES,
+) -> list[Candidate]:  # fmt: skip
+    """Breadth alone, depth alone and both at each quantile, the draw at each of its own where it was recorded; and the
+    rule with all of them switched off.
 
     Thresholds by quantile carry from model to model, absolute cosines do not: hidden states point the same way to
     a different degree in each.
@@ -65,6 +69,7 @@ def candidates(seen: Similarities, children: str, quantiles: Sequence[float] = Q
             spelt = [f"tau_{name}={'off' if tau is None else f'{tau:.4f}'}"
                      for name, tau in (("pos", tau_pos), ("seq", tau_seq))]  # fmt: skip
             found.append(Candidate(f"cascade:{how}{','.join(spelt)}", signals, share))
+    for share in draw_quantiles:
         tau_draw = quantile(seen.draw, share)
         if tau_draw is not None:  # its prices need no further guard or cap
             spelt = f"cascade:{how}tau_pos=off,tau_seq=off,tau_draw={tau_draw:.4f},cap=0,guard=0"

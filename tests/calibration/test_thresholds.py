@@ -40,6 +40,13 @@ def test_each_signal_alone_and_both() -> None:
     assert [(rule.tau_pos, rule.tau_seq) for rule in rules[:4]] == [(None, None), (0.4, None), (None, 0.8), (0.4, 0.8)]
 
 
+def test_the_draw_has_quantiles_of_its_own() -> None:
+    recorded = Similarities(draw={1: [0.2, 0.4], 2: [0.6]})
+    found = candidates(recorded, "coupled", (0.9,), (0.0, 0.5))
+    assert [(c.signals, c.quantile) for c in found] == [("none", None), ("draw", 0.0), ("draw", 0.5)]
+    assert [c.rule.partition("tau_draw=")[2].partition(",")[0] for c in found[1:]] == ["0.2000", "0.4000"]
+
+
 def test_a_chain_has_no_siblings() -> None:
     found = candidates(seen([], [0.5]), "sampled", (0.5,))
     assert found == [
