@@ -2,8 +2,9 @@
 
 One set of a few hundred pictures scatters by more than most rules differ, and two sets of `ar` may lie close by luck.
 This reads the pictures that `bench --judge demo` and `eval --seed` have left in one folder, and writes to a file in
-benchmarks/results, for every rule: its figures set by set, how far `ar`'s sets lie apart, the paired difference in
-concept accuracy from `ar`, and how much larger its Fréchet distance is than one rule's, with 95 % bootstrap intervals.
+benchmarks/results, for every rule: tau and the judge's figures set by set (those of `ar` show how far equal settings
+lie apart), the paired difference in concept accuracy from `ar`, and how much larger each rule's Fréchet distance is
+than one rule's. The 95 % bootstrap intervals draw pictures anew, not prompts: they speak of these prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..evaluation.draw import open_image, speed
 from ..evaluation.means import Means, captions_to_draw, load_means
 from ..evaluation.metrics import frechet
 from ..evaluation.paired import compare
@@ -40,15 +42,19 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
     assert means.reference is not None  # the demo's
     names = sorted({path.name.rpartition("-seed")[0] for path in pictures.glob("*-seed*")})
     folders = {name: [pictures / f"{name}-seed{seed}" for seed in seeds] for name in names}
-    sets = {name: [_scores(means, folder) for folder in parts]
-            for name, parts in folders.items() if all(folder.is_dir() for folder in parts)}  # fmt: skip
-    first = next((name for name in sets if against in name), None)
-    if first is None or PLAIN not in sets:
+    folders = {name: parts for name, parts in folders.items() if all(folder.is_dir() for folder in parts)}
+    found = [name for name in folders if against in name]
+    if len(found) != 1 or PLAIN not in folders:
         raise click.UsageError(
-            f"{pictures} lacks {PLAIN!r} or {against!r} with these seeds: run `bench --judge demo` or `eval` first."
+            f"{pictures} needs {PLAIN!r} and exactly one {against!r} with these seeds: run `bench --judge demo` or "
+            f"`eval` first, or say more of the name (found: {', '.join(found) or 'none'})."
         )
+    first = found[0]
+    sets = {name: [_scores(means, folder) for folder in parts] for name, parts in folders.items()}
     more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
     rows = {name: _row(parts, sets[PLAIN], means) | more[name] for name, parts in sets.items()}
+    for name, row in rows.items():
+        row["tau"] = [_tau(folder) for folder in folders[name]]
     report = {"against": first, "seeds": seeds, "draws": _DRAWS, "rows": rows}
     (RESULTS / file).write_text(json.dumps(report, indent=1) + "\n")
     for name, row in rows.items():
@@ -62,12 +68,19 @@ def _scores(means: Means, folder: Path) -> Scores:
     return score_images(pictures, captions_to_draw(None, means, len(pictures)), means.judge, means.maker, means.gallery)
 
 
+def _tau(folder: Path) -> float | None:
+    """As the pictures' files say."""
+    return speed([open_image(file) for file in sorted(folder.glob("*.png"))])["tau"]
+
+
 def _spelt(difference: dict[str, Any]) -> str:
     return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
 def _features(parts: Sequence[Scores]) -> np.ndarray:
-    return np.concatenate([part.features for part in parts if part.features is not None])
+    features = [part.features for part in parts]
+    assert all(one is not None for one in features)  # the demo's judge makes them
+    return np.concatenate(features)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _row(parts: Sequence[Scores], plain: Sequence[Scores], means: Means) -> dict[str, Any]:

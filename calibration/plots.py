@@ -14,7 +14,10 @@ _COLOURS = {"none": "black", "breadth": "tab:blue", "depth": "tab:orange", "both
 
 
 def plot_similarities(seen: Similarities, file: Path) -> None:
-    """Histograms of each kind of cosines over all depths, and heat maps by depth (after the paper's figure 3)."""
+    """Histograms of each kind of cosines over all depths, and heat maps by depth (after the paper's figure 3).
+
+    1 - price has no lower end: what is below -1 is shown at -1.
+    """
     plt = _pyplot()
     kinds = {"cosines of siblings": seen.breadth, "cosines of parent and child": seen.depth}
     if seen.draw:
@@ -22,16 +25,17 @@ def plot_similarities(seen: Similarities, file: Path) -> None:
     figure, axes = plt.subplots(len(kinds), 2, figsize=(9, 3 * len(kinds)))
     for row, (name, values) in enumerate(kinds.items()):
         depths = sorted(values)
-        every = [value for depth in depths for value in values[depth]]
+        shown = {depth: np.maximum(values[depth], -1.0) for depth in depths}
+        every = [value for depth in depths for value in shown[depth]]
         axes[row, 0].hist(every, bins=60, color="tab:blue")
         axes[row, 0].set_title(f"{name} ({len(every)})")
-        bins = np.linspace(max(-1.0, min(every, default=0)), 1, 41)
-        shares = [np.histogram(values[d], bins)[0] / max(1, len(values[d])) for d in depths]
+        bins = np.linspace(min(every, default=0), 1, 41)
+        shares = [np.histogram(shown[d], bins)[0] / max(1, len(shown[d])) for d in depths]
         if shares:
             extent = (float(bins[0]), float(bins[-1]), depths[-1] + 0.5, depths[0] - 0.5)
             axes[row, 1].imshow(np.array(shares), aspect="auto", extent=extent, cmap="viridis")
         axes[row, 1].set_title(f"{name}, by depth")
-        axes[row, 1].set_xlabel("similarity")
+        axes[row, 1].set_xlabel("similarity" if values is not seen.draw else "1 - price")
         axes[row, 1].set_ylabel("depth in the tree")
     figure.tight_layout()
     figure.savefig(file, dpi=110)

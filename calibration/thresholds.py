@@ -17,7 +17,8 @@ DRAW_QUANTILES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of draws that were not drafted mos
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rule to try. `quantile` is the share of the recorded cosines below its thresholds (None: plain `base`)."""
+    """A rule to try. `quantile` is the share of the recorded values below its thresholds (None: plain `base`); the
+    thresholds themselves stay within 0 ... 1."""
 
     rule: str
     signals: str  # "none", "breadth", "depth", "both" or "draw"
@@ -71,9 +72,12 @@ def candidates(
             found.append(Candidate(f"cascade:{how}{','.join(spelt)}", signals, share))
     for share in draw_quantiles:
         tau_draw = quantile(seen.draw, share)
-        if tau_draw is not None:  # its prices need no further guard or cap
-            spelt = f"cascade:{how}tau_pos=off,tau_seq=off,tau_draw={tau_draw:.4f},cap=0,guard=0"
-            found.append(Candidate(spelt, "draw", share))
+        if tau_draw is None:
+            continue
+        # Its prices need no further guard or cap.
+        rule = f"cascade:{how}tau_pos=off,tau_seq=off,tau_draw={tau_draw:.4f},cap=0,guard=0"
+        if all(candidate.rule != rule for candidate in found):  # several quantiles below 0 are all 0
+            found.append(Candidate(rule, "draw", share))
     return found
 
 

@@ -49,7 +49,7 @@ _ENOUGH = 20
 
 @dataclass
 class Similarities:
-    """Cosines at visited nodes, by the children's depth.
+    """Cosines at visited nodes, and prices, by the children's depth.
 
     `breadth`: between siblings, each pair once. `depth`: between the node and the child that the rule would give a
     second chance (the likeliest); picture rows' first tokens left out. `draw`: where the draw of a coupled tree was not

@@ -126,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 
-# Drafters for the demo's target, for --keep. One as weak as LlamaGen's public ones: minutes, and the sampling.
+# Drafters for the demo's target, for --keep. One as weak as LlamaGen's public ones: minutes, after the sampling.
 RECIPES["weak-drafter"] = replace(RECIPES["cpu"], drafter_samples=2048, drafter_steps=100, drafter_passes=(1.0,))
 # And one that saw far more of its pictures: minutes on an H200, 15 GB of samples.
 RECIPES["gpu-drafter"] = replace(

@@ -85,10 +85,10 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
         committed = committed_slots(d, write_index, for_rows(count), cache_mask)
         behind = g.op("Add", g.op("Gather", slots, g.constant([-1]), axis=1), g.constant(np.int64(1)))  # [R, 1]
         place = blocks.window_index(g, d.shape.slots, behind, expanded(tree))  # [R, S]
-        of_prompt = blocks.of_prompt(g, temperature)
-        scaled = g.split(g.op("Mul", noise, of_prompt), [1] * (tree.depth + 1), axis=1)
+        divisor = blocks.of_prompt(g, temperature)
+        scaled = g.split(g.op("Mul", noise, divisor), [1] * (tree.depth + 1), axis=1)
     start = Start(
-        state, g.reshape(root, [-1, 1]), root_position, cache, committed, place, for_rows, scaled, guidance, of_prompt,
+        state, g.reshape(root, [-1, 1]), root_position, cache, committed, place, for_rows, scaled, guidance, divisor,
     )  # fmt: skip
     drafted = walk_dynamic(d, tree, start) if isinstance(tree, DynamicTree) else walk_tree(d, tree, start)
     embeds = g.op("Gather", d.embeddings, for_rows(drafted.tokens))

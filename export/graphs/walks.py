@@ -99,7 +99,7 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
 
 
 def laws(g: GraphBuilder, levels: list[ir.Value], temperature: ir.Value) -> ir.Value:
-    """log q float32 [P, I, V] of the levels' logits [P, n, V]: two operators for all levels together."""
+    """log q float32 [P, I, V] of the levels' logits [P, n, V], all levels at once."""
     logits = g.op("Concat", *levels, axis=1) if len(levels) > 1 else levels[0]
     return g.op("LogSoftmax", g.op("Div", logits, temperature), axis=-1)
 

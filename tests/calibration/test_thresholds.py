@@ -45,6 +45,8 @@ def test_the_draw_has_quantiles_of_its_own() -> None:
     found = candidates(recorded, "coupled", (0.9,), (0.0, 0.5))
     assert [(c.signals, c.quantile) for c in found] == [("none", None), ("draw", 0.0), ("draw", 0.5)]
     assert [c.rule.partition("tau_draw=")[2].partition(",")[0] for c in found[1:]] == ["0.2000", "0.4000"]
+    dear = candidates(Similarities(draw={1: [-3.0, -2.0, 0.5]}), "coupled", (), (0.1, 0.5, 1.0))
+    assert [c.quantile for c in dear] == [None, 0.1, 1.0]  # 0.1 and 0.5 both are below 0: one rule
 
 
 def test_a_chain_has_no_siblings() -> None:
