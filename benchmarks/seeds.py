@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ..evaluation.draw import open_image, speed
+from ..evaluation.draw import speed
 from ..evaluation.means import Means, captions_to_draw, load_means
 from ..evaluation.metrics import frechet
 from ..evaluation.paired import compare
@@ -50,11 +50,13 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
             f"`eval` first, or say more of the name (found: {', '.join(found) or 'none'})."
         )
     first = found[0]
-    sets = {name: [_scores(means, folder) for folder in parts] for name, parts in folders.items()}
+    read = {name: [_read(means, folder) for folder in parts] for name, parts in folders.items()}
+    sets = {name: [scores for scores, _ in parts] for name, parts in read.items()}
     more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
-    rows = {name: _row(parts, sets[PLAIN], means) | more[name] for name, parts in sets.items()}
-    for name, row in rows.items():
-        row["tau"] = [_tau(folder) for folder in folders[name]]
+    rows: dict[str, dict[str, Any]] = {
+        name: _row(parts, sets[PLAIN], means) | more[name] | {"tau": [tau for _, tau in read[name]]}
+        for name, parts in sets.items()
+    }
     report = {"against": first, "seeds": seeds, "draws": _DRAWS, "rows": rows}
     (RESULTS / file).write_text(json.dumps(report, indent=1) + "\n")
     for name, row in rows.items():
@@ -63,14 +65,11 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
             click.echo(f"  {figure:9s} {' '.join(f'{x:.3f}' for x in row[figure])}")
 
 
-def _scores(means: Means, folder: Path) -> Scores:
+def _read(means: Means, folder: Path) -> tuple[Scores, float | None]:
+    """What the judge says of a set's pictures, and tau as their files say."""
     pictures = read_folder(folder)
-    return score_images(pictures, captions_to_draw(None, means, len(pictures)), means.judge, means.maker, means.gallery)
-
-
-def _tau(folder: Path) -> float | None:
-    """As the pictures' files say."""
-    return speed([open_image(file) for file in sorted(folder.glob("*.png"))])["tau"]
+    asked = captions_to_draw(None, means, len(pictures))
+    return score_images(pictures, asked, means.judge, means.maker, means.gallery), speed(pictures)["tau"]
 
 
 def _spelt(difference: dict[str, Any]) -> str:

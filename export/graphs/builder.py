@@ -125,6 +125,10 @@ class GraphBuilder:
             return (x,)
         return self.op("Split", x, self.constant(list(sizes), "sizes"), outputs=len(sizes), axis=axis)
 
+    def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+        """The parts side by side; a single one as it is."""
+        return self.op("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
+
     def linear(self, x: ir.Value, name: str, produce: Callable[[], np.ndarray]) -> ir.Value:
         """x [..., in] @ W; `produce` gives W as PyTorch stores it, [out, in], and it is stored transposed."""
         return self.op("MatMul", x, self.weight(f"{name}.T", lambda: np.ascontiguousarray(produce().T)))

@@ -48,7 +48,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
         with g.scope(f"level.{level}"):
             logits = d.logits(state, start.guidance)  # [P, 1 or W, V]
             levels.append(logits)
-            ranked = laws(g, [g.op("Add", logits, start.noise[level])], start.temperature)
+            ranked = laws(g, g.op("Add", logits, start.noise[level]), start.temperature)
             values, ids = g.op("TopK", ranked, g.constant([tree.width]), outputs=2, axis=-1, largest=1, sorted=1)
             values = g.op("Min", values, g.constant(_LESS_LIKELY))
             if beams is not None:
@@ -60,8 +60,8 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
                 state = beams.state
                 numbers.append(beams.numbers)
     with g.scope("keep"):
-        chosen = keep(g, tree, start.root, join(g, scores), join(g, tokens), numbers)
-    return Drafted(chosen.pop("tokens"), laws(g, levels, start.temperature), chosen)
+        chosen = keep(g, tree, start.root, g.concat(scores, axis=1), g.concat(tokens, axis=1), numbers)
+    return Drafted(chosen.pop("tokens"), laws(g, g.concat(levels, axis=1), start.temperature), chosen)
 
 
 def expand(
@@ -112,11 +112,11 @@ def keep(
     outside = g.op("Sub", nil, g.constant([1]))  # -1: the root is no candidate
     kept = best(g, scores, tree.size - 1)  # [P, N - 1]
     sources = g.op("Gather", g.constant(source_of, "source_of"), kept)
-    parents = g.op("GatherElements", join(g, [outside, *expanded]), sources, axis=1)  # numbers of candidates
+    parents = g.op("GatherElements", g.concat([outside, *expanded], axis=1), sources, axis=1)  # numbers of candidates
     same = g.op(
         "Equal",
         g.op("Unsqueeze", parents, g.constant([2])),
-        g.op("Unsqueeze", join(g, [outside, kept]), g.constant([1])),
+        g.op("Unsqueeze", g.concat([outside, kept], axis=1), g.constant([1])),
     )
     steps = g.cast(same, FLOAT)  # [P, N - 1, N]: 1 at a node's parent
     root_row = g.op("Gather", g.constant(np.zeros((1, 1, tree.size), np.float32), "root_row"), none, axis=0)
@@ -126,10 +126,10 @@ def keep(
     for _ in range(tree.depth - 1):
         above = g.op("Add", g.op("MatMul", up, above), own)
     return {
-        "tokens": join(g, [root, g.op("GatherElements", tokens, kept, axis=1)]),
-        "parents": join(g, [outside, g.op("ArgMax", steps, axis=2, keepdims=0)]),
-        "sources": join(g, [nil, sources]),
-        "depths": join(g, [nil, g.op("Gather", g.constant(depth_of, "depth_of"), kept)]),
+        "tokens": g.concat([root, g.op("GatherElements", tokens, kept, axis=1)], axis=1),
+        "parents": g.concat([outside, g.op("ArgMax", steps, axis=2, keepdims=0)], axis=1),
+        "sources": g.concat([nil, sources], axis=1),
+        "depths": g.concat([nil, g.op("Gather", g.constant(depth_of, "depth_of"), kept)], axis=1),
         "ancestors": g.op("Greater", above, g.constant(np.float32(0.5))),
     }
 
@@ -140,10 +140,6 @@ def best(g: GraphBuilder, scores: ir.Value, count: int) -> ir.Value:
     as_float = g.cast(places, FLOAT)  # exact below 2^24, and every backend sorts it
     ordered, _ = g.op("TopK", as_float, g.constant([count]), outputs=2, axis=-1, largest=0, sorted=1)
     return g.cast(ordered, INT64)
-
-
-def join(g: GraphBuilder, parts: list[ir.Value]) -> ir.Value:
-    return g.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def no_prompt_differs(g: GraphBuilder, root: ir.Value) -> ir.Value:

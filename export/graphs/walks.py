@@ -95,12 +95,11 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
             mask, positions = views[level]
             state = d.layer(x, lambda qkv, m=mask, at=positions: start.cache.attend(qkv, at, m))
             nodes = inner
-    return Drafted(g.op("Concat", *tokens, axis=1), laws(g, levels, start.temperature))
+    return Drafted(g.concat(tokens, axis=1), laws(g, g.concat(levels, axis=1), start.temperature))
 
 
-def laws(g: GraphBuilder, levels: list[ir.Value], temperature: ir.Value) -> ir.Value:
-    """log q float32 [P, I, V] of the levels' logits [P, n, V], all levels at once."""
-    logits = g.op("Concat", *levels, axis=1) if len(levels) > 1 else levels[0]
+def laws(g: GraphBuilder, logits: ir.Value, temperature: ir.Value) -> ir.Value:
+    """log q float32 [P, n, V] of logits [P, n, V]; on a CPU cheaper for all levels at once."""
     return g.op("LogSoftmax", g.op("Div", logits, temperature), axis=-1)
 
 
