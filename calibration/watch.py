@@ -62,7 +62,7 @@ class Similarities:
 
     def note_draw(self, node: Node, draws: Draws, cascade: Cascade) -> None:
         """A draw that was not drafted, with the prices that `cascade` sets."""
-        kept = [index for index, token in enumerate(node.tokens) if node.place(token) is not None]
+        kept = [index for index, at in enumerate(node.places) if at is not None]
         if kept:
             scores = race(node.ids, node.logits, draws)
             self.draw[node.depth + 1].append(1 - float(cascade.prices(node, kept, scores).min()))
@@ -71,8 +71,7 @@ class Similarities:
         if len(node.nodes) > 1:
             block = node.similarity[np.ix_(node.nodes, node.nodes)]
             self.breadth[node.depth + 1] += block[np.triu_indices(len(node.nodes), 1)].tolist()
-        places = [(place, child) for token, child in zip(node.tokens, node.nodes, strict=True)
-                  if (place := node.place(token)) is not None]  # fmt: skip
+        places = [(at, child) for at, child in zip(node.places, node.nodes, strict=True) if at is not None]
         if places and not node.row_start:
             likeliest = min(places)[1]
             self.depth[node.depth + 1].append(float(node.similarity[node.index, likeliest]))

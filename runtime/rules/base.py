@@ -91,6 +91,11 @@ class Node:
         found = np.flatnonzero(self.ids == token)
         return int(found[0]) if len(found) else None
 
+    @cached_property
+    def places(self) -> list[int | None]:
+        """`place` of every child's token."""
+        return [self.place(token) for token in self.tokens]
+
     @property
     def depth(self) -> int:
         return int(self.tree.depths[self.index])

@@ -134,7 +134,7 @@ class Cascade(Relaxed):
         assert self.states is not None  # checked when the rule was made
         tokens, won = [node.tokens[i] for i in children], int(np.argmax(scores))
         drawn = int(node.ids[won])
-        places = np.array([node.place(token) for token in tokens], np.int64)
+        places = np.array([node.places[i] for i in children], np.int64)
         lost = scores[won] - scores[places]
         commoner = (self.states.usage[tokens] / self.states.usage[drawn]) ** self.balance
         return (1 - self.states.cosines(tokens, drawn)) * lost / _NATS * commoner
@@ -167,5 +167,5 @@ class Cascade(Relaxed):
     def last_chance(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:
         if self.tau_seq is None or not supported:
             return None
-        best = max(supported, key=lambda i: scores[node.place(node.tokens[i])])
+        best = max(supported, key=lambda i: scores[node.places[i]])
         return best if node.similarity[node.index, node.nodes[best]] >= self.tau_seq else None

@@ -126,10 +126,9 @@ class Relaxed(ABC):
         """Children that may pass by relaxation."""
         if (self.row_ends and node.row_start) or (self.cap and node.relaxed_run >= self.cap):
             return []
-        places = [node.place(token) for token in node.tokens]
         # p(x) / max p from the logits: without children that may pass, p itself is never needed.
         least = float(node.logits[0]) + math.log(max(self.guard, 1e-30))
-        return [i for i, at in enumerate(places) if at is not None and node.logits[at] >= least]
+        return [i for i, at in enumerate(node.places) if at is not None and node.logits[at] >= least]
 
     def _reject(self, node: Node, draws: Draws) -> Decision:
         """Recursive rejection with the relaxed weights."""
@@ -183,7 +182,7 @@ class Relaxed(ABC):
         law = Residual(node, sampled=node.log_q is not None)
         best: tuple[float, int] | None = None
         for index in supported:
-            at = node.place(node.tokens[index])
+            at = node.places[index]
             assert at is not None  # supported
             wide_p, wide_q = self.weigh(node, law, index)
             p, q = law.probability(node.tokens[index]), law.proposal(node.tokens[index])
