@@ -29,9 +29,12 @@ STEPS = ("data", "tokenizer", "judge", "target", "drafter", "ship")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/emoji-train"), show_default=True)
 @click.option("--start", type=click.Path(path_type=Path), help="Go on from weights in this folder (step `ship`'s).")
 @click.option("--keep", type=click.Path(path_type=Path), help="Train only a drafter, for the target in this folder.")
+@click.option(
+    "--drafter", "begun", type=click.Path(path_type=Path), help="With --keep: go on from the drafter in this file."
+)
 @click.option("--threads", type=int, help="PyTorch threads.")
 def main(
-    step: str, name: str, out: Path, start: Path | None, keep: Path | None, threads: int | None
+    step: str, name: str, out: Path, start: Path | None, keep: Path | None, begun: Path | None, threads: int | None
 ) -> None:  # fmt: skip
     """Runs STEP and, where they are missing, the steps before it. Interrupted steps go on where they were."""
     import torch
@@ -43,13 +46,15 @@ def main(
         raise click.UsageError(f"unknown config {name!r}: choose one of {', '.join(RECIPES)}.")
     if keep is not None and (start is not None or step not in ("ship", "all")):
         raise click.UsageError("--keep goes with the steps ship and all, and without --start.")
+    if begun is not None and keep is None:
+        raise click.UsageError("--drafter goes with --keep, which names the folder of its target.")
     if threads:
         torch.set_num_threads(threads)
     if RECIPES[name].device == "cuda":
         torch.set_float32_matmul_precision("high")
     try:
         if keep is not None:
-            new_drafter(name, out, keep)
+            new_drafter(name, out, keep, begun)
         else:
             run_until(STEPS[-1] if step == "all" else step, name, out, start)
     except CascadeError as error:
@@ -89,27 +94,29 @@ def run_until(last: str, name: str, out: Path, start: Path | None = None) -> Non
     _ship(recipe, vq, words, model, samples, drafter, out)
 
 
-def new_drafter(name: str, out: Path, folder: Path) -> None:
-    """A drafter for the target of the weights in `folder`, shipped beside them in out/weights."""
+def new_drafter(name: str, out: Path, folder: Path, begun: Path | None = None) -> None:
+    """A drafter for the target of the weights in `folder`, shipped beside them in out/weights; `begun` is the file of
+    one to go on from."""
     from .config import RECIPES
     from .data import build_data
-    from .start import claim, load_shipped
+    from .start import claim, load_drafter, load_shipped
 
     recipe = RECIPES[name]
     data = build_data(recipe, out)
     vq, words, model = load_shipped(recipe, folder)
+    drafter = None if begun is None else load_drafter(recipe, begun)
     claim(out, folder)
-    samples, drafter = _train_drafter(recipe, data, words, model, out)
+    samples, drafter = _train_drafter(recipe, data, words, model, out, drafter)
     _ship(recipe, vq, words, model, samples, drafter, out)
 
 
 def _train_drafter(
-    recipe: Recipe, data: DataSet, words: Tokenizer, model: TextToImage, out: Path
+    recipe: Recipe, data: DataSet, words: Tokenizer, model: TextToImage, out: Path, begun: Drafter | None = None
 ) -> tuple[dict[str, Tensor], Drafter]:
     from .drafter import flatness, make_samples, train_drafter
 
     samples = make_samples(recipe, data, words, model, out)
-    drafter = train_drafter(recipe, samples, model.target, out)
+    drafter = train_drafter(recipe, samples, model.target, out, begun)
     entropy, top = flatness(recipe, model.target, samples["hidden"])
     settings = f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}"
     click.echo(f"target at {settings}: entropy {entropy:.2f} nats, mean top-1 probability {top:.2f}")

@@ -54,6 +54,7 @@ class Recipe:
     judge_batch: int
     guidance_scale: float = 3.0  # of the drafter's samples, and the default of what is shipped
     temperature: float = 1.0  # the same
+    drafter_lr: float = 2e-3
     top_k: int = 1000
     sample_batch: int = 64  # pictures drawn together for the drafter
     rules: tuple[tuple[str, str], ...] = ()  # operating points that measurement found: what a rule's bare name means
@@ -99,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         judge_groups=(3, 4), judge_steps=500, judge_batch=64, bf16=True, compile=True,
         guidance_scale=2.0, temperature=0.8,  # of 12 settings tried, the best concept accuracy and Fréchet distance
         rules=(
-            ("cascade", "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.68,cap=0,guard=0,row_ends=off"),
+            ("cascade", "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.7,cap=0,guard=0,row_ends=off"),
         ),
         # Two CPU hours are too short to learn what captions mean under strong augmentation: after 700 steps with it,
         # the loss did not depend on the caption's words at all.
@@ -128,8 +129,11 @@ RECIPES: dict[str, Recipe] = {
 
 # Drafters for the demo's target, for --keep. One as weak as LlamaGen's public ones: minutes, after the sampling.
 RECIPES["weak-drafter"] = replace(RECIPES["cpu"], drafter_samples=2048, drafter_steps=100, drafter_passes=(1.0,))
-# And one that saw far more of its pictures: minutes on an H200, 15 GB of samples.
+# One that saw far more of its pictures: minutes on an H200, 15 GB of samples. And more of that, for --drafter.
 RECIPES["gpu-drafter"] = replace(
     RECIPES["cpu"], device="cuda", sample_batch=2048, drafter_samples=69632, drafter_steps=15200, drafter_batch=128,
     drafter_passes=(1.0, 0.8, 0.64),
 )  # fmt: skip
+RECIPES["gpu-drafter-more"] = replace(
+    RECIPES["gpu-drafter"], drafter_samples=49152, drafter_steps=31900, drafter_lr=1.5e-3
+)

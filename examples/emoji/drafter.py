@@ -31,7 +31,6 @@ from .progress import Run, cosine_rate
 from .sample import sample
 from .unroll import unroll
 
-_RATE = 2e-3
 _REGRESSION = 0.07  # weight of the hidden states' part
 _EVERY = 50
 
@@ -82,14 +81,15 @@ def drafter_config(recipe: Recipe) -> DrafterConfig:
     )  # fmt: skip
 
 
-def train_drafter(recipe: Recipe, samples: dict[str, Tensor], target: LlamaGen, out: Path) -> Drafter:
-    """Trains (or goes on training) a drafter on the target's samples (`make_samples`), and returns it."""
+def train_drafter(
+    recipe: Recipe, samples: dict[str, Tensor], target: LlamaGen, out: Path, begun: Drafter | None = None
+) -> Drafter:
+    """Trains (or goes on training) a drafter on the target's samples (`make_samples`), and returns it: a new one, or
+    `begun`."""
     samples = {name: x.to(recipe.device) for name, x in samples.items()}
     run = Run(out, "drafter")
-    torch.manual_seed(0)
-    drafter = Drafter(drafter_config(recipe)).to(recipe.device)
-    drafter.embed_tokens.weight.data.copy_(target.tok_embeddings.weight)
-    optimizer = Optimizers((drafter,), _RATE, weight_decay=0.01)
+    drafter = (new_drafter(recipe, target) if begun is None else begun).to(recipe.device)
+    optimizer = Optimizers((drafter,), recipe.drafter_lr, weight_decay=0.01)
     start = run.resume({"model": drafter}, optimizer)
     target = target.eval().requires_grad_(False)
     measure = torch.compile(losses) if recipe.device == "cuda" else losses  # twice as fast on an H200
@@ -105,6 +105,14 @@ def train_drafter(recipe: Recipe, samples: dict[str, Tensor], target: LlamaGen, 
     if start < recipe.drafter_steps:
         run.plot()
     return drafter.eval()
+
+
+def new_drafter(recipe: Recipe, target: LlamaGen) -> Drafter:
+    """An untrained drafter that has the target's embeddings."""
+    torch.manual_seed(0)
+    drafter = Drafter(drafter_config(recipe))
+    drafter.embed_tokens.weight.data.copy_(target.tok_embeddings.weight)
+    return drafter
 
 
 def losses(

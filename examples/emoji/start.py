@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from ...export.models.drafter import Drafter
 from ...export.models.vq import VQModel
 from ...runtime.bundle import describe_file
 from ...runtime.errors import CascadeError
 from .config import Recipe
 from .data import DataSet
+from .drafter import drafter_config
 from .model import TextToImage
 from .progress import Run
 from .target import make_parts
@@ -55,6 +57,14 @@ def load_shipped(recipe: Recipe, folder: Path) -> tuple[VQModel, Tokenizer, Text
     return vq.eval(), words, model.eval().to(recipe.device)
 
 
+def load_drafter(recipe: Recipe, file: Path) -> Drafter:
+    """The drafter of a file that step `ship` wrote, to go on from. Raises as above."""
+    drafter = Drafter(drafter_config(recipe))
+    with _from(file, "a drafter.safetensors"):
+        _fill(drafter, file)
+    return drafter
+
+
 def claim(out: Path, folder: Path) -> None:
     """Marks the drafter's run in `out` as one for the target in `folder`. Raises CascadeError when it is another's."""
     digest = describe_file(folder / "target.safetensors").sha256
@@ -66,14 +76,14 @@ def claim(out: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _from(folder: Path) -> Iterator[None]:
+def _from(place: Path, what: str = "a folder") -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
         first, *more = str(error).splitlines()  # PyTorch says in the second line which tensor does not fit
         reason = more[0].strip() if more else first
         raise CascadeError(
-            f"{folder} cannot be started from ({reason}): give a folder that step `ship` wrote."
+            f"{place} cannot be started from ({reason}): give {what} that step `ship` wrote."
         ) from None
 
 

@@ -258,3 +258,30 @@ def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, tmp_path: Path
     missing = CliRunner().invoke(main, ["ship", "--config", "tiny", "--keep", str(out), "--out", str(out)])
     assert missing.exit_code == 2
     assert "give a folder that step `ship` wrote" in missing.output
+
+
+@pytest.mark.slow
+def test_a_drafter_goes_on_from_another(data: DataSet, tmp_path: Path) -> None:
+    """`--drafter FILE`: two small steps from the drafter given, where a new one is elsewhere altogether."""
+    train(RECIPES["tiny"], data, tmp_path / "first")
+    weights = tmp_path / "first" / "weights"
+    given = load_file(weights / "drafter.safetensors")
+    begun = given["fc.bias"] + 1
+    save_file(given | {"fc.bias": begun}, tmp_path / "begun.safetensors")
+    distances = []
+    for more in ([], ["--drafter", str(tmp_path / "begun.safetensors")]):
+        out = tmp_path / f"out{len(more)}"
+        data.save(out)
+        arguments = ["ship", "--config", "tiny", "--keep", str(weights), "--out", str(out), *more]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        trained = load_file(out / "weights" / "drafter.safetensors")["fc.bias"]
+        distances.append(float((trained - begun).abs().max()))
+    assert distances[1] < 0.1 < 0.9 < distances[0]
+    arguments = ["ship", "--config", "tiny", "--keep", str(weights), "--out", str(tmp_path / "out0")]
+    refused = CliRunner().invoke(main, [*arguments, "--drafter", str(weights / "vq.safetensors")])
+    assert refused.exit_code == 2
+    assert "cannot be started from" in refused.output
+    refused = CliRunner().invoke(main, ["ship", "--config", "tiny", "--drafter", str(tmp_path / "begun.safetensors")])
+    assert refused.exit_code == 2
+    assert "goes with --keep" in refused.output
