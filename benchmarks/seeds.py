@@ -33,7 +33,7 @@ _FIGURES = ("concept", "frechet", "precision", "recall")
 
 @click.command()
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
-@click.option("--against", default="tau_draw=0.68-chain_7", show_default=True, help="Part of its folder's name.")
+@click.option("--against", default="tau_draw=0.7-chain_7", show_default=True, help="Part of its folder's name.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
 @click.option("--json", "file", default="demo_seeds.json", show_default=True, help="File in benchmarks/results.")
 def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> None:

@@ -60,7 +60,7 @@ class Cascade(Relaxed):
     peers: str = "siblings"
     breadth: str = "aggregate"
     tau_draw: float | None = None
-    balance: float = 0.2
+    balance: float = 0.1
     ahead: float = 1.0
     states: StateTable | None = field(default=None, compare=False, repr=False)
 
