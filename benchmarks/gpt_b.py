@@ -25,7 +25,7 @@ from ..runtime.rules.states import StateTable
 
 MODEL = "llamagen-t2i-b"
 TREES = ("chain_2", "small_6", "mc_sim_7b_63")
-DRAW = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.7,cap=0,guard=0,row_ends=off"
+DRAW = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.68,balance=0.2,cap=0,guard=0,row_ends=off"
 RULES = ("exact", "strict", DRAW, "cascade:children=coupled", "cascade")
 
 

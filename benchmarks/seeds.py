@@ -33,7 +33,7 @@ _FIGURES = ("concept", "frechet", "precision", "recall")
 
 @click.command()
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
-@click.option("--against", default="tau_draw=0.7-chain_7", show_default=True, help="Part of its folder's name.")
+@click.option("--against", default="balance=0.2-chain_7", show_default=True, help="Part of its folder's name.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
 @click.option("--json", "file", default="demo_seeds.json", show_default=True, help="File in benchmarks/results.")
 def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> None:
@@ -52,6 +52,12 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
     first = found[0]
     read = {name: [_read(means, folder) for folder in parts] for name, parts in folders.items()}
     sets = {name: [scores for scores, _ in parts] for name, parts in read.items()}
+    counts = {name: [len(scores.concept) for scores in parts] for name, parts in sets.items()}
+    short = [name for name in counts if counts[name] != counts[PLAIN]]
+    if short:
+        raise click.UsageError(
+            f"{short[0]} has not as many pictures as {PLAIN}: finish the set, or take it out of {pictures}."
+        )
     more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
     rows: dict[str, dict[str, Any]] = {
         name: _row(parts, sets[PLAIN], means) | more[name] | {"tau": [tau for _, tau in read[name]]}
