@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
+from PIL import Image
 
 from ..evaluation.draw import speed
 from ..evaluation.means import Means, captions_to_draw, load_means
@@ -50,17 +51,17 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
             f"`eval` first, or say more of the name (found: {', '.join(found) or 'none'})."
         )
     first = found[0]
-    read = {name: [_read(means, folder) for folder in parts] for name, parts in folders.items()}
-    sets = {name: [scores for scores, _ in parts] for name, parts in read.items()}
-    counts = {name: [len(scores.concept) for scores in parts] for name, parts in sets.items()}
+    drawn = {name: [read_folder(folder) for folder in parts] for name, parts in folders.items()}
+    counts = {name: [len(images) for images in parts] for name, parts in drawn.items()}
     short = [name for name in counts if counts[name] != counts[PLAIN]]
     if short:
         raise click.UsageError(
             f"{short[0]} has not as many pictures as {PLAIN}: finish the set, or take it out of {pictures}."
         )
+    sets = {name: [_scores(means, images) for images in parts] for name, parts in drawn.items()}
     more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
     rows: dict[str, dict[str, Any]] = {
-        name: _row(parts, sets[PLAIN], means) | more[name] | {"tau": [tau for _, tau in read[name]]}
+        name: _row(parts, sets[PLAIN], means) | more[name] | {"tau": [speed(images)["tau"] for images in drawn[name]]}
         for name, parts in sets.items()
     }
     report = {"against": first, "seeds": seeds, "draws": _DRAWS, "rows": rows}
@@ -71,11 +72,9 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
             click.echo(f"  {figure:9s} {' '.join(f'{x:.3f}' for x in row[figure])}")
 
 
-def _read(means: Means, folder: Path) -> tuple[Scores, float | None]:
-    """What the judge says of a set's pictures, and tau as their files say."""
-    pictures = read_folder(folder)
-    asked = captions_to_draw(None, means, len(pictures))
-    return score_images(pictures, asked, means.judge, means.maker, means.gallery), speed(pictures)["tau"]
+def _scores(means: Means, images: Sequence[Image.Image]) -> Scores:
+    """What the judge says of a set."""
+    return score_images(images, captions_to_draw(None, means, len(images)), means.judge, means.maker, means.gallery)
 
 
 def _spelt(difference: dict[str, Any]) -> str:

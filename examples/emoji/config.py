@@ -54,9 +54,9 @@ class Recipe:
     judge_batch: int
     guidance_scale: float = 3.0  # of the drafter's samples, and the default of what is shipped
     temperature: float = 1.0  # the same
-    drafter_lr: float = 2e-3
     top_k: int = 1000
     sample_batch: int = 64  # pictures drawn together for the drafter
+    drafter_lr: float = 2e-3
     rules: tuple[tuple[str, str], ...] = ()  # operating points that measurement found: what a rule's bare name means
     caption_dropout: float = 0.1
     augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default

@@ -88,7 +88,7 @@ def train_drafter(
     `begun`."""
     samples = {name: x.to(recipe.device) for name, x in samples.items()}
     run = Run(out, "drafter")
-    drafter = (new_drafter(recipe, target) if begun is None else begun).to(recipe.device)
+    drafter = (untrained(recipe, target) if begun is None else begun).to(recipe.device)
     optimizer = Optimizers((drafter,), recipe.drafter_lr, weight_decay=0.01)
     start = run.resume({"model": drafter}, optimizer)
     target = target.eval().requires_grad_(False)
@@ -107,8 +107,8 @@ def train_drafter(
     return drafter.eval()
 
 
-def new_drafter(recipe: Recipe, target: LlamaGen) -> Drafter:
-    """An untrained drafter that has the target's embeddings."""
+def untrained(recipe: Recipe, target: LlamaGen) -> Drafter:
+    """A new drafter, which has the target's embeddings."""
     torch.manual_seed(0)
     drafter = Drafter(drafter_config(recipe))
     drafter.embed_tokens.weight.data.copy_(target.tok_embeddings.weight)

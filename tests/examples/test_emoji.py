@@ -226,11 +226,18 @@ def test_samples_carry_the_states_that_reading_the_whole_picture_gives(data: Dat
         torch.testing.assert_close(hidden, read, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def shipped_weights(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights that step `ship` wrote; not to be changed."""
+    out = tmp_path_factory.mktemp("shipped")
+    train(RECIPES["tiny"], data, out)
+    return out / "weights"
+
+
 @pytest.mark.slow
-def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, tmp_path: Path) -> None:
+def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, shipped_weights: Path, tmp_path: Path) -> None:
     """`ship --keep WEIGHTS`: a drafter and a table of states beside the very weights it was given."""
-    train(RECIPES["tiny"], data, tmp_path / "first")
-    weights, out = tmp_path / "first" / "weights", tmp_path / "second"
+    weights, out = shipped_weights, tmp_path / "second"
     data.save(out)
     arguments = ["ship", "--config", "tiny", "--keep", str(weights), "--out", str(out)]
     result = CliRunner().invoke(main, arguments)
@@ -261,10 +268,9 @@ def test_a_new_drafter_leaves_the_target_as_it_was(data: DataSet, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_drafter_goes_on_from_another(data: DataSet, tmp_path: Path) -> None:
+def test_a_drafter_goes_on_from_another(data: DataSet, shipped_weights: Path, tmp_path: Path) -> None:
     """`--drafter FILE`: two small steps from the drafter given, where a new one is elsewhere altogether."""
-    train(RECIPES["tiny"], data, tmp_path / "first")
-    weights = tmp_path / "first" / "weights"
+    weights = shipped_weights
     given = load_file(weights / "drafter.safetensors")
     begun = given["fc.bias"] + 1
     save_file(given | {"fc.bias": begun}, tmp_path / "begun.safetensors")
