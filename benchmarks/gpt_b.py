@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..examples.emoji.config import RECIPES
 from ..export.models.llamagen import KVCache, LlamaGen
 from ..export.open import open_dummy
 from ..runtime.bundle import read_manifest
@@ -25,7 +26,7 @@ from ..runtime.rules.states import StateTable
 
 MODEL = "llamagen-t2i-b"
 TREES = ("chain_2", "small_6", "mc_sim_7b_63")
-DRAW = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.68,balance=0.2,cap=0,guard=0,row_ends=off"
+DRAW = dict(RECIPES["cpu"].rules)["cascade"]  # the demo's operating point
 RULES = ("exact", "strict", DRAW, "cascade:children=coupled", "cascade")
 
 
