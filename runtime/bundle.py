@@ -16,9 +16,10 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import CascadeError
+from .plan import TokenPlan
 from .tree import AnyTree, DynamicTree, Tree
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
@@ -26,32 +27,66 @@ _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samp
 _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
 
 
+FEATURES, CLASS = "features", "class"  # kinds of condition
+SLOT, OWN = "slot", "own"  # where the positions of a prefix count from
+
+
+@dataclass(frozen=True)
+class ConditionInfo:
+    """How a request becomes prefix rows: the `condition` engine's inputs and the layout of the prefix.
+
+    `kind` is "features" (float features [R, length, width]) or "class" (ids [R], one of `classes`); `length` is T,
+    the slots of the prefix. Prefixes are right-aligned: slot T - 1 is valid in every row. `uncond_length` None
+    gives the unconditional row the mask of the conditional one; a number gives it its own last slots.
+    `positions` "slot": a prefix slot's rotary row is its slot number, and token i of the sequence has row T + i.
+    "own": each row counts from 0 at its own first valid slot.
+    """
+
+    kind: str
+    length: int
+    width: int = 0
+    classes: int = 0
+    uncond_length: int | None = None
+    positions: str = SLOT
+
+    def __post_init__(self) -> None:
+        if self.kind not in (FEATURES, CLASS) or self.positions not in (SLOT, OWN):
+            raise CascadeError(
+                f"a condition of kind {self.kind!r} with positions {self.positions!r} is none that this version "
+                "knows: build the bundle again with this version."
+            )
+        size, name = (self.width, "width") if self.kind == FEATURES else (self.classes, "number of classes")
+        if self.length < 1 or size < 1:
+            raise CascadeError(f"the condition's length and {name} must be positive, not {self.length} and {size}.")
+        if self.uncond_length is not None and not 1 <= self.uncond_length <= self.length:
+            raise CascadeError(f"uncond_length must be from 1 to {self.length}, not {self.uncond_length}.")
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What the runtime must know of the target.
 
-    `condition` is "text" (features [T, C]) or "class" (an id). `prefix_len` is T, `grid` the side of the token
-    grid, `image_size` the side of the decoded picture in pixels.
+    `dim` is D, `features` F, the width of what the readout's linear map reads; `pixels` is the side of a token in
+    the decoded image, so that the image is plan.rows * pixels high and plan.columns * pixels wide.
     """
 
     family: str
     variant: str
-    condition: str
     dim: int
+    features: int
     n_layer: int
     n_head: int
+    n_kv_head: int
     head_dim: int
-    vocab_size: int
-    grid: int
-    prefix_len: int
-    image_size: int
+    plan: TokenPlan
+    condition: ConditionInfo
+    pixels: int
     parameters: int
-    caption_dim: int | None = None
-    num_classes: int | None = None
 
     @property
-    def image_tokens(self) -> int:
-        return self.grid * self.grid
+    def vocab_size(self) -> int:
+        """V, the size of the law: the codes of an image, without the tokens that are only forced."""
+        return self.plan.codes
 
 
 @dataclass(frozen=True)
@@ -69,13 +104,18 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class DrafterInfo:
-    """Static sizes of the drafter: its cache of `slots`; `kind` is the architecture."""
+    """Static sizes of the drafter: its cache of `slots`; `kind` is the architecture.
+
+    `sees_padding`: it attends to the padded slots of the prefix (LANTERN's LlamaGen drafters do).
+    """
 
     kind: str
     n_head: int
+    n_kv_head: int
     head_dim: int
     slots: int
     parameters: int
+    sees_padding: bool
 
 
 @dataclass(frozen=True)
