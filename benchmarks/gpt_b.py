@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..examples.emoji.config import RECIPES
-from ..export.models.llamagen import KVCache, LlamaGen
+from ..export.families.llamagen.family import preset_config
+from ..export.families.llamagen.model import KVCache, LlamaGen
 from ..export.open import open_dummy
 from ..runtime.bundle import read_manifest
 from ..runtime.errors import CascadeError
@@ -42,7 +43,7 @@ def bundle(folder: Path) -> Path:
         from ..runtime.tree import get_tree
 
         parts, sampling = open_dummy(MODEL, None)
-        parts = replace(parts, states=random_states(parts.config.vocab_size, parts.config.dim))
+        parts = replace(parts, states=random_states(parts.target.plan.codes, parts.target.readout.width))
         options = BuildOptions(path, tuple(get_tree(name) for name in TREES), sampling)
         build_bundle(parts, options, lambda *_: None)
     return path
@@ -60,11 +61,11 @@ class EagerDecoder:
 
     def __init__(self) -> None:
         parts, self.sampling = open_dummy(MODEL, None)
-        self.config = parts.config
+        self.config = preset_config(MODEL)
         with torch.device("meta"):
             model = LlamaGen(self.config)
         rope = LlamaGen(self.config).rope
-        model.load_state_dict({name: parts.target.load(name) for name in model.state_dict()}, assign=True)
+        model.load_state_dict({name: parts.target.checkpoint.load(name) for name in model.state_dict()}, assign=True)
         model.rope = rope
         self.model = model.eval()
 

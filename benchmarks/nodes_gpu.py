@@ -17,9 +17,9 @@ import click
 import torch
 from torch import Tensor
 
-from ..export.models.drafter import Drafter
-from ..export.models.llamagen import KVCache, LlamaGen
-from ..export.open import open_dummy
+from ..export.families.llamagen.drafter import Drafter
+from ..export.families.llamagen.family import drafter_config, preset_config
+from ..export.families.llamagen.model import KVCache, LlamaGen
 from . import RESULTS
 from .machine import describe_machine
 
@@ -48,12 +48,11 @@ def main(repeats: int) -> None:
 @torch.inference_mode()
 def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
     """One row for each number of nodes, and one for a level of drafting; all in turn, `repeats` times."""
-    parts, _ = open_dummy(name, None)
-    assert parts.drafter_config is not None  # dummies have one
+    config = preset_config(name)
     with torch.device("cuda"):
-        target = LlamaGen(parts.config).half().eval()
+        target = LlamaGen(config).half().eval()
         target.rope = target.rope.float()
-        drafter = Drafter(parts.drafter_config).half().eval()
+        drafter = Drafter(drafter_config(config)).half().eval()
         drafter.rope = drafter.rope.float()
         calls = {("target", nodes): target_call(target, 2 * pictures, nodes) for nodes in NODES}
         calls["drafter", LEVEL] = drafter_call(target, drafter, 2 * pictures, LEVEL)

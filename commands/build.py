@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from ..export.request import BuildRequest
+from ..runtime.bundle import CLASS
 from ..runtime.errors import CascadeError
+from ..runtime.tree import AnyTree, get_tree
 
 _CONSOLE = Console(stderr=True)
 DEFAULT_TREES = ("small_6",)
@@ -18,73 +22,65 @@ _DEMO_TREES = ("chain_7",)  # the fastest for `cascade` on two cores, where node
 _DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
-def run(
-    model: str, *, checkpoint: Path | None, vq: Path | None, drafter: Path | None, text: str, config: Path | None,
-    grid: int | None, n_head: int | None, trees: tuple[str, ...], batch: int, precision: str,
-    max_top_k: int | None, dummy_weights: bool, targets: tuple[str, ...], one_plan: bool, out: Path | None,
-) -> None:  # fmt: skip
-    """Opens the parts, builds the bundle, says what was built and what to do next."""
-    from ..runtime.tree import get_tree
-
-    chosen = tuple(get_tree(name) for name in trees or (_DEMO_TREES if model == "emoji" else DEFAULT_TREES))
-    folder, request = out or Path("build") / model, ""
-    if targets:
+def run(model: str, *, text: str, **given: Any) -> None:
+    """Opens the parts, builds the bundle, says what was built and what to do next. Takes the command's options."""
+    request = BuildRequest(model, text=None if text == "none" else Path(text), **given)
+    trees, folder = chosen_trees(request), request.out or Path("build") / request.model
+    digest = ""
+    if request.targets:
         from ..engines.compile import require_packages
-        from ..engines.request import already_built, request_digest
+        from ..engines.request import already_built
         from ..engines.tensorrt.target import parse_target
 
-        require_packages([parse_target(target) for target in targets])  # what is wrong is told before the work starts
-        given = [path for path in (checkpoint, vq, drafter, config) if path is not None]
-        given += [] if text == "none" else [Path(text)]
-        given += [] if config is None else sorted(config.parent.glob("*.npz"))  # a table of states lies beside it
-        asked = {"model": model, "trees": [repr(tree) for tree in chosen], "batch": batch, "grid": grid,
-                 "n_head": n_head, "precision": precision, "max_top_k": max_top_k, "dummy": dummy_weights,
-                 "drafter": drafter is not None, "text": text}  # fmt: skip
-        request = request_digest(asked, given or [_DEMO])
-        if already_built(folder, request):
+        require_packages([parse_target(name) for name in request.targets])  # what is wrong is told before the work
+        digest = _digest(request, trees)
+        if already_built(folder, digest):
             from .compile import run as compile_plans
 
-            compile_plans(folder, targets, one_plan)
+            compile_plans(folder, request.targets, request.one_plan)
             return
     try:
         from ..export.build import BuildOptions, build_bundle
-        from ..export.open import open_checkpoints, open_demo, open_dummy
+        from ..export.open import open_parts
     except ImportError as error:
         raise CascadeError(
             f"{error.name} is not installed: run `pip install 'cascade-trt[export,cpu]'` to build bundles."
         ) from None
-    if model == "emoji" and not dummy_weights:
-        parts, sampling = open_demo()
-    elif dummy_weights:
-        parts, sampling = open_dummy(model, grid)
-    elif model == "llamagen":
-        if checkpoint is None or vq is None:
-            raise CascadeError("give the checkpoint and the VQ tokenizer: --checkpoint F --vq F.")
-        overrides = {name: value for name, value in (("grid", grid), ("n_head", n_head)) if value is not None}
-        parts, sampling = open_checkpoints(
-            checkpoint, vq, drafter, None if text == "none" else Path(text), config, overrides
-        )
-    else:
-        raise CascadeError(
-            f"{model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add --dummy-weights."
-        )
-    if trees and parts.drafter is None:
+    parts, sampling = open_parts(request)
+    if request.trees and parts.drafter is None:
         click.echo("Warning: trees need --drafter: they are left out, and only rule 'ar' runs.", err=True)
     options = BuildOptions(
         out=folder,
-        trees=chosen if parts.drafter is not None else (),
+        trees=trees if parts.drafter is not None else (),
         sampling=sampling,
-        batch=batch,
-        precision=precision,
-        max_top_k=max(1000, sampling.top_k) if max_top_k is None else max_top_k,
-        request=request,
+        batch=request.batch,
+        precision=request.precision,
+        max_top_k=max(1000, sampling.top_k) if request.max_top_k is None else request.max_top_k,
+        request=digest,
     )
-    plans = _Plans(folder, targets, one_plan)
-    plans.check(precision, [c.head_dim for c in (parts.config, parts.drafter_config) if c is not None])
+    plans = _Plans(folder, request.targets, request.one_plan)
+    plans.check(request.precision, [m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
     with _Bar() as bar:
         manifest = build_bundle(parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update))
     _report(options.out, manifest)
     plans.report()
+
+
+def chosen_trees(request: BuildRequest) -> tuple[AnyTree, ...]:
+    """The trees asked for, or those that suit the model. Raises CascadeError for an unknown name."""
+    default = _DEMO_TREES if request.model == "emoji" else DEFAULT_TREES
+    return tuple(get_tree(name) for name in request.trees or default)
+
+
+def _digest(request: BuildRequest, trees: tuple[AnyTree, ...]) -> str:
+    """Of everything that decides what the bundle holds."""
+    from ..engines.request import request_digest
+
+    files = request.files or [_DEMO]
+    if request.config is not None:
+        files += sorted(request.config.parent.glob("*.npz"))  # a table of states lies beside it
+    asked = asdict(replace(request, targets=(), one_plan=False, out=None))  # they decide nothing of it
+    return request_digest(asked | {"trees": [repr(tree) for tree in trees]}, files)
 
 
 class _Plans:
@@ -164,8 +160,9 @@ def _report(out: Path, manifest: Any) -> None:
 
     for sentence in fp16_advice(manifest.parity):
         click.echo(sentence)
-    what = '--class-id 1' if manifest.model.condition == "class" else '"a red apple"'
-    if manifest.model.condition == "class" or manifest.text is not None:
+    classes = manifest.model.condition.kind == CLASS
+    what = "--class-id 1" if classes else '"a red apple"'
+    if classes or manifest.text is not None:
         click.echo(f"next: cascade-trt generate {what} --bundle {out}")
     else:
         click.echo(f'next: Pipeline.load("{out}").generate(features=..., features_mask=...)')

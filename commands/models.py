@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..export.presets import PRESETS
+from ..export.families.llamagen.presets import PRESETS
 
 
 def run(as_json: bool) -> None:

@@ -29,13 +29,14 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, DynamicTree
+from .checkpoints.source import check_shapes
 from .graphs.builder import GraphBuilder
 from .graphs.condition import build_condition
 from .graphs.decode import build_decode
 from .graphs.draft import build_draft
 from .graphs.drafter import DraftGraph, DraftShape, draft_shape
 from .graphs.embed import build_embed
-from .graphs.target import HEAD, TargetShape, build_target, target_shape
+from .graphs.target import TargetShape, build_target, target_shape
 from .graphs.text import build_text
 from .graphs.weights import PRECISIONS, WeightFile
 from .neighbours import FILE as NEIGHBOURS
@@ -49,7 +50,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, bytes read, by
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Settings of a build. `batch` is the largest number of prompts that are drawn at once."""
+    """Settings of a build. `batch` is the largest number of images that are drawn at once."""
 
     out: Path
     trees: tuple[AnyTree, ...]
@@ -122,11 +123,15 @@ def _check(parts: Parts, options: BuildOptions) -> None:
     if options.max_top_k < 1:
         raise CascadeError("--max-top-k must be at least 1.")
     widest = max((_widest(tree) for tree in options.trees), default=0)
-    if widest > parts.config.vocab_size:
-        raise CascadeError(f"a tree node has {widest} children, more than the {parts.config.vocab_size} tokens.")
+    codes = parts.target.plan.codes
+    if widest > codes:
+        raise CascadeError(f"a tree node has {widest} children, more than the {codes} tokens.")
     names = [tree.name for tree in options.trees]
     if len(set(names)) != len(names):
         raise CascadeError(f"two trees are called {max(names, key=names.count)!r}: name them apart.")
+    check_shapes(parts.target.weights, parts.target.shapes(), "checkpoint")
+    if parts.drafter is not None:
+        check_shapes(parts.drafter.weights, parts.drafter.shapes(parts.target.plan), "drafter")
 
 
 def _widest(tree: AnyTree) -> int:
@@ -142,9 +147,9 @@ class Shapes:
 
 def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
     """Writes every graph of the bundle and its weights."""
-    dtype, config = PRECISIONS[stage.precision], parts.config
+    dtype, target, plan = PRECISIONS[stage.precision], parts.target, parts.target.plan
     nodes = max((tree.size for tree in options.trees), default=1)
-    shape = target_shape(config, nodes, options.max_top_k)
+    shape = target_shape(target, nodes, options.max_top_k)
     drafted = None
     with ExitStack() as stack:
 
@@ -153,28 +158,24 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
 
         files = {name: weights(name) for name in ("target", "condition", "decode")}
         g = GraphBuilder("target", files["target"])
-        build_target(g, parts.target, config, shape)
+        build_target(g, target, shape)
         stage.save(g, "target", ["target.data"])
         g = GraphBuilder("embed", files["target"])
-        build_embed(g, parts.target)
+        build_embed(g, target.weights)
         stage.save(g, "embed", ["target.data"])
         g = GraphBuilder("condition", files["condition"])
-        build_condition(g, parts.target, config)
+        build_condition(g, target.weights, target.conditioner, target.stack.dim)
         stage.save(g, "condition", ["condition.data"])
         g = GraphBuilder("decode", files["decode"])
-        build_decode(g, parts.vq, parts.vq_config, config.grid)
+        build_decode(g, parts.vq, parts.vq_config, plan.rows, plan.columns)
         stage.save(g, "decode", ["decode.data"])
-        if parts.drafter is not None and parts.drafter_config is not None:
+        if parts.drafter is not None:
             files["drafter"] = weights("drafter")
-            drafted = draft_shape(parts.drafter_config, config.image_tokens, options.trees)
+            drafted = draft_shape(target, options.trees)
             for tree in options.trees:
                 name = f"draft.{tree.name}"
-                shared = files["target"].tensors
-                g = GraphBuilder(name, files["drafter"])
-                d = DraftGraph(
-                    g, parts.drafter, parts.drafter_config, drafted, shared[HEAD], shared["target.tok_embeddings"]
-                )
-                build_draft(d, tree)
+                g = GraphBuilder(name, files["drafter"], files["target"].tensors)
+                build_draft(DraftGraph(g, parts.drafter, target, drafted), tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
             np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
             if parts.states is not None:
@@ -182,7 +183,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
         if parts.text is not None and parts.text_config is not None:
             files["text"] = weights("text")
             g = GraphBuilder("text", files["text"])
-            build_text(g, parts.text, parts.text_config, config.prefix_len)
+            build_text(g, parts.text, parts.text_config, target.prefix_len)
             stage.save(g, "text", ["text.data"])
     stage.close(*files.values())
     return Shapes(shape, drafted)
@@ -192,26 +193,26 @@ def _copy_tokenizer(parts: Parts, folder: Path) -> TextInfo | None:
     if parts.tokenizer is None or parts.text_config is None:
         return None
     shutil.copyfile(parts.tokenizer, folder / "tokenizer.json")
-    return TextInfo("tokenizer.json", parts.config.prefix_len, parts.text_config.pad_token_id, clean=True)
+    return TextInfo("tokenizer.json", parts.target.prefix_len, parts.text_config.pad_token_id, clean=True)
 
 
 def _manifest(
     parts: Parts, options: BuildOptions, stage: Stage, shapes: Shapes, text: TextInfo | None
 ) -> Manifest:
-    config, drafter = parts.config, parts.drafter_config
-    text_model = config.condition == "text"
+    target, stack, drafter = parts.target, parts.target.stack, parts.drafter
     model = ModelInfo(
-        family="llamagen", variant=parts.variant, condition=config.condition, dim=config.dim,
-        n_layer=config.n_layer, n_head=config.n_head, head_dim=config.head_dim, vocab_size=config.vocab_size,
-        grid=config.grid, prefix_len=config.prefix_len, image_size=config.grid * parts.vq_config.factor,
-        parameters=parts.parameters("target"), caption_dim=config.caption_dim if text_model else None,
-        num_classes=None if text_model else config.num_classes,
+        family=target.family, variant=target.variant, dim=stack.dim, features=target.readout.width,
+        n_layer=stack.n_layer, n_head=stack.n_head, n_kv_head=stack.n_kv_head, head_dim=stack.head_dim,
+        plan=target.plan, condition=target.conditioner.info, pixels=parts.vq_config.factor,
+        parameters=parts.parameters("target"),
     )  # fmt: skip
     drafter_info = None
     if drafter is not None and shapes.draft is not None:
+        layer = drafter.stack
         drafter_info = DrafterInfo(
-            "eagle-1", drafter.n_head, drafter.head_dim, shapes.draft.slots, parts.parameters("drafter")
-        )
+            kind=drafter.kind, n_head=layer.n_head, n_kv_head=layer.n_kv_head, head_dim=layer.head_dim,
+            slots=shapes.draft.slots, parameters=parts.parameters("drafter"), sees_padding=drafter.sees_padding,
+        )  # fmt: skip
     return Manifest(
         schema=SCHEMA_VERSION,
         name=options.out.name,
@@ -227,7 +228,7 @@ def _manifest(
         text=text,
         dummy_weights=parts.dummy,
         provenance=parts.provenance(),
-        backends=backend_support(config.head_dim, options.precision),
+        backends=backend_support(stack.head_dim, options.precision),
         request=options.request,
         neighbours=NEIGHBOURS if drafter else None,
         states=STATES if parts.states is not None else None,

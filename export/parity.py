@@ -1,7 +1,7 @@
 """Compares every exported engine, as ONNX Runtime runs it, with the PyTorch modules.
 
 The PyTorch side reads the checkpoint itself, one layer at a time and in float32, so a 7B model is compared
-without ever being in memory whole. Inputs have real shapes: a prefix, then a tree at the start of a picture.
+without ever being in memory whole. Inputs have real shapes: a prefix, then a tree at the start of an image.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..runtime.bundle import Manifest
+from ..runtime.bundle import FEATURES, Manifest
 from ..runtime.errors import CascadeError
+from ..runtime.noise import Stream, gumbel
 from ..runtime.prompts import PromptEncoder
+from ..runtime.sampling import Sampling, kept
 from ..runtime.tree import AnyTree, DynamicTree, Tree
-from .checkpoints.source import TensorSource
-from .models.drafter import Drafter
-from .models.llamagen import Block, LlamaGenConfig, RMSNorm, condition_embedder, prefix_causal_mask, rope_2d
+from .checkpoints.source import load_module
+from .model import DrafterReference, TargetReference
 from .models.t5 import T5Encoder
 from .models.vq import VQModel
 from .overflow import ActivationScan
@@ -33,7 +34,6 @@ from .parts import Parts
 # over the depth of the model.
 _LIMITS = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
 _PROMPT = "a photo of a red apple on a wooden table"
-Module = TypeVar("Module", bound=nn.Module)
 Runner = Callable[[str, Mapping[str, np.ndarray], list[str]], dict[str, np.ndarray]]
 
 
@@ -99,7 +99,7 @@ def _ort_runner(folder: Path, manifest: Manifest) -> Runner:
         given = {name: x.astype(np.float16) if name in half else x for name, x in inputs.items()}
         for value in session.get_inputs():
             if value.name.startswith("past_"):
-                shape = [len(given["positions"]), *value.shape[1:]]
+                shape = [len(given["positions"]), *value.shape[1:]]  # of the rows
                 given[value.name] = np.zeros(shape, np.float16 if value.name in half else np.float32)
         return dict(zip(outputs, (np.asarray(x) for x in session.run(outputs, given)), strict=True))
 
@@ -127,25 +127,18 @@ def _judge(engine: str, precision: str, pairs: Mapping[str, tuple[np.ndarray, Te
     return {"outputs": report, "limit": _LIMITS[precision]}
 
 
-def _load(module: Module, source: TensorSource, prefix: str = "") -> Module:
-    """Fills a module from the source in float32, by name."""
-    state = {name: source.load(prefix + name).float() for name in module.state_dict()}
-    module.load_state_dict(state, assign=True)
-    return module.eval()
-
-
 def _text(
     parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator
 ) -> tuple[dict[str, tuple[np.ndarray, Tensor]], tuple[np.ndarray, np.ndarray]]:
     """The outputs of a real prompt and of random ids; and PyTorch's features with their mask, for `_condition`."""
     assert parts.text is not None and parts.text_config is not None  # the caller asks for `text` only then
-    length = parts.config.prefix_len
+    length = parts.target.prefix_len
     ids = rng.integers(1, parts.text_config.vocab_size, (2, length))
     mask = np.arange(length)[None] >= np.array([[0], [length // 2]])
     if parts.tokenizer is not None and manifest.text is not None:
         encoder = PromptEncoder(parts.tokenizer.parent, replace(manifest.text, tokenizer=parts.tokenizer.name))
         ids[1:], mask[1:], _ = encoder.encode([_PROMPT])
-    module = _load(T5Encoder(parts.text_config), parts.text)
+    module = load_module(T5Encoder(parts.text_config), parts.text)
     wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
     got = run("text", {"ids": ids, "mask": mask}, ["features"])["features"]
     return {"features": (got, wanted)}, (wanted.float().numpy(), mask)
@@ -160,28 +153,40 @@ def _condition(
     `given` are features [2, T, C] and their mask [2, T] of the text encoder, where the bundle has one: the last
     row is a prompt's, and both rows take it.
     """
-    config = parts.config
-    uncond = np.array([False, True])
-    mask = np.ones((2, config.prefix_len), bool)
-    if config.condition == "text" and given is not None:
+    info = parts.target.conditioner.info
+    uncond, mask = np.array([False, True]), np.ones((2, info.length), bool)
+    if info.kind != FEATURES:
+        name, values = "class_ids", rng.integers(0, info.classes, 2)
+    elif given is not None:
         mask = given[1][[1, 1]]
-        inputs = {"features": given[0][[1, 1]] * mask[..., None], "uncond": uncond}
-    elif config.condition == "text":
-        mask[:, : config.prefix_len // 2] = False
-        features = rng.normal(size=(2, config.prefix_len, config.caption_dim)).astype(np.float32) * mask[..., None]
-        inputs = {"features": features, "uncond": uncond}
+        name, values = "features", given[0][[1, 1]] * mask[..., None]
     else:
-        inputs = {"class_ids": rng.integers(0, config.num_classes, 2), "uncond": uncond}
-    module = _load(condition_embedder(config), parts.target, "cls_embedding.")
-    wanted = module(*(torch.from_numpy(x) for x in inputs.values()))
-    got = run("condition", inputs, ["prefix"])["prefix"]
+        mask[:, : info.length // 2] = False
+        values = rng.normal(size=(2, info.length, info.width)).astype(np.float32) * mask[..., None]
+        name = "features"
+    if info.uncond_length is not None:
+        mask[1] = np.arange(info.length) >= info.length - info.uncond_length
+    wanted = _reference(parts).prefix(torch.from_numpy(values), torch.from_numpy(uncond))
+    got = run("condition", {name: values, "uncond": uncond}, ["prefix"])["prefix"]
     return _judge("condition", precision, {"prefix": (got, wanted)}), wanted.numpy(), mask
 
 
+def _reference(parts: Parts) -> TargetReference:
+    return parts.target.reference(parts.target.checkpoint)
+
+
 def _embed(parts: Parts, run: Runner, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, Tensor]]:
-    ids = rng.integers(0, parts.config.vocab_size, (2, 3))
-    wanted = parts.target.load("tok_embeddings.weight")[torch.from_numpy(ids)]
+    ids = rng.integers(0, parts.target.plan.tokens, (2, 3))
+    wanted = _reference(parts).embed(torch.from_numpy(ids))
     return {"embeds": (run("embed", {"ids": ids}, ["embeds"])["embeds"], wanted)}
+
+
+def causal_mask(mask: np.ndarray, count: int) -> np.ndarray:
+    """bool [R, 1, count, count]: what each of `count` slots sees, the first of them hidden where mask bool [R, T] says
+    so; every slot sees itself."""
+    seen = np.ones((len(mask), count), bool)
+    seen[:, : mask.shape[1]] = mask
+    return (np.tri(count, dtype=bool) & seen[:, None] | np.eye(count, dtype=bool))[:, None]
 
 
 def _target(
@@ -192,66 +197,89 @@ def _target(
 
     Returns the report and PyTorch's hidden states of the whole prefix, for the drafter.
     """
-    config, window = parts.config, manifest.target.window
+    reference, window, length = _reference(parts), manifest.target.window, parts.target.prefix_len
     static = [tree for info in manifest.trees if isinstance(tree := info.tree(), Tree)]
     tree = static[0] if static else Tree("root", (-1,))
-    kept = min(config.prefix_len, max(1, window - tree.size))  # prefix slots that fit beside the tree
-    tree = Tree(tree.name, tree.parents[: min(tree.size, window - kept)])
-    ids = rng.integers(0, config.vocab_size, (1, tree.size)).repeat(2, axis=0)
-    embeds = parts.target.load("tok_embeddings.weight")[torch.from_numpy(ids)].float()
-    length = config.prefix_len
-    whole = prefix_causal_mask(torch.from_numpy(mask), length)
-    states = reference_hidden(parts.target, config, torch.from_numpy(prefix), torch.arange(length), whole)
-    x = torch.cat([torch.from_numpy(prefix)[:, -kept:], embeds], dim=1)  # [2, kept + N, D]
-    positions = np.concatenate([np.arange(length - kept, length), length + tree.depths])
-    visible = prefix_causal_mask(torch.from_numpy(mask[:, -kept:]), len(positions))
-    visible[:, :, kept:, kept:] = torch.from_numpy(tree.ancestors)
-    wanted = reference_hidden(parts.target, config, x, torch.from_numpy(positions), visible)
-    got = _run_target(manifest, run, x.numpy(), positions, visible.numpy()[:, 0])
-    scale = manifest.sampling.guidance_scale
-    state = wanted[1:] + scale * (wanted[:1] - wanted[1:])
-    logits = state @ parts.target.load("output.weight").float().T  # [1, T + N, V]
-    unit = state / state.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    kept_slots = min(length, max(1, window - tree.size))  # prefix slots that fit beside the tree
+    tree = Tree(tree.name, tree.parents[: min(tree.size, window - kept_slots)])
+    ids = rng.integers(0, parts.target.plan.tokens, (1, tree.size)).repeat(2, axis=0)
+    whole = torch.from_numpy(causal_mask(mask, length))
+    slots = torch.arange(length).repeat(2, 1)
+    states = reference.hidden(torch.from_numpy(prefix), slots, whole)
+    x = torch.cat([torch.from_numpy(prefix)[:, -kept_slots:], reference.embed(torch.from_numpy(ids))], dim=1)
+    positions = np.tile(np.concatenate([np.arange(length - kept_slots, length), length + tree.depths]), (2, 1))
+    visible = causal_mask(mask[:, -kept_slots:], positions.shape[1])
+    visible[:, :, kept_slots:, kept_slots:] = tree.ancestors
+    wanted = reference.hidden(x, torch.from_numpy(positions), torch.from_numpy(visible))  # [2, kept + N, D]
+    features, scale = reference.features(wanted), manifest.sampling.guidance_scale
+    guided = features[1:] + scale * (features[:1] - features[1:])  # [1, kept + N, F]
+    logits = reference.logits(guided)  # [1, kept + N, V]
+    unit = guided / guided.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    inputs = _target_inputs(parts, manifest, x.numpy(), positions, visible[:, 0], rng)
+    got = run("target", inputs, ["hidden", "states", "logits", "ids", "similarity", "drawn"])
     pairs = {
         "hidden": (got["hidden"], wanted),
+        "states": (got["states"], guided),
         "logits": (got["logits"], torch.gather(logits, 2, torch.from_numpy(got["ids"]))),
-        "log_sum_exp": (got["log_sum_exp"], logits.logsumexp(-1)),
         "similarity": (got["similarity"], unit @ unit.transpose(1, 2)),
     }
-    return _judge("target", precision, pairs), states.numpy()
+    report = _judge("target", precision, pairs)
+    report["drawn"] = _judge_drawn(got["drawn"][0], logits[0].numpy(), inputs, _LIMITS[precision], manifest)
+    return report, states.numpy()
 
 
-def _run_target(
-    manifest: Manifest, run: Runner, x: np.ndarray, positions: np.ndarray, visible: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The engine on x [2, N, D] from an empty cache; visible is bool [2, N, N]."""
-    target, nodes = manifest.target, x.shape[1]
+def _target_inputs(
+    parts: Parts, manifest: Manifest, x: np.ndarray, positions: np.ndarray, visible: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The engine's inputs for x [2, N, D] on an empty cache; visible is bool [2, N, N]. All draws are random."""
+    target, plan, nodes = manifest.target, parts.target.plan, x.shape[1]
     tree_mask = np.zeros((2, nodes, target.window + 1), bool)
     tree_mask[:, :, :nodes] = visible
-    scale = manifest.sampling.guidance_scale
+    scale, rows = manifest.sampling.guidance_scale, 4
     inputs = {
         "embeds": x,
-        "positions": np.tile(positions, (2, 1)),
+        "positions": positions,
         "write_index": np.zeros(2, np.int64),
         "tree_mask": tree_mask,
         "cache_mask": np.ones((2, target.slots), bool),
+        "rows_of_prompt": np.array([[0, 1]]),
         "guidance": np.array([[scale, 1 - scale]], np.float32),
         "temperature": np.ones(1, np.float32),
+        "top_k": np.array([min(manifest.sampling.top_k, target.top_k)]),
+        "top_p": np.array([0.9], np.float32),
+        "noise": np.stack([gumbel(0, row, Stream.TOKEN, plan.codes) for row in range(rows)])[None],
+        "depths": rng.integers(0, rows, (1, nodes)),
     }
-    return run("target", inputs, ["hidden", "logits", "ids", "log_sum_exp", "similarity"])
+    return inputs | ({"forced": np.full((1, rows), -1, np.int64)} if plan.has_forced else {})
 
 
-def reference_hidden(
-    source: TensorSource, config: LlamaGenConfig, x: Tensor, positions: Tensor, visible: Tensor
-) -> Tensor:
-    """Normed hidden states [R, N, D] of embeddings x, layer by layer: one layer's weights in memory at a time."""
-    rope = rope_2d(config.grid, config.head_dim, config.prefix_len, tail=len(positions), base=config.rope_base)
-    for i in range(config.n_layer):
-        with torch.device("meta"):
-            block = Block(config)
-        x = _load(block, source, f"layers.{i}.")(x, rope[positions][None], visible, None)
-    norm = RMSNorm(config.dim, config.norm_eps)
-    return _load(norm, source, "norm.")(x)
+def _judge_drawn(
+    drawn: np.ndarray, logits: np.ndarray, inputs: Mapping[str, np.ndarray], limit: float, manifest: Manifest
+) -> dict[str, Any]:
+    """The engine's draws int64 [N] against those of runtime/sampling.py on PyTorch's logits [N, V], noise and all.
+
+    A token that PyTorch would not draw is a tie when rounding of the allowed size would make it win: when its race
+    is nearly as good, and it is nearly in what the sampler keeps. Raises CascadeError for any other.
+    """
+    sampling = Sampling(1.0, 1.0, int(inputs["top_k"][0]), float(inputs["top_p"][0]))
+    slack = 2 * limit * float(np.abs(logits).max())
+    equal = ties = 0
+    for node, token in enumerate(drawn.tolist()):
+        order = np.argsort(-logits[node], kind="stable")
+        ranked = logits[node, order]
+        keep = order[: kept(ranked[: manifest.target.top_k], sampling)]
+        race = logits[node] + inputs["noise"][0, inputs["depths"][0, node]]  # [V]
+        best = int(keep[np.argmax(race[keep])])
+        last = logits[node, keep[-1]]
+        near = token >= 0 and race[token] >= race[best] - slack and logits[node, token] >= last - slack
+        equal, ties = equal + (token == best), ties + (token != best and near)
+    if equal + ties < len(drawn):
+        raise CascadeError(
+            f"the engine target draws other tokens than PyTorch at {len(drawn) - equal - ties} of {len(drawn)} nodes: "
+            "build with a wider --precision, or report this checkpoint."
+        )
+    return {"nodes": len(drawn), "equal": equal, "ties": ties}
 
 
 def _draft(
@@ -259,12 +287,12 @@ def _draft(
     hidden: np.ndarray,
 ) -> dict[str, tuple[np.ndarray, Tensor]]:  # fmt: skip
     """Catch-up over the prefix, then the law at the root and along each node's first children."""
-    assert parts.drafter is not None and parts.drafter_config is not None and manifest.drafter is not None
-    config, scale = parts.drafter_config, manifest.sampling.guidance_scale
-    pairs = config.prefix_len
+    assert parts.drafter is not None and manifest.drafter is not None
+    plan, scale = parts.target.plan, manifest.sampling.guidance_scale
+    pairs = parts.target.prefix_len
     states = np.ascontiguousarray(hidden[:, :pairs])
     tokens = np.zeros((1, pairs), np.int64)
-    tokens[0, -1] = rng.integers(0, config.vocab_size)
+    tokens[0, -1] = rng.integers(0, plan.codes)
     inputs = {
         "hidden": states,
         "path": np.arange(pairs)[None],
@@ -274,35 +302,40 @@ def _draft(
         "write_index": np.zeros(2, np.int64),
         "cache_mask": np.ones((2, manifest.drafter.slots), bool),
         "prompt_of_row": np.zeros(2, np.int64),
-        "noise": np.zeros((1, tree.depth + 1, config.vocab_size), np.float32),
+        "rows_of_prompt": np.array([[0, 1]]),
+        "noise": np.zeros((1, tree.depth + 1, plan.codes), np.float32),
         "guidance": np.array([[scale, 1 - scale]], np.float32),
         "temperature": np.ones(1, np.float32),
     }
+    if plan.has_forced:
+        inputs["forced"] = np.full((1, tree.depth + 1), -1, np.int64)
     chosen = ["parents", "sources"] if isinstance(tree, DynamicTree) else []
     got = run(engine, inputs, ["features", "log_q", "tree_tokens", *chosen])
     drafted = Tree(tree.name, tuple(got["parents"][0].tolist())) if isinstance(tree, DynamicTree) else tree
-    with torch.device("meta"):
-        module = Drafter(replace(config))
-    module.rope = rope_2d(config.grid, config.head_dim, config.prefix_len - 1, tail=20, base=config.rope_base)
-    module = _load(module, parts.drafter)
-    head = parts.target.load("output.weight").float().T
-    states_now, tokens_now = torch.from_numpy(states), torch.from_numpy(tokens).repeat(2, 1)
-    features = module(states_now, tokens_now)
+    target, drafter = _reference(parts), parts.drafter.reference(parts.drafter.checkpoint)
+    read, names = torch.from_numpy(states), torch.from_numpy(tokens).repeat(2, 1)
     wanted, spine = [], _first_child_spine(drafted)
-    last = features
+    features = last = _drafter_states(drafter, read, names)
     for node in spine:
         if node:
             token = int(got["tree_tokens"][0, node])
-            states_now = torch.cat([states_now, last[:, -1:]], dim=1)
-            tokens_now = torch.cat([tokens_now, torch.full((2, 1), token)], dim=1)
-            last = module(states_now, tokens_now)
-        state = last[1, -1] + scale * (last[0, -1] - last[1, -1])
-        wanted.append((state @ head).log_softmax(-1))
+            read = torch.cat([read, last[:, -1:]], dim=1)
+            names = torch.cat([names, torch.full((2, 1), token)], dim=1)
+            last = _drafter_states(drafter, read, names)
+        seen = target.features(last[:, -1])  # [2, F]
+        wanted.append(target.logits(seen[1] + scale * (seen[0] - seen[1])).log_softmax(-1))
     if isinstance(tree, DynamicTree):
         at = [int(got["sources"][0, drafted.children[node][0]]) for node in spine]
     else:
         at = [tree.internal.index(node) for node in spine]
     return {"features": (got["features"], features), "log_q": (got["log_q"][0, at], torch.stack(wanted))}
+
+
+def _drafter_states(drafter: DrafterReference, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Predicted states [2, n, D], causal from slot 0 on, as the engine's inputs have it."""
+    rows, count = tokens.shape
+    visible = torch.ones(rows, 1, count, count, dtype=torch.bool).tril()
+    return drafter.states(hidden, tokens, torch.arange(count).repeat(rows, 1), visible)
 
 
 def _first_child_spine(tree: Tree) -> list[int]:
@@ -316,7 +349,8 @@ def _first_child_spine(tree: Tree) -> list[int]:
 
 
 def _decode(parts: Parts, run: Runner, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, Tensor]]:
-    codes = rng.integers(0, parts.config.vocab_size, (1, parts.config.image_tokens))
-    module = _load(VQModel(parts.vq_config, with_encoder=False), parts.vq)
-    wanted = module.decode_codes(torch.from_numpy(codes))
+    plan = parts.target.plan
+    codes = rng.integers(0, plan.codes, (1, plan.image_tokens))
+    module = load_module(VQModel(parts.vq_config, with_encoder=False), parts.vq)
+    wanted = module.decode_codes(torch.from_numpy(codes), plan.rows)
     return {"image": (run("decode", {"codes": codes}, ["image"])["image"], wanted)}

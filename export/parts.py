@@ -13,26 +13,21 @@ import torch
 from ..runtime.errors import CascadeError
 from ..runtime.rules.states import StateTable
 from .checkpoints.source import TensorSource
-from .models.drafter import DrafterConfig
-from .models.llamagen import LlamaGenConfig
+from .checkpoints.t5 import t5_shapes
+from .checkpoints.vq import vq_shapes
+from .model import DrafterModel, TargetModel
 from .models.t5 import T5Config
 from .models.vq import VQConfig
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Opened checkpoints with their configs; `shapes` holds the tensors of each that the graphs need."""
+    """Opened checkpoints of any family."""
 
-    variant: str
-    target: TensorSource
-    config: LlamaGenConfig
+    target: TargetModel
     vq: TensorSource
     vq_config: VQConfig
-    shapes: Mapping[str, Shapes]
-    drafter: TensorSource | None = None
-    drafter_config: DrafterConfig | None = None
+    drafter: DrafterModel | None = None
     text: TensorSource | None = None
     text_config: T5Config | None = None
     tokenizer: Path | None = None
@@ -40,15 +35,29 @@ class Parts:
     rules: Mapping[str, str] = field(default_factory=dict)  # what a rule's bare name means with these weights
     states: StateTable | None = None
 
+    def _shapes(self) -> dict[str, list[tuple[int, ...]]]:
+        """The shapes of every tensor that the graphs need, of each part."""
+
+        def of(weights: TensorSource) -> list[tuple[int, ...]]:
+            return [weights.shape(name) for name in weights.names()]
+
+        shapes = {"target": of(self.target.weights), "vq": list(vq_shapes(self.vq_config).values())}
+        if self.drafter is not None:
+            shapes["drafter"] = of(self.drafter.weights)
+        if self.text_config is not None:
+            shapes["text"] = list(t5_shapes(self.text_config).values())
+        return shapes
+
     def parameters(self, part: str) -> int:
         """Number of weights of a part."""
-        return sum(math.prod(shape) for shape in self.shapes[part].values())
+        return sum(math.prod(shape) for shape in self._shapes()[part])
 
     def provenance(self) -> dict[str, Any]:
         """Where the weights came from: file name and size of each part."""
         found: dict[str, Any] = {}
+        drafter = self.drafter.checkpoint if self.drafter is not None else None
         for part, source in (
-            ("target", self.target), ("vq", self.vq), ("drafter", self.drafter), ("text", self.text),
+            ("target", self.target.checkpoint), ("vq", self.vq), ("drafter", drafter), ("text", self.text),
         ):  # fmt: skip
             if source is None:
                 continue
@@ -60,29 +69,27 @@ class Parts:
 
     def counted(self, progress: Callable[[str, int, int], None]) -> Parts:
         """The same parts, reporting every tensor that is read."""
-        total = sum(self.parameters(part) for part in self.shapes)
-        counter = _Counter(progress, total)
-
-        def wrap(part: str, source: TensorSource | None) -> Any:
-            return None if source is None else _CountedSource(source, f"exporting {part}", counter)
-
-        return replace(
-            self,
-            target=wrap("target", self.target),
-            vq=wrap("VQ decoder", self.vq),
-            drafter=wrap("drafter", self.drafter),
-            text=wrap("text encoder", self.text),
-        )
-
+        counter = _Counter(progress, sum(self.parameters(part) for part in self._shapes()))
+        return self._seen_through(lambda part, source: _CountedSource(source, f"exporting {part}", counter))
 
     def rounded(self, dtype: torch.dtype) -> Parts:
         """The same parts with every weight rounded to `dtype` and back."""
+        return self._seen_through(lambda _, source: _RoundedSource(source, dtype))
 
-        def wrap(source: TensorSource | None) -> Any:
-            return None if source is None else _RoundedSource(source, dtype)
+    def _seen_through(self, view: Callable[[str, TensorSource], TensorSource]) -> Parts:
+        """The same parts with a view of every source."""
+
+        def of(part: str, model: Any) -> Any:
+            """A model with views of its checkpoint and of its canonical weights."""
+            views = {name: view(part, getattr(model, name)) for name in ("checkpoint", "weights")}
+            return replace(model, **views)
 
         return replace(
-            self, target=wrap(self.target), vq=wrap(self.vq), drafter=wrap(self.drafter), text=wrap(self.text)
+            self,
+            target=of("target", self.target),
+            vq=view("VQ decoder", self.vq),
+            drafter=None if self.drafter is None else of("drafter", self.drafter),
+            text=None if self.text is None else view("text encoder", self.text),
         )
 
 

@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from cascade_trt.cli import cli
-from cascade_trt.export.models.drafter import Drafter, DrafterConfig
-from cascade_trt.export.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
+from cascade_trt.export.families.llamagen.model import LlamaGen, LlamaGenConfig
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
 from cascade_trt.export.models.vq import VQConfig, VQModel
 from cascade_trt.runtime.pipeline import Pipeline

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from support import FIXTURE, build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
 
 from cascade_trt.cli import cli
-from cascade_trt.export import presets
+from cascade_trt.export.families.llamagen import presets
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline

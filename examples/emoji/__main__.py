@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from ...export.models.drafter import Drafter
+    from ...export.families.llamagen.drafter import Drafter
     from ...export.models.vq import VQModel
     from .config import Recipe
     from .data import DataSet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...export.models.llamagen import LlamaGenConfig, llamagen_ffn_dim
+from ...export.families.llamagen.model import LlamaGenConfig, llamagen_ffn_dim
 from ...export.models.t5 import T5Config
 from ...export.models.vq import VQConfig
 

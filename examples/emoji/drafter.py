@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...calibration.states import StateSums
-from ...export.models.drafter import Drafter, DrafterConfig
-from ...export.models.llamagen import LlamaGen
+from ...export.families.llamagen.drafter import Drafter, DrafterConfig
+from ...export.families.llamagen.model import LlamaGen
 from ...runtime.errors import CascadeError
 from ...runtime.rules.states import StateTable
 from .captions import BACKGROUNDS, caption

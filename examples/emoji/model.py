@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...export.models.llamagen import LlamaGen, prefix_causal_mask
+from ...export.families.llamagen.model import LlamaGen, prefix_causal_mask
 from ...export.models.t5 import T5Encoder
 from .config import Recipe
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...export.models.llamagen import KVCache
+from ...export.families.llamagen.model import KVCache
 from .config import Recipe
 from .model import TextToImage
 from .text import encode

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from ...export.models.drafter import Drafter
+from ...export.families.llamagen.drafter import Drafter
 from ...export.models.vq import VQModel
 from ...runtime.bundle import STATES
 from ...runtime.rules.states import StateTable

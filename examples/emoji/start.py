@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from ...export.models.drafter import Drafter
+from ...export.families.llamagen.drafter import Drafter
 from ...export.models.vq import VQModel
 from ...runtime.bundle import describe_file
 from ...runtime.errors import CascadeError

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...export.models.drafter import Drafter
+from ...export.families.llamagen.drafter import Drafter
 
 
 def unroll(drafter: Drafter, states: Tensor, ids: Tensor, first: int, passes: int) -> list[Tensor]:

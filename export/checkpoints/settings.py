@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import CascadeError
+from ...runtime.plan import LARGEST_SIDE
 from ...runtime.rules import get_rule
 from ...runtime.rules.states import StateTable
 
 _NO_STATES = StateTable(np.zeros((1, 1), np.float16), np.ones(1, np.float32))
-_LARGEST_GRID = 128  # published models reach 48; the VQ decoder's attention grows with the fourth power
 
 
 def check_grid(grid: int) -> int:
     """The side of the token grid as given. Raises CascadeError when it cannot be one (pixels, as a rule)."""
-    if not 1 <= grid <= _LARGEST_GRID:
+    if not 1 <= grid <= LARGEST_SIDE:
         raise CascadeError(
-            f"the grid must be a whole number from 1 to {_LARGEST_GRID}, not {grid}: it counts tokens, 16 for 256 px."
+            f"the grid must be a whole number from 1 to {LARGEST_SIDE}, not {grid}: it counts tokens, 16 for 256 px."
         )
     return grid
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from ...runtime.errors import CascadeError
 
 Shape = tuple[int, ...]
+Module = TypeVar("Module", bound=torch.nn.Module)
 _WRAPPERS = ("model", "module", "state_dict")  # the order in which LlamaGen's own loaders try them
 _LEFTOVERS = ("freqs_cis", "causal_mask", "kv_cache.", "codebook_used", "rotary_emb.inv_freq")
 _TRAINERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -126,6 +127,13 @@ class RenamedSource:
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
+
+
+def renamed(source: TensorSource, names: Mapping[str, str]) -> dict[str, Derived]:
+    """The tensors of `source` as parts of a `RenamedSource`; `names` maps new names to those of `source`."""
+    return {
+        new: Derived(source.shape(old), lambda old=old: source.load(old)) for new, old in names.items()
+    }
 
 
 class DummySource:
@@ -277,6 +285,13 @@ def _bare(name: str) -> str:
 
 def _is_leftover(name: str) -> bool:
     return any(mark in name for mark in _LEFTOVERS)
+
+
+def load_module(module: Module, source: TensorSource, prefix: str = "") -> Module:
+    """Fills a module from the source in float32, by name."""
+    state = {name: source.load(prefix + name).float() for name in module.state_dict()}
+    module.load_state_dict(state, assign=True)
+    return module.eval()
 
 
 def matrix(source: TensorSource, name: str) -> tuple[int, int]:

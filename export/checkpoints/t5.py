@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from ...runtime.bundle import FEATURES, ConditionInfo
 from ...runtime.errors import CascadeError
-from ..models.llamagen import LlamaGenConfig
 from ..models.t5 import T5Config
 from .settings import whole
 from .source import Shape, TensorSource, check_shapes, open_source, read_json
@@ -70,12 +70,12 @@ def open_t5(folder: Path) -> tuple[TensorSource, T5Config, Path]:
     return source, config, tokenizer
 
 
-def check_text_matches(config: LlamaGenConfig, text: T5Config) -> None:
+def check_text_matches(condition: ConditionInfo, text: T5Config) -> None:
     """Raises CascadeError when the encoder's features are not what the transformer reads."""
-    if config.condition != "text":
+    if condition.kind != FEATURES:
         raise CascadeError("this checkpoint draws classes, not texts: leave --text out.")
-    if text.d_model != config.caption_dim:
+    if text.d_model != condition.width:
         raise CascadeError(
-            f"the text encoder gives features of {text.d_model}, the checkpoint reads {config.caption_dim}: "
+            f"the text encoder gives features of {text.d_model}, the checkpoint reads {condition.width}: "
             "give the encoder it was trained with."
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CascadeError
-from ..models.llamagen import LlamaGenConfig
+from ...runtime.plan import TokenPlan
 from ..models.vq import VQConfig
 from .source import Shape, TensorSource, check_shapes, looks_like, matrix, open_source
 
@@ -140,10 +140,10 @@ def _infer(source: TensorSource) -> VQConfig:
     )  # fmt: skip
 
 
-def check_vq_matches(config: LlamaGenConfig, vq: VQConfig) -> None:
+def check_vq_matches(plan: TokenPlan, vq: VQConfig) -> None:
     """Raises CascadeError when the transformer's tokens are not the tokenizer's codes."""
-    if vq.codebook_size != config.vocab_size:
+    if vq.codebook_size != plan.codes:
         raise CascadeError(
-            f"the VQ checkpoint has {vq.codebook_size} codes, the transformer {config.vocab_size} tokens: "
+            f"the VQ checkpoint has {vq.codebook_size} codes, the transformer {plan.codes} tokens: "
             "give the tokenizer that the transformer was trained with."
         )

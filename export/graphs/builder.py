@@ -1,14 +1,14 @@
 """A thin layer over onnx_ir that makes graph code read like the architecture.
 
 Nodes are named after their place ("/layers.0/attention/MatMul"), so names stay stable between exports. Only
-standard ONNX of opset 24 is produced; dimensions that vary (P prompts, R rows, N tree nodes) are symbolic and
+standard ONNX of opset 24 is produced; dimensions that vary (P slots, R rows, N tree nodes) are symbolic and
 travel through Reshape's 0 and -1, so that no Shape node is needed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -27,11 +27,15 @@ BOOL = ir.DataType.BOOL
 
 
 class GraphBuilder:
-    """Collects one graph. `dtype` is the precision of its matrix products and activations."""
+    """Collects one graph. `dtype` is the precision of its matrix products and activations.
 
-    def __init__(self, name: str, weights: WeightFile) -> None:
+    `others` holds tensors by name that another weight file of the bundle has already; `weight` takes them from there.
+    """
+
+    def __init__(self, name: str, weights: WeightFile, others: Mapping[str, ir.ExternalTensor] | None = None) -> None:
         self.name = name
         self.weights = weights
+        self._others = dict(others or {})
         self.dtype = weights.dtype
         self._tape = ir.tape.Tape()
         self._inputs: list[ir.Value] = []
@@ -79,15 +83,11 @@ class GraphBuilder:
     def weight(
         self, name: str, produce: Callable[[], np.ndarray], dtype: ir.DataType | None = None
     ) -> ir.Value:
-        """A tensor of the weight file; `produce` runs only when the file does not hold `name` yet."""
-        tensor = self.weights.add(name, produce, dtype)
-        return self.shared(tensor)
-
-    def shared(self, tensor: ir.ExternalTensor) -> ir.Value:
-        """A tensor that some weight file of the bundle already holds."""
-        if tensor.name not in self._constants:
-            self._constants[tensor.name] = self._tape.initializer(tensor, name=tensor.name)
-        return self._constants[tensor.name]
+        """A tensor of the weight files; `produce` runs only when none of them holds `name` yet."""
+        if name not in self._constants:
+            tensor = self._others.get(name) or self.weights.add(name, produce, dtype)
+            self._constants[name] = self._tape.initializer(tensor, name=name)
+        return self._constants[name]
 
     # nodes ------------------------------------------------------------------------------------------------
     @overload

@@ -2,7 +2,7 @@
 
 | input | shape | what |
 |---|---|---|
-| codes | int64 [P, G * G] | token ids in raster order |
+| codes | int64 [P, rows * columns] | codes in raster order |
 
 | output | shape | what |
 |---|---|---|
@@ -28,13 +28,13 @@ from .builder import FLOAT, INT64, GraphBuilder, as_numpy
 EPSILON = 1e-6
 
 
-def build_decode(g: GraphBuilder, source: TensorSource, config: VQConfig, grid: int) -> None:
-    """Fills `g` with the decoder of `grid` x `grid` codes; names are those of LlamaGen's VQ checkpoint."""
-    codes = g.input("codes", INT64, ["P", grid * grid])
+def build_decode(g: GraphBuilder, source: TensorSource, config: VQConfig, rows: int, columns: int) -> None:
+    """Fills `g` with the decoder of `rows` x `columns` codes; names are those of LlamaGen's VQ checkpoint."""
+    codes = g.input("codes", INT64, ["P", rows * columns])
     table = g.weight("vq.latents", lambda: latent_table(source))  # [V, Z]
     z = g.op("Transpose", g.op("Gather", table, codes, axis=0), perm=[0, 2, 1])
-    x = g.reshape(z, [0, config.z_channels, grid, grid])
-    layers = Layers(g, source, config.groups, grid)
+    x = g.reshape(z, [0, config.z_channels, rows, columns])
+    layers = Layers(g, source, config.groups, rows, columns)
     with g.scope("decoder"):
         x = layers.conv(x, "decoder.conv_in")
         with g.scope("mid"):
@@ -45,8 +45,7 @@ def build_decode(g: GraphBuilder, source: TensorSource, config: VQConfig, grid: 
             with g.scope(f"levels.{level}"):
                 x, layers = decoder_level(layers, x, config, level)
         x = layers.conv(layers.norm(x, "decoder.norm_out", swish=True), "decoder.conv_out")
-    side = layers.side
-    g.output("image", g.to_float(x), FLOAT, ["P", 3, side, side])
+    g.output("image", g.to_float(x), FLOAT, ["P", 3, layers.height, layers.width])
 
 
 def latent_table(source: TensorSource) -> np.ndarray:
@@ -67,17 +66,18 @@ def decoder_level(layers: Layers, x: ir.Value, config: VQConfig, level: int) -> 
     if level == len(config.ch_mult) - 1:
         return x, layers
     x = layers.double(x)
-    return layers.conv(x, f"{name}.upsample.conv"), replace(layers, side=2 * layers.side)
+    return layers.conv(x, f"{name}.upsample.conv"), replace(layers, height=2 * layers.height, width=2 * layers.width)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The decoder's layers on maps [P, C, side, side]; every `name` is a prefix of the checkpoint's keys."""
+    """The decoder's layers on maps [P, C, height, width]; every `name` is a prefix of the checkpoint's keys."""
 
     g: GraphBuilder
     source: TensorSource
     groups: int
-    side: int
+    height: int
+    width: int
 
     def load(self, name: str) -> np.ndarray:
         return as_numpy(self.source.load(name))
@@ -92,7 +92,7 @@ class Layers:
     def norm(self, x: ir.Value, name: str, swish: bool = False) -> ir.Value:
         """Group normalisation, optionally swish; in float32 up to the last cast.
 
-        An instance normalisation of [P, groups, C / groups * side * side] with unit scale: ONNX's own
+        An instance normalisation of [P, groups, C / groups * height * width] with unit scale: ONNX's own
         GroupNormalization is a function whose body holds Shape nodes.
         """
         g, channels = self.g, self.source.shape(f"{name}.weight")[0]
@@ -101,7 +101,7 @@ class Layers:
         unit = g.op(
             "InstanceNormalization", groups, g.constant(one, "one"), g.constant(zero, "zero"), epsilon=EPSILON
         )
-        unit = g.reshape(unit, [0, channels, self.side, self.side])
+        unit = g.reshape(unit, [0, channels, self.height, self.width])
         y = g.op("Mul", unit, self.per_channel(f"{name}.weight"))
         y = g.op("Add", y, self.per_channel(f"{name}.bias"))
         return g.from_float(g.op("Mul", y, g.op("Sigmoid", y)) if swish else y)
@@ -136,7 +136,7 @@ class Layers:
         weights = g.from_float(g.op("Softmax", g.to_float(scores), axis=-1))
         out = f"{name}.proj_out"
         y = self.pointwise(g.op("MatMul", weights, v), out, lambda kind: self.load(f"{out}.{kind}"))
-        y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1]), [0, channels, self.side, self.side])
+        y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1]), [0, channels, self.height, self.width])
         return g.op("Add", x, y)
 
     def pointwise(self, x: ir.Value, name: str, load: Callable[[str], np.ndarray]) -> ir.Value:
@@ -145,7 +145,7 @@ class Layers:
         return self.g.op("Add", y, self.g.weight(f"vq.{name}.bias", lambda: load("bias")))
 
     def double(self, x: ir.Value) -> ir.Value:
-        """Nearest-neighbour x2: [P, C, 2 * side, 2 * side]."""
+        """Nearest-neighbour x2: [P, C, 2 * height, 2 * width]."""
         scales = self.g.constant(np.array([1, 1, 2, 2], np.float32), "scales")
         return self.g.op(
             "Resize", x, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric",

@@ -16,10 +16,12 @@ time: past_key.i becomes present_key.i in time i. All of them may be the same me
 | positions | int64 [R, M] | row of the drafter's rotary table of each pair |
 | write_index | int64 [R] | first drafter cache slot that this call writes |
 | cache_mask | bool [R, S] | slots that may be seen at all |
-| prompt_of_row | int64 [R] | the prompt that a row belongs to |
+| prompt_of_row | int64 [R] | the slot that a row belongs to |
+| rows_of_prompt | int64 [P, G] | the rows of each slot |
 | noise | [P, L + 1, V] | added to log q before the top-k, a row for each level (the last is the host's) |
-| guidance, temperature | [P, R], [P] | as for the target |
-| past_key.i, past_value.i | [R, H, S, Dh] | the drafter's cache, updated in place; i < L |
+| guidance, temperature | [P, G], [P] | as for the target |
+| forced | int64 [P, L + 1] | the token forced behind nodes of each depth, or -1; where the plan has any |
+| past_key.i, past_value.i | [R, Hkv, S, Dh] | the drafter's cache, updated in place; i < L |
 
 | output | shape | what |
 |---|---|---|
@@ -27,7 +29,10 @@ time: past_key.i becomes present_key.i in time i. All of them may be the same me
 | embeds | [R, N, D] | the target's embeddings of them, ready for `target` |
 | log_q | [P, I, V] | the drafter's law at the I nodes that have children, in node order |
 | features | [R, M, D] | the predicted hidden states of the M pairs |
-| present_key.i, present_value.i | [R, H, S, Dh] | the same memory as past_key.i, past_value.i |
+| present_key.i, present_value.i | [R, Hkv, S, Dh] | the same memory as past_key.i, past_value.i |
+
+Where a token is forced, all children of a level's nodes carry it, and the first one counts. Nodes are codes or syntax
+tokens; log_q is always over the codes, so at a forced level it says nothing.
 
 A dynamic tree is chosen in the graph (`dynamic.py`); log_q then has a row for each expanded node, and there are
 
@@ -54,8 +59,8 @@ from .walks import Start, walk_tree
 
 def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     """Fills the builder of `d` with the graph that drafts `tree`."""
-    g, config = d.g, d.config
-    hidden = g.input("hidden", g.dtype, ["R", "N_hidden", config.dim])
+    g, plan, dim = d.g, d.target.plan, d.target.stack.dim
+    hidden = g.input("hidden", g.dtype, ["R", "N_hidden", dim])
     path = g.input("path", INT64, ["P", "M"])
     tokens = g.input("tokens", INT64, ["P", "M"])
     count = g.input("count", INT64, ["P"])
@@ -63,9 +68,11 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     write_index = g.input("write_index", INT64, ["R"])
     cache_mask = g.input("cache_mask", BOOL, ["R", d.shape.slots])
     prompt_of_row = g.input("prompt_of_row", INT64, ["R"])
-    noise = g.input("noise", FLOAT, ["P", tree.depth + 1, config.vocab_size])
-    guidance = g.input("guidance", FLOAT, ["P", "R"])
+    rows_of_prompt = g.input("rows_of_prompt", INT64, ["P", "G"])
+    noise = g.input("noise", FLOAT, ["P", tree.depth + 1, plan.codes])
+    guidance = g.input("guidance", FLOAT, ["P", "G"])
     temperature = g.input("temperature", FLOAT, ["P"])
+    forced = g.input("forced", INT64, ["P", tree.depth + 1]) if plan.has_forced else None
     cache = DraftCache(d, tree.depth, write_index)
 
     def for_rows(x: ir.Value) -> ir.Value:
@@ -86,16 +93,19 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
         behind = g.op("Add", g.op("Gather", slots, g.constant([-1]), axis=1), g.constant(np.int64(1)))  # [R, 1]
         place = blocks.window_index(g, d.shape.slots, behind, expanded(tree))  # [R, S]
         divisor = blocks.of_prompt(g, temperature)
-        scaled = g.split(g.op("Mul", noise, divisor), [1] * (tree.depth + 1), axis=1)
+        levels = [1] * (tree.depth + 1)
+        scaled = g.split(g.op("Mul", noise, divisor), levels, axis=1)
+        forced_levels = None if forced is None else g.split(forced, levels, axis=1)
     start = Start(
-        state, g.reshape(root, [-1, 1]), root_position, cache, committed, place, for_rows, scaled, guidance, divisor,
+        state, g.reshape(root, [-1, 1]), root_position, cache, committed, place, for_rows, scaled,
+        d.readout(rows_of_prompt, guidance), divisor, forced_levels,
     )  # fmt: skip
     drafted = walk_dynamic(d, tree, start) if isinstance(tree, DynamicTree) else walk_tree(d, tree, start)
     embeds = g.op("Gather", d.embeddings, for_rows(drafted.tokens))
     g.output("tree_tokens", drafted.tokens, INT64, ["P", tree.size])
-    g.output("embeds", embeds, g.dtype, ["R", tree.size, config.dim])
-    g.output("log_q", drafted.laws, FLOAT, ["P", tree.laws, config.vocab_size])
-    g.output("features", features, g.dtype, ["R", "M", config.dim])
+    g.output("embeds", embeds, g.dtype, ["R", tree.size, dim])
+    g.output("log_q", drafted.laws, FLOAT, ["P", tree.laws, plan.codes])
+    g.output("features", features, g.dtype, ["R", "M", dim])
     cache.outputs()
     for name, value in drafted.chosen.items():
         kind, shape = (BOOL, ["P", tree.size, tree.size]) if name == "ancestors" else (INT64, ["P", tree.size])

@@ -6,32 +6,33 @@ that follows and predicts the next hidden state; the target's head turns that in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from ...runtime.tree import AnyTree
-from ..checkpoints.source import TensorSource
-from ..models.drafter import DrafterConfig
-from ..models.llamagen import rope_2d
+from ..model import DrafterModel, TargetModel
 from . import blocks
 from .builder import GraphBuilder, as_numpy
+from .embed import embedding
+from .readout import ReadoutGraph
+from .stack import Attend, Stack
 
 
 @dataclass(frozen=True)
 class DraftShape:
-    """Static sizes: S drafter cache slots, rows in the rotary table's tail, V and N from config and tree."""
+    """Static sizes: S drafter cache slots, and rows of the rotary table."""
 
     slots: int
-    tail: int
+    positions: int
 
 
-def draft_shape(config: DrafterConfig, image_tokens: int, trees: Sequence[AnyTree]) -> DraftShape:
-    """Slots for the prefix, the image, the padding of the last catch-up, and the drafted nodes behind it."""
+def draft_shape(target: TargetModel, trees: Sequence[AnyTree]) -> DraftShape:
+    """Slots for the prefix, the sequence, the padding of the last catch-up, and the drafted nodes behind it."""
     depth, drafted = max(tree.depth for tree in trees), max(expanded(tree) for tree in trees)
-    return DraftShape(config.prefix_len - 1 + image_tokens + depth + 1 + drafted, 2 * (depth + 1))
+    read = target.prefix_len - 1 + target.plan.length
+    return DraftShape(read + depth + 1 + drafted, read + 2 * (depth + 1))
 
 
 def expanded(tree: AnyTree) -> int:
@@ -40,63 +41,33 @@ def expanded(tree: AnyTree) -> int:
 
 
 class DraftGraph:
-    """Builds one draft graph. Holds what every step needs: builder, weights, geometry and inputs."""
+    """Builds one draft graph: the drafter's layer, the target's embeddings and readout.
 
-    def __init__(
-        self,
-        g: GraphBuilder,
-        source: TensorSource,
-        config: DrafterConfig,
-        shape: DraftShape,
-        head: ir.ExternalTensor,
-        embeddings: ir.ExternalTensor,
-    ) -> None:
-        self.g, self.source, self.config, self.shape = g, source, config, shape
-        self.heads = blocks.Heads(config.n_head, config.head_dim, shape.slots)
-        self.head, self.embeddings = g.shared(head), g.shared(embeddings)
-        self.own_embeddings = g.weight("drafter.embed_tokens", lambda: self.load("embed_tokens"))
-        table = rope_2d(
-            config.grid, config.head_dim, config.prefix_len - 1, tail=shape.tail, base=config.rope_base
-        )
-        self.rope = blocks.rope_tables(g, table, "drafter")
+    `g` finds the target's tensors among those of other weight files; inputs of the graph come with `inputs`.
+    """
 
-    def load(self, name: str) -> np.ndarray:
-        return as_numpy(self.source.load(f"{name}.weight"))
+    def __init__(self, g: GraphBuilder, drafter: DrafterModel, target: TargetModel, shape: DraftShape) -> None:
+        self.g, self.drafter, self.target, self.shape = g, drafter, target, shape
+        self.stack = Stack(g, drafter.weights, drafter.stack, "drafter", shape.slots, shape.positions)
+        self.embeddings = embedding(g, target.weights)
+        self._own = g.weight("drafter.embedding", lambda: self.stack.load("embedding.weight"))
 
     def fused_input(self, tokens: ir.Value, hidden: ir.Value) -> ir.Value:
         """fc(cat(embed(tokens), hidden)): tokens [R, n], hidden [R, n, D] -> [R, n, D]."""
         g = self.g
-        pair = g.op("Concat", g.op("Gather", self.own_embeddings, tokens), hidden, axis=-1)
-        x = g.linear(pair, "drafter.fc", lambda: self.load("fc"))
-        if self.config.bias:
-            x = g.op("Add", x, g.weight("drafter.fc.bias", lambda: as_numpy(self.source.load("fc.bias"))))
+        pair = g.op("Concat", g.op("Gather", self._own, tokens), hidden, axis=-1)
+        x = g.linear(pair, "drafter.fc", lambda: self.stack.load("fc.weight"))
+        if self.drafter.fc_bias:
+            x = g.op("Add", x, g.weight("drafter.fc.bias", lambda: as_numpy(self.drafter.weights.load("fc.bias"))))
         return x
 
-    def layer(self, x: ir.Value, attend: Callable[[ir.Value], ir.Value]) -> ir.Value:
-        """The decoder layer (no norm before attention); `attend` maps qkv [R, n, 3D] to [R, n, D]."""
-        g = self.g
+    def layer(self, x: ir.Value, attend: Attend) -> ir.Value:
+        """The drafter's one layer; `attend` maps qkv to what attention gives."""
+        return self.stack.layer(0, x, attend)
 
-        def qkv() -> np.ndarray:
-            q, k, v = (self.load(f"layers.0.self_attn.{p}_proj") for p in "qkv")
-            half = [blocks.half_split_rows(w, self.config.n_head) for w in (q, k)]
-            return np.concatenate([*half, v])
-
-        def gate_up() -> np.ndarray:
-            return np.concatenate([self.load(f"layers.0.mlp.{p}_proj") for p in ("gate", "up")])
-
-        y = attend(g.linear(x, "drafter.wqkv", qkv))
-        x = g.op("Add", x, g.linear(y, "drafter.wo", lambda: self.load("layers.0.self_attn.o_proj")))
-        norm = "layers.0.post_attention_layernorm"
-        h = blocks.rms_norm(g, x, "drafter.norm", lambda: self.load(norm), self.config.norm_eps)
-        down = self.load
-        y = blocks.swiglu(
-            g, h, "drafter.w13", gate_up, "drafter.w2", lambda: down("layers.0.mlp.down_proj")
-        )
-        return g.op("Add", x, y)
-
-    def logits(self, features: ir.Value, guidance: ir.Value) -> ir.Value:
-        """float32 [P, n, V], guided, from predicted states [R, n, D]."""
-        return blocks.logits(self.g, blocks.guided(self.g, features, guidance, self.config.dim), self.head)
+    def readout(self, rows_of_prompt: ir.Value, guidance: ir.Value) -> ReadoutGraph:
+        """The target's, which turns predicted states into the drafter's law."""
+        return ReadoutGraph(self.g, self.target.readout, self.target.weights, rows_of_prompt, guidance)
 
 
 class DraftCache:
@@ -110,35 +81,27 @@ class DraftCache:
     """
 
     def __init__(self, d: DraftGraph, steps: int, write_index: ir.Value) -> None:
-        self._d, self._write_index = d, write_index
-        self._shape = ["R", d.config.n_head, d.shape.slots, d.config.head_dim]
-        self._past = [self._inputs(step) for step in range(steps)]
+        self._g, self._stack, self._write_index = d.g, d.stack, write_index
+        self._past = d.stack.caches(steps)
         self._present: list[tuple[ir.Value, ir.Value]] = []
-        self._written: tuple[ir.Value, ir.Value] | None = None  # keys and values [R, H, W, Dh] of all steps so far
-
-    def _inputs(self, step: int) -> tuple[ir.Value, ir.Value]:
-        g = self._d.g
-        return g.input(f"past_key.{step}", g.dtype, self._shape), g.input(f"past_value.{step}", g.dtype, self._shape)
+        self._written: tuple[ir.Value, ir.Value] | None = None  # keys and values [R, Hkv, W, Dh] of all steps so far
 
     def attend(self, qkv: ir.Value, positions: ir.Value, mask: ir.Value) -> ir.Value:
-        """The next step: qkv [R, n, 3D], positions [R, n], mask bool [R, 1, n, S]; returns [R, n, D]."""
-        d, g = self._d, self._d.g
-        q, k, v = blocks.rotated_heads(g, qkv, d.heads, d.rope, positions)
+        """The next step: qkv of n nodes, positions [R, n], mask bool [R, 1, n, S]; returns [R, n, H * Dh]."""
+        g = self._g
+        q, k, v = self._stack.rotated_heads(0, qkv, positions)
         if self._written is not None:
             k = g.op("Concat", self._written[0], k, axis=2)
             v = g.op("Concat", self._written[1], v, axis=2)
         self._written = (k, v)
         past = self._past[len(self._present)]
-        y, present = blocks.updated_attention(g, q, (k, v), d.heads, past, self._write_index, mask)
+        y, present = self._stack.attend(q, (k, v), past, self._write_index, mask)
         self._present.append(present)
         return y
 
     def outputs(self) -> None:
         """Makes every step's cache an output of the graph."""
-        g = self._d.g
-        for step, (keys, values) in enumerate(self._present):
-            g.output(f"present_key.{step}", keys, g.dtype, self._shape)
-            g.output(f"present_value.{step}", values, g.dtype, self._shape)
+        self._stack.outputs(self._present)
 
 
 def catch_up(

@@ -23,6 +23,9 @@ from .walks import Drafted, Start, laws
 # A child is never as likely as its parent, though float32 may round its probability to 1: so the best nodes always
 # hold the parents of all of them, whatever a backend does with ties.
 _LESS_LIKELY = np.float32(-1e-4)
+# The score of a forced token's copies, never kept if anything else is there. It doubles from parent to child: float32
+# would not tell a child that is less likely by any other measure. Trees of 60 levels stay finite.
+_COPY = np.float32(-1e20)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,17 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
     numbers: list[ir.Value] = []  # of the beams of each level
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
-            logits = d.logits(state, start.guidance)  # [P, 1 or W, V]
+            logits = start.logits(state)  # [P, 1 or W, V]
             levels.append(logits)
             ranked = laws(g, g.op("Add", logits, start.noise[level]), start.temperature)
             values, ids = g.op("TopK", ranked, g.constant([tree.width]), outputs=2, axis=-1, largest=1, sorted=1)
             values = g.op("Min", values, g.constant(_LESS_LIKELY))
+            if (forced := start.is_forced(g, level)) is not None:
+                values, ids = forced_children(g, tree.width, forced, values, ids)
             if beams is not None:
-                values = g.op("Add", values, g.op("Unsqueeze", beams.scores, g.constant([2])))
+                above = g.op("Unsqueeze", beams.scores, g.constant([2]))
+                own = g.op("Add", values, above)
+                values = own if forced is None else below_copies(g, above, own)
             scores.append(g.reshape(values, [0, -1]))
             tokens.append(g.reshape(ids, [0, -1]))
             if level + 1 < tree.depth:
@@ -62,6 +69,22 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
     with g.scope("keep"):
         chosen = keep(g, tree, start.root, g.concat(scores, axis=1), g.concat(tokens, axis=1), numbers)
     return Drafted(chosen.pop("tokens"), laws(g, g.concat(levels, axis=1), start.temperature), chosen)
+
+
+def forced_children(
+    g: GraphBuilder, width: int, forced: tuple[ir.Value, ir.Value], values: ir.Value, ids: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Scores and tokens [P, n, W] of a level's children, where it is forced: the first is certain, the rest copies."""
+    scores = np.full((1, 1, width), _COPY, np.float32)
+    scores[..., 0] = _LESS_LIKELY
+    where, token = (g.op("Unsqueeze", x, g.constant([2])) for x in forced)  # [P, 1, 1]
+    return g.op("Where", where, g.constant(scores, "forced"), values), g.op("Where", where, token, ids)
+
+
+def below_copies(g: GraphBuilder, above: ir.Value, own: ir.Value) -> ir.Value:
+    """Scores [P, n, W] of children whose parents have the scores `above` [P, n, 1]."""
+    copy = g.op("Less", above, g.constant(_COPY / np.float32(2)))
+    return g.op("Where", copy, g.op("Add", above, above), own)
 
 
 def expand(

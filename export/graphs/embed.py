@@ -2,7 +2,7 @@
 
 | input | shape | what |
 |---|---|---|
-| ids | int64 [R, N] | image token ids |
+| ids | int64 [R, N] | codes and syntax tokens |
 
 | output | shape | what |
 |---|---|---|
@@ -11,15 +11,19 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from ..checkpoints.source import TensorSource
 from .builder import INT64, GraphBuilder, as_numpy
 
-EMBEDDINGS = "target.tok_embeddings"  # the table's name in the target's weight file, where others read it
+
+def embedding(g: GraphBuilder, weights: TensorSource) -> ir.Value:
+    """The target's table [tokens, D], which its weight file holds once for all graphs."""
+    return g.weight("target.embedding", lambda: as_numpy(weights.load("embedding.weight")))
 
 
-def build_embed(g: GraphBuilder, source: TensorSource) -> None:
+def build_embed(g: GraphBuilder, weights: TensorSource) -> None:
     """Fills `g` with the embedding lookup; the table goes to (or is found in) the weight file of `g`."""
     ids = g.input("ids", INT64, ["R", "N"])
-    table = g.weight(EMBEDDINGS, lambda: as_numpy(source.load("tok_embeddings.weight")))
-    width = source.shape("tok_embeddings.weight")[1]
-    g.output("embeds", g.op("Gather", table, ids, axis=0), g.dtype, ["R", "N", width])
+    width = weights.shape("embedding.weight")[1]
+    g.output("embeds", g.op("Gather", embedding(g, weights), ids, axis=0), g.dtype, ["R", "N", width])

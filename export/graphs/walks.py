@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ...runtime.tree import Tree
 from .builder import GraphBuilder
 from .drafter import DraftCache, DraftGraph, expanded
+from .readout import ReadoutGraph
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Start:
 
     `state` [R, 1, D] is the drafter's prediction behind the root, `root` int64 [P, 1] its token, `position` [R, 1] its
     row of the rotary table; `for_rows` takes a value of each prompt to its rows; `noise` holds [P, 1, V] for each level
-    and the host's, times `temperature` [P, 1, 1], since logits get it before they are divided. All nodes see the slots
+    and the host's, times `temperature` [P, 1, 1], since logits get it before they are divided; `forced` holds int64
+    [P, 1] for each of them, -1 where nothing is forced, or is None where nothing ever is. All nodes see the slots
     `committed` bool [R, 1, S]; `place` int64 [R, S] says which drafted node a slot is for, those with children counted
     in the order in which they are drafted, and is their number I - 1 at all other slots.
     """
@@ -35,8 +37,19 @@ class Start:
     place: ir.Value
     for_rows: Callable[[ir.Value], ir.Value]
     noise: tuple[ir.Value, ...]
-    guidance: ir.Value
+    readout: ReadoutGraph
     temperature: ir.Value
+    forced: tuple[ir.Value, ...] | None
+
+    def logits(self, state: ir.Value) -> ir.Value:
+        """float32 [P, n, V], guided, of predicted states [R, n, D]."""
+        return self.readout.logits(self.readout.states(state))
+
+    def is_forced(self, g: GraphBuilder, level: int) -> tuple[ir.Value, ir.Value] | None:
+        """Where the children of a level's nodes are forced, bool [P, 1], and to which token, int64 [P, 1]."""
+        if self.forced is None:
+            return None
+        return g.op("GreaterOrEqual", self.forced[level], g.constant(np.int64(0))), self.forced[level]
 
     def mask(self, g: GraphBuilder, by_slot: ir.Value) -> ir.Value:
         """bool [R, 1, n, S]: what n nodes see that see the drafted slots by_slot bool [R, S, n]."""
@@ -81,9 +94,11 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
     views = seen_by_levels(g, tree, start)
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
-            logits = d.logits(state, start.guidance)  # [P, n, V]
+            logits = start.logits(state)  # [P, n, V]
             levels.append(logits)
             picked = pick_children(g, tree, nodes, logits, start.noise[level])  # [P, children]
+            if (forced := start.is_forced(g, level)) is not None:
+                picked = g.op("Where", forced[0], forced[1], picked)
             tokens.append(picked)
             children = [child for node in nodes for child in tree.children[node]]
             inner = [child for child in children if tree.children[child]]

@@ -201,7 +201,7 @@ class VQModel(nn.Module):
         """Pixels [P, 3, H, W] of code vectors [P, h, w, codebook_dim]."""
         return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
 
-    def decode_codes(self, ids: Tensor) -> Tensor:
-        """Pixels [P, 3, H, W] of codes [P, h * w] of a square grid."""
-        side = int(ids.shape[1] ** 0.5)
-        return self.decode_latents(self.quantize.lookup(ids.view(-1, side, side)))
+    def decode_codes(self, ids: Tensor, rows: int | None = None) -> Tensor:
+        """Pixels [P, 3, H, W] of codes [P, h * w] in so many rows, by default as many as columns."""
+        rows = int(ids.shape[1] ** 0.5) if rows is None else rows
+        return self.decode_latents(self.quantize.lookup(ids.view(len(ids), rows, -1)))

@@ -34,7 +34,7 @@ from cascade_trt.examples.emoji.start import start_from
 from cascade_trt.examples.emoji.target import train_target
 from cascade_trt.examples.emoji.text import encode, train_text_tokenizer
 from cascade_trt.examples.emoji.tokenizer import psnr, train_tokenizer
-from cascade_trt.export.models.llamagen import prefix_causal_mask
+from cascade_trt.export.families.llamagen.model import prefix_causal_mask
 from cascade_trt.runtime.errors import CascadeError
 
 COLOURS = {"red circle": "#d00", "blue circle": "#00d", "green leaf": "#0a0", "orange fruit": "#f80"}

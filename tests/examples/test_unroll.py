@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cascade_trt.examples.emoji.unroll import unroll
-from cascade_trt.export.models.drafter import Drafter, DrafterConfig
+from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 
 FIRST, LENGTH, PASSES = 3, 3 + 16, 4
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cascade_trt.export.checkpoints.llamagen import (
+from cascade_trt.export.checkpoints.source import TensorSource, read_json
+from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
+from cascade_trt.export.families.llamagen.model import LlamaGen, LlamaGenConfig
+from cascade_trt.export.families.llamagen.reader import (
     drafter_shapes,
     llamagen_shapes,
     open_drafter,
     open_llamagen,
 )
-from cascade_trt.export.checkpoints.source import TensorSource, read_json
-from cascade_trt.export.models.drafter import Drafter, DrafterConfig
-from cascade_trt.export.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_trt.runtime.errors import CascadeError
 
 CONFIG = LlamaGenConfig(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from cascade_trt.export.checkpoints.source import read_json
 from cascade_trt.export.checkpoints.t5 import check_text_matches, open_t5, t5_shapes
 from cascade_trt.export.checkpoints.vq import check_vq_matches, open_vq, vq_shapes
-from cascade_trt.export.models.llamagen import LlamaGenConfig
+from cascade_trt.export.families.llamagen.model import LlamaGenConfig
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
 from cascade_trt.export.models.vq import VQConfig, VQModel
 from cascade_trt.runtime.errors import CascadeError

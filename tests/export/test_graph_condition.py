@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from cascade_trt.export.families.llamagen.model import CaptionEmbedder, LabelEmbedder, LlamaGenConfig
 from cascade_trt.export.graphs.condition import build_condition
-from cascade_trt.export.models.llamagen import CaptionEmbedder, LabelEmbedder, LlamaGenConfig
 
 CONFIG = {"dim": 48, "n_layer": 1, "n_head": 2, "ffn_dim": 64, "vocab_size": 32, "grid": 4}
 TOLERANCES = [("fp32", np.float32, 2e-6), ("fp16", np.float16, 4e-3)]  # relative to the largest output

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from cascade_trt.export.checkpoints.llamagen import llamagen_shapes
-from cascade_trt.export.models.llamagen import LlamaGenConfig, llamagen_ffn_dim
-from cascade_trt.export.presets import PRESETS, get_preset
+from cascade_trt.export.families.llamagen.model import LlamaGenConfig, llamagen_ffn_dim
+from cascade_trt.export.families.llamagen.presets import PRESETS, get_preset
+from cascade_trt.export.families.llamagen.reader import llamagen_shapes
 from cascade_trt.runtime.errors import CascadeError
 
 # Parameters and tensors of the original models; the null caption is a tensor but, as a buffer, not counted.
@@ -65,5 +65,6 @@ def test_an_unknown_preset_is_a_sentence() -> None:
 
 
 def test_presets_need_no_torch() -> None:
-    code = "import sys, cascade_trt.export.presets; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    module = "cascade_trt.export.families.llamagen.presets"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 
-from ...runtime.errors import CascadeError
-from ..models.drafter import DrafterConfig
-from ..models.llamagen import LlamaGenConfig
-from .settings import check_grid, positive, whole
-from .source import (
+from ....runtime.errors import CascadeError
+from ...checkpoints.settings import check_grid, positive, whole
+from ...checkpoints.source import (
     Derived,
     RenamedSource,
     Shape,
@@ -29,6 +27,8 @@ from .source import (
     open_source,
     read_json,
 )
+from .drafter import DrafterConfig
+from .model import LlamaGenConfig
 
 _HEADS = {3200: 32}  # GPT-3B: head_dim 100; every other published model has head_dim 64
 _LANTERN = {

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llamagen import RMSNorm, apply_rope, rope_2d
+from .model import RMSNorm, apply_rope, rope_2d
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.errors import CascadeError
+from ....runtime.errors import CascadeError
 
 _CLASS_REPO, _TEXT_REPO = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 

@@ -1,0 +1,63 @@
+"""Model families by name. A family from outside the package registers itself with `register`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ...runtime.errors import CascadeError
+
+if TYPE_CHECKING:
+    from ...runtime.bundle import SamplingDefaults
+    from ..parts import Parts
+    from ..request import BuildRequest
+
+_BUILT_IN = {"llamagen": ".llamagen.family"}  # modules that hold a FAMILY, imported when they are asked for
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: how its checkpoints are opened, and which published sizes can be built with random weights.
+
+    `open` gives the parts of a `BuildRequest` and their sampling defaults, and checks every tensor before it reads
+    one; `dummy` gives those of a preset's name, with another grid where one is given. Both raise CascadeError.
+    """
+
+    name: str
+    open: Callable[[BuildRequest], tuple[Parts, SamplingDefaults]]
+    presets: frozenset[str] = frozenset()
+    dummy: Callable[[str, int | None], tuple[Parts, SamplingDefaults]] | None = None
+
+
+_REGISTERED: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Makes `family` known under its name. Raises CascadeError when another one has it."""
+    if family.name in names() and _REGISTERED.get(family.name) is not family:
+        raise CascadeError(f"there is a family {family.name!r} already: give yours another name.")
+    _REGISTERED[family.name] = family
+
+
+def names() -> list[str]:
+    """Every family's name."""
+    return sorted({*_BUILT_IN, *_REGISTERED})
+
+
+def get_family(name: str) -> Family:
+    """The family called `name`. Raises CascadeError when there is none."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _BUILT_IN:
+        raise CascadeError(f"there is no model family {name!r}: choose one of {', '.join(names())}.")
+    return import_module(_BUILT_IN[name], __name__).FAMILY
+
+
+def family_of_preset(preset: str) -> Family:
+    """The family that has a published model `preset`. Raises CascadeError when none has."""
+    for family in map(get_family, names()):
+        if preset in family.presets:
+            return family
+    raise CascadeError(f"unknown model {preset!r}: `cascade-trt models` lists the known ones.")

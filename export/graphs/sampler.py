@@ -1,0 +1,94 @@
+"""The sampler at the end of the target's graph: top-k, top-p, the shared noise, forced tokens, what is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .builder import FLOAT, INT64, GraphBuilder
+
+# A sum of squares beyond it is an overflow on its way: a float32 norm turns such a row into zeros, which look finite.
+_LARGEST_SQUARES, _LARGEST_NORM = np.float32(1e30), np.float32(1e15)
+_NEVER = np.float32(-1e30)  # the race of a token that the sampler does not keep
+
+
+@dataclass(frozen=True)
+class SamplerInputs:
+    """top_k int64 [P], top_p [P], noise [P, L, V], depths int64 [P, N], forced int64 [P, L] where a plan has any."""
+
+    top_k: ir.Value
+    top_p: ir.Value
+    noise: ir.Value
+    depths: ir.Value
+    forced: ir.Value | None
+
+
+def sampler_inputs(g: GraphBuilder, codes: int, has_forced: bool) -> SamplerInputs:
+    """Declares them."""
+    return SamplerInputs(
+        g.input("top_k", INT64, ["P"]), g.input("top_p", FLOAT, ["P"]), g.input("noise", FLOAT, ["P", "L", codes]),
+        g.input("depths", INT64, ["P", "N"]), g.input("forced", INT64, ["P", "L"]) if has_forced else None,
+    )  # fmt: skip
+
+
+def finite_rows(g: GraphBuilder, residual: ir.Value, rows_of_prompt: ir.Value) -> ir.Value:
+    """bool [P, N]: whether all rows of a slot have a finite residual stream [R, N, D] at a node."""
+    squares = g.op("ReduceSumSquare", g.to_float(residual), g.constant([-1]), keepdims=0)  # [R, N]
+    fine = g.cast(g.op("Less", squares, g.constant(_LARGEST_SQUARES)), FLOAT)
+    least = g.op("ReduceMin", g.op("Gather", fine, rows_of_prompt, axis=0), g.constant([1]), keepdims=0)
+    return g.op("Greater", least, g.constant(np.float32(0.5)))
+
+
+def finite_states(g: GraphBuilder, states: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """States [P, N, F] with zeros where they, or the slot's rows bool [P, N], are not finite; their norms [P, N, 1],
+    and where all is finite, bool [P, N, 1]. Sorting has no order for NaN, so none may reach the logits.
+
+    In half precisions states count as the head reads them.
+    """
+    norms = g.op("ReduceL2", states, g.constant([-1]), keepdims=1)
+    read = norms
+    if g.dtype != FLOAT:
+        read = g.op("ReduceL2", g.to_float(g.from_float(states)), g.constant([-1]), keepdims=1)
+    fine = g.op("And", g.op("Less", read, g.constant(_LARGEST_NORM)), g.op("Unsqueeze", rows, g.constant([2])))
+    zero = g.constant(np.float32(0))
+    return g.op("Where", fine, states, zero), g.op("Where", fine, norms, zero), fine
+
+
+def draw(
+    g: GraphBuilder, codes: int, count: int, top: tuple[ir.Value, ir.Value], fine: ir.Value, inputs: SamplerInputs
+) -> ir.Value:
+    """int64 [P, N]: the token after each node, from the `count` largest logits and their ids, `top` [P, N, K] each.
+
+    The token is the argmax of logits + noise over those that the sampler keeps: the first top_k, and of these each
+    one before which there is a probability of at most top_p. -1 where `fine` bool [P, N, 1] is False.
+    """
+    logits, ids = top
+    never = g.constant(_NEVER)
+    in_k = g.op("Less", g.constant(np.arange(count, dtype=np.int64), "ranks"), g.reshape(inputs.top_k, [-1, 1, 1]))
+    p = g.op("Softmax", g.op("Where", in_k, logits, never), axis=-1)
+    before = g.op("Sub", g.op("CumSum", p, g.constant(np.int64(2))), p)  # [P, N, K]
+    # Sums of all probabilities may round to more than 1, so 1 is no limit.
+    is_limit = g.op("Less", inputs.top_p, g.constant(np.float32(1)))
+    limit = g.op("Where", is_limit, inputs.top_p, g.constant(np.float32(2)))
+    kept = g.op("And", in_k, g.op("LessOrEqual", before, g.reshape(limit, [-1, 1, 1])))
+    race = g.op("Add", logits, noise_of(g, codes, count, ids, inputs))
+    at = g.op("ArgMax", g.op("Where", kept, race, never), axis=2, keepdims=1)  # [P, N, 1]
+    drawn = g.op("GatherElements", ids, at, axis=2)  # [P, N, 1]
+    if inputs.forced is not None:
+        forced = g.op("Unsqueeze", g.op("GatherElements", inputs.forced, inputs.depths, axis=1), g.constant([2]))
+        drawn = g.op("Where", g.op("Less", forced, g.constant(np.int64(0))), drawn, forced)
+    return g.op("Squeeze", g.op("Where", fine, drawn, g.constant(np.int64(-1))), g.constant([2]))
+
+
+def noise_of(g: GraphBuilder, codes: int, count: int, ids: ir.Value, inputs: SamplerInputs) -> ir.Value:
+    """float32 [P, N, K]: the noise of each token id [P, N, K] at its node's depth.
+
+    Out of the rows laid end to end: gathering whole rows [P, N, V] first costs twice as much from 16,384 codes on,
+    and gathering by pairs of indices costs four to eight times as much (ONNX Runtime on a CPU).
+    """
+    start = g.op("Unsqueeze", g.op("Mul", inputs.depths, g.constant(np.int64(codes))), g.constant([2]))
+    flat = g.reshape(g.op("Add", ids, start), [0, -1])  # [P, N * K]
+    noise = g.op("GatherElements", g.reshape(inputs.noise, [0, -1]), flat, axis=1)
+    return g.reshape(noise, [0, -1, count])

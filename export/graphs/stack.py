@@ -1,0 +1,134 @@
+"""The layers of a transformer in a graph, target or drafter: what differs between models is in its `StackSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ..checkpoints.source import TensorSource
+from ..model import ADJACENT, OUT, QKV, StackSpec
+from . import blocks
+from .builder import GraphBuilder, as_numpy
+
+Attend = Callable[[ir.Value], ir.Value]
+
+
+class Stack:
+    """Builds layers over a cache of `slots`; `owner` begins the names of its weights, `rows` sizes its rotary table."""
+
+    def __init__(
+        self, g: GraphBuilder, weights: TensorSource, spec: StackSpec, owner: str, slots: int, rows: int
+    ) -> None:
+        self.g, self.weights, self.spec, self.owner = g, weights, spec, owner
+        self.cache_shape: list[int | str] = ["R", spec.n_kv_head, slots, spec.head_dim]
+        self._rope = blocks.rope_tables(g, spec.rotary(rows), owner)
+
+    def load(self, name: str) -> np.ndarray:
+        return as_numpy(self.weights.load(name))
+
+    def norm(self, x: ir.Value, name: str) -> ir.Value:
+        produce = lambda: self.load(f"{name}.weight")  # noqa: E731
+        return blocks.rms_norm(self.g, x, f"{self.owner}.{name}", produce, self.spec.eps)
+
+    def layer(self, index: int, x: ir.Value, attend: Attend) -> ir.Value:
+        """One block, x [R, n, D] to the same; `attend` maps qkv [R, n, (H + 2 Hkv) * Dh] to [R, n, H * Dh]."""
+        g, name = self.g, f"layers.{index}"
+        with g.scope("attention"):
+            h = self.norm(x, f"{name}.attention_norm") if self.spec.input_norm else x
+            y = attend(self._linear(h, f"{name}.{QKV}", self._paired))
+            x = g.op("Add", x, self._linear(y, f"{name}.{OUT}", lambda rows: rows))
+        with g.scope("feed_forward"):
+            return g.op("Add", x, self._feed_forward(self.norm(x, f"{name}.ffn_norm"), f"{name}.feed_forward"))
+
+    def _linear(self, x: ir.Value, name: str, ordered: Callable[[np.ndarray], np.ndarray]) -> ir.Value:
+        """x @ W + b; `ordered` puts the rows of W and b into the order of the graph."""
+        own = f"{self.owner}.{name}"
+        y = self.g.linear(x, own, lambda: ordered(self.load(f"{name}.weight")))
+        if name.split(".", 2)[2] not in self.spec.biases:
+            return y
+        return self.g.op("Add", y, self.g.weight(f"{own}.bias", lambda: ordered(self.load(f"{name}.bias"))))
+
+    def _feed_forward(self, x: ir.Value, name: str) -> ir.Value:
+        """down(silu(gate x) * (up x)); gate and up are one product."""
+        g = self.g
+
+        def gate_up() -> np.ndarray:
+            return np.concatenate([self.load(f"{name}.{part}.weight") for part in ("gate", "up")])
+
+        both = g.linear(x, f"{self.owner}.{name}.gate_up", gate_up)
+        gate, value = g.op("Split", both, outputs=2, axis=-1, num_outputs=2)
+        silu = g.op("Mul", gate, g.op("Sigmoid", gate))
+        down = f"{name}.down"
+        return g.linear(g.op("Mul", silu, value), f"{self.owner}.{down}", lambda: self.load(f"{down}.weight"))
+
+    def _paired(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of queries, keys and values, so that rotating halves is right for all models."""
+        spec = self.spec
+        if spec.pairing != ADJACENT:
+            return rows
+        q, k, v = np.split(rows, np.cumsum([spec.n_head, spec.n_kv_head]) * spec.head_dim)
+        halves = [blocks.half_split_rows(part, len(part) // spec.head_dim) for part in (q, k)]
+        return np.concatenate([*halves, v])
+
+    def rotated_heads(
+        self, index: int, qkv: ir.Value, positions: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Queries [R, H, n, Dh], keys and values [R, Hkv, n, Dh] of layer `index`; queries and keys are normalised
+        where the model does so, and rotated to positions [R, n]."""
+        g, heads, few, dim = self.g, self.spec.n_head, self.spec.n_kv_head, self.spec.head_dim
+        qkv = g.op("Transpose", g.reshape(qkv, [0, 0, heads + 2 * few, dim]), perm=[0, 2, 1, 3])
+        qk, v = g.split(qkv, [heads + few, few], axis=1)  # [R, H + Hkv, n, Dh], [R, Hkv, n, Dh]
+        if self.spec.qk_norm_eps is not None:
+            qk = self._normed_heads(qk, f"layers.{index}.attention", self.spec.qk_norm_eps)
+        q, k = g.split(blocks.rotate(g, qk, self._rope, positions), [heads, few], axis=1)
+        return q, k, v
+
+    def _normed_heads(self, qk: ir.Value, name: str, eps: float) -> ir.Value:
+        """LayerNorm of each head [R, H + Hkv, n, Dh]: statistics in float32, then each head's own scale and shift."""
+        g, spec = self.g, self.spec
+
+        def of_heads(kind: str) -> np.ndarray:
+            """[H + Hkv, 1, Dh], channels in the order of the graph."""
+            rows = [np.broadcast_to(self.load(f"{name}.{part}_norm.{kind}"), (heads, spec.head_dim)).reshape(-1)
+                    for part, heads in (("q", spec.n_head), ("k", spec.n_kv_head))]  # fmt: skip
+            if spec.pairing == ADJACENT:
+                rows = [blocks.half_split_rows(part, len(part) // spec.head_dim) for part in rows]
+            return np.concatenate(rows).reshape(-1, 1, spec.head_dim)
+
+        one = g.weight(f"{self.owner}.ones", lambda: np.ones(spec.head_dim, np.float32))
+        unit = g.op("LayerNormalization", qk, one, axis=-1, epsilon=eps, stash_type=1)
+        own = f"{self.owner}.{name}.qk_norm"
+        scaled = g.op("Mul", unit, g.weight(f"{own}.weight", lambda: of_heads("weight")))
+        return g.op("Add", scaled, g.weight(f"{own}.bias", lambda: of_heads("bias")))
+
+    def attend(
+        self,
+        q: ir.Value,  # [R, H, n, Dh]
+        written: tuple[ir.Value, ir.Value],  # [R, Hkv, W, Dh] each
+        past: tuple[ir.Value, ir.Value],  # [R, Hkv, S, Dh] each
+        write_index: ir.Value,  # [R]
+        mask: ir.Value,  # bool [R, 1, n, S]
+    ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+        """Writes W keys and values at write_index, then attends over the cache; gives [R, n, H * Dh] and the cache."""
+        g, spec = self.g, self.spec
+        keys = g.op("TensorScatter", past[0], written[0], write_index, axis=2)
+        values = g.op("TensorScatter", past[1], written[1], write_index, axis=2)
+        y = g.op("Attention", q, keys, values, mask, scale=spec.head_dim**-0.5)
+        y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, spec.n_head * spec.head_dim])
+        return y, (keys, values)
+
+    def caches(self, steps: int) -> list[tuple[ir.Value, ir.Value]]:
+        """Inputs past_key.i, past_value.i for i < `steps`."""
+        g = self.g
+        return [
+            (g.input(f"past_key.{i}", g.dtype, self.cache_shape), g.input(f"past_value.{i}", g.dtype, self.cache_shape))
+            for i in range(steps)
+        ]
+
+    def outputs(self, present: list[tuple[ir.Value, ir.Value]]) -> None:
+        """Makes the updated caches outputs present_key.i, present_value.i."""
+        for i, (keys, values) in enumerate(present):
+            self.g.output(f"present_key.{i}", keys, self.g.dtype, self.cache_shape)
+            self.g.output(f"present_value.{i}", values, self.g.dtype, self.cache_shape)

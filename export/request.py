@@ -1,0 +1,44 @@
+"""What `cascade-trt build` was asked for. Importable without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """The command's options. `model` is a family, a preset (with `dummy_weights`), or "emoji", the bundled demo.
+
+    `text` is the text encoder's folder, None without one; `trees` are names, none for the model's own choice.
+    """
+
+    model: str
+    checkpoint: Path | None = None
+    vq: Path | None = None
+    drafter: Path | None = None
+    text: Path | None = None
+    config: Path | None = None
+    grid: int | None = None
+    n_head: int | None = None
+    trees: tuple[str, ...] = ()
+    batch: int = 1
+    precision: str = "fp32"
+    max_top_k: int | None = None
+    dummy_weights: bool = False
+    targets: tuple[str, ...] = ()
+    one_plan: bool = False
+    out: Path | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Options that win over a config file."""
+        given = {"grid": self.grid, "n_head": self.n_head}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def files(self) -> list[Path]:
+        """Everything given that weights or settings are read from."""
+        given = [self.checkpoint, self.vq, self.drafter, self.config, self.text]
+        return [path for path in given if path is not None]
