@@ -11,8 +11,8 @@ import torch
 from cascade_trt.export.graphs.decode import build_decode, latent_table
 from cascade_trt.export.models.vq import VQConfig, VQModel
 
-# Absolute, on pictures whose values reach 2 to 4. fp16 rounds every map between two convolutions.
-TOLERANCES = [("fp32", 2e-5), ("fp16", 2e-2)]
+# Relative to the largest value. fp16 rounds every map between two convolutions.
+TOLERANCES = [("fp32", 1.2e-5), ("fp16", 8e-3)]
 SMALL = VQConfig(codebook_size=40, ch=32)
 CONFIGS = {
     "vq16-like": (replace(SMALL, z_channels=24), 3),
@@ -41,9 +41,7 @@ def test_random_decoders(export_graph, name, precision, tolerance):
     model = random_model(config)
     graph = export_graph(build_decode, model.state_dict(), config, grid, precision=precision)
     side = grid * config.factor
-    reference = (
-        model.double()
-    )  # a group of few values can be ill-conditioned: float32 PyTorch is 2e-5 off too
+    reference = model.double()  # a group of few values can be ill-conditioned: float32 PyTorch is 2e-5 off too
     for prompts in (1, 3):
         codes = torch.randint(0, config.codebook_size, (prompts, grid * grid))
         with torch.no_grad():
@@ -51,7 +49,7 @@ def test_random_decoders(export_graph, name, precision, tolerance):
         image = graph(codes=codes.numpy())
         assert image.dtype == np.float32
         assert image.shape == (prompts, 3, side, side)
-        assert np.abs(image - expected).max() <= tolerance
+        assert np.abs(image - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3)])
@@ -71,7 +69,7 @@ def test_pictures_of_a_batch_do_not_mix(export_graph):
     graph = export_graph(build_decode, random_model(config).state_dict(), config, grid)
     codes = np.random.default_rng(0).integers(0, config.codebook_size, (4, grid * grid))
     one_by_one = np.concatenate([graph(codes=codes[i : i + 1]) for i in range(4)])
-    assert np.abs(graph(codes=codes) - one_by_one).max() <= 1e-5
+    assert np.abs(graph(codes=codes) - one_by_one).max() <= 1e-5 * np.abs(one_by_one).max()
 
 
 def test_latent_table_is_the_lookup_and_the_convolution(memory_source):

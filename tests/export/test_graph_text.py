@@ -80,4 +80,4 @@ def test_large_activations_fit_half_precision(export_graph):
     assert len(handles) == CONFIG.num_layers
     assert max(largest) > 65504
     graph = export_graph(build_text, model.state_dict(), CONFIG, LENGTH, precision="fp16")
-    assert np.abs(graph(ids=ids.numpy(), mask=mask.numpy()) - expected).max() <= 1e-2
+    assert np.abs(graph(ids=ids.numpy(), mask=mask.numpy()) - expected).max() <= 4e-3 * np.abs(expected).max()
