@@ -124,13 +124,14 @@ def verify(**options: Any) -> None:
 @click.option("--temperature", type=float)
 @click.option("--top-k", type=int)
 @click.option("--top-p", type=float)
-@click.option("--num-images", type=int, default=1, show_default=True, help="Pictures of each prompt.")
-@click.option("--grid", is_flag=True, help="Also write a contact sheet of all pictures.")
+@click.option("--timeout", type=float, help="Seconds until an image has to be done. [default: no limit]")
+@click.option("--num-images", type=int, default=1, show_default=True, help="Images of each prompt.")
+@click.option("--grid", is_flag=True, help="Also write a contact sheet of all images.")
 @click.option("--out", type=PATH, default=Path("outputs"), show_default=True, help="Folder, or a .png file.")
 @click.option("--threads", type=int, help="Threads of each engine. [default: one for each core]")
 @click.option("--json", "as_json", is_flag=True, help="Print files and statistics as JSON.")
 def generate(**options: Any) -> None:
-    """Draw PROMPTS; writes a PNG for each picture and prints its name."""
+    """Draw PROMPTS; writes a PNG for each image and prints its name."""
     from .commands.generate import run
 
     run(**options)

@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..runtime.plan import TokenPlan
 from ..runtime.rules.base import Cause
 
 
-def plot_accepts(causes: Mapping[str, np.ndarray], grid: int, file: Path) -> None:
+def plot_accepts(causes: Mapping[str, np.ndarray], plan: TokenPlan, file: Path) -> None:
     """For each setting, two maps of the image: the share of tokens that were accepted drafts, and of relaxed ones.
 
-    causes int8 [pictures, grid * grid], as in `Output.causes`, by the setting's name.
+    causes int8 [images, rows * columns], as in `Output.causes`, by the setting's name.
     """
     figure = Figure(figsize=(2.3 * max(2, len(causes)), 5.2), layout="constrained")
     relaxed = [cause for cause in Cause if cause.relaxed]
@@ -24,7 +25,7 @@ def plot_accepts(causes: Mapping[str, np.ndarray], grid: int, file: Path) -> Non
     axes = figure.subplots(len(maps), len(causes), squeeze=False)
     for column, (name, values) in enumerate(causes.items()):
         for row, (what, choose) in enumerate(maps):
-            share = choose(values).mean(0).reshape(grid, grid)
+            share = choose(values).mean(0).reshape(plan.rows, plan.columns)
             shown = axes[row, column].imshow(share, vmin=0, vmax=1, cmap="viridis")
             axes[row, column].set_title(f"{name}\n{what} {100 * share.mean():.0f} %", fontsize=8)
             axes[row, column].set_axis_off()

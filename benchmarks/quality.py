@@ -38,7 +38,7 @@ def judge_rows(
     judged = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        total = len(asked) * pipe.manifest.model.image_tokens
+        total = len(asked) * pipe.manifest.model.plan.length
         tasks = [bar.add_task(drawing.name, total=total) for drawing in drawings]
         for drawing, task in zip(drawings, tasks, strict=True):
             images = draw(

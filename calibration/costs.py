@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.calls import Layout, TargetCall
 from ..runtime.pipeline import Pipeline
 from ..runtime.tree import Tree
 
@@ -45,27 +44,20 @@ class Costs:
 
 
 def measure_verify(pipe: Pipeline, sizes: Sequence[int], note: Callable[[], None]) -> dict[int, float]:
-    """Median milliseconds of a target call on each number of nodes, one prompt; sizes are measured in turn."""
-    manifest, engines = pipe.manifest, pipe._engines
-    layout = Layout(1, manifest.sampling.guidance_scale != 1)
-    shared = {
-        "guidance": layout.guidance(manifest.sampling.guidance_scale),
-        "temperature": np.ones(1, np.float32),
-        "cache_mask": np.ones((layout.rows, manifest.target.slots), bool),
-    }
-    calls = {}
+    """Median milliseconds of a target call on each number of nodes, one image; sizes are measured in turn."""
+    manifest = pipe.manifest
+    lanes = {}
     for nodes in sorted({n for n in sizes if n <= manifest.target.window}):
-        call = TargetCall(engines.target, manifest, pipe._cache, layout, nodes, shared)
-        call.tree_mask[:, :, :nodes] = np.tri(nodes, dtype=bool)
-        call.write_index[:] = manifest.model.prefix_len + manifest.model.image_tokens // 2
-        call.positions[:] = call.write_index[:, None]
-        calls[nodes] = call
-    seconds: dict[int, list[float]] = {nodes: [] for nodes in calls}
+        lane = pipe.lane(Tree("chain", tuple(range(-1, nodes - 1))), manifest.sampling.guidance_scale != 1)
+        lane.write_index[:] = manifest.model.condition.length + manifest.model.plan.length // 2
+        lane.positions[:] = lane.write_index[:, None]
+        lanes[nodes] = lane
+    seconds: dict[int, list[float]] = {nodes: [] for nodes in lanes}
     for turn in range(_REPEATS + 1):
-        for nodes, call in calls.items():
-            before = call.seconds
-            call.run()
+        for nodes, lane in lanes.items():
+            before = lane.engine_seconds
+            lane.run_target(1, ("logits", "ids"))
             if turn:  # the first one warms up
-                seconds[nodes].append(call.seconds - before)
+                seconds[nodes].append(lane.engine_seconds - before)
         note()
     return {nodes: 1e3 * statistics.median(taken) for nodes, taken in seconds.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..runtime.errors import CascadeError
-from ..runtime.rules import Decision, Draws, Node
+from ..runtime.rules import LOGITS, STATES, Decision, Draws, Node
 from ..runtime.rules.states import StateTable
 from .watch import Watching
 
@@ -56,6 +56,10 @@ class StateWatch(Watching):
     """
 
     sums: StateSums = field(repr=False)
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        return frozenset({LOGITS, STATES})
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         if node.nodes:

@@ -44,10 +44,10 @@ class Swaps:
             self._open = None
         if decision.child is not None or len(node.nodes) < 2:
             return  # only children have no siblings to ask
-        block = node.similarity[np.ix_(node.nodes, node.nodes)]
+        block = node.alike_all(node.nodes)
         count = len(node.nodes)
         signals = {"siblings": (block.sum(1) - block.diagonal()) / (count - 1),
-                   "parent": node.similarity[node.index, node.nodes]}  # fmt: skip
+                   "parent": np.array([node.alike(node.index, child) for child in node.nodes])}  # fmt: skip
         if cascade is not None and cascade.states is not None:
             signals["draw"] = cascade.states.cosines(node.tokens, decision.token)
         self._open = _Open((draws.seed, draws.position + 1), node.states(node.nodes), signals)

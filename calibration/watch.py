@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..runtime.noise import Stream
-from ..runtime.rules import Decision, Draws, Node, Rule
+from ..runtime.rules import LOGITS, SIMILARITY, STATES, Decision, Draws, Node, Rule
 from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.exact import race
 from .swaps import Swaps
@@ -69,12 +69,12 @@ class Similarities:
 
     def note(self, node: Node) -> None:
         if len(node.nodes) > 1:
-            block = node.similarity[np.ix_(node.nodes, node.nodes)]
+            block = node.alike_all(node.nodes)
             self.breadth[node.depth + 1] += block[np.triu_indices(len(node.nodes), 1)].tolist()
         places = [(at, child) for at, child in zip(node.places, node.nodes, strict=True) if at is not None]
         if places and not node.row_start:
             likeliest = min(places)[1]
-            self.depth[node.depth + 1].append(float(node.similarity[node.index, likeliest]))
+            self.depth[node.depth + 1].append(node.alike(node.index, likeliest))
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ class Watching:
     def noise(self) -> Stream | None:
         return self.rule.noise
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the rule reads, and what those who look on do."""
+        return self.rule.needs | self.looks_at
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        return frozenset({LOGITS})
+
 
 @dataclass(frozen=True)
 class Watched(Watching):
@@ -104,6 +113,10 @@ class Watched(Watching):
     acceptance: Acceptance = field(default_factory=Acceptance)
     similarities: Similarities = field(default_factory=Similarities)
     swaps: Swaps | None = None
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        return frozenset({LOGITS, SIMILARITY} if self.swaps is None else {LOGITS, SIMILARITY, STATES})
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         decision = self.rule.decide(node, draws)

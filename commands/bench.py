@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..runtime.bundle import Manifest
+from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.plan import TokenPlan
 from ..runtime.rules import RULE_NAMES, check_rule_name
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
@@ -40,7 +41,7 @@ class Setting:
     rule: str
     tree: str | None
     runs: list[Stats] = field(default_factory=list)
-    causes: list[np.ndarray] = field(default_factory=list)  # int8 [1, HW] of each run
+    causes: list[np.ndarray] = field(default_factory=list)  # int8 [1, rows * columns] of each run
 
     @property
     def name(self) -> str:
@@ -106,7 +107,7 @@ def run(
         if markdown is not None:
             markdown.write_text(to_markdown(content))
     if plots is not None:
-        plot(settings, rows, pipe.manifest.model.grid, plots)
+        plot(settings, rows, pipe.manifest.model.plan, plots)
 
 
 def check_plots(folder: Path) -> None:
@@ -116,10 +117,10 @@ def check_plots(folder: Path) -> None:
     check_writable(folder)
 
 
-def plot(settings: list[Setting], rows: list[dict[str, Any]], grid: int, folder: Path) -> None:
+def plot(settings: list[Setting], rows: list[dict[str, Any]], plan: TokenPlan, folder: Path) -> None:
     from ..benchmarks.plots import plot_accepts, plot_quality, plot_speed
 
-    plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, grid, folder / "accepts.png")
+    plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, plan, folder / "accepts.png")
     plot_speed(rows, folder / "speed.png")
     if "quality" in rows[0]:
         plot_quality(rows, folder / "quality.png")
@@ -169,8 +170,6 @@ def measure(
         for setting in settings:
             subject = conditioning(pipe.manifest, prompts, max(number, 0))
             output = pipe.generate(**subject, seed=seed + max(number, 0), rule=setting.rule, tree=setting.tree)
-            if output.interrupted:
-                raise KeyboardInterrupt
             if number >= 0:
                 setting.runs.append(output.stats)
                 setting.causes.append(output.causes)
@@ -179,15 +178,15 @@ def measure(
 
 def conditioning(manifest: Manifest, prompts: tuple[str, ...], number: int) -> dict[str, Any]:
     """What picture `number` shows: a prompt, a class, or (bundles without a text engine) random features."""
-    model = manifest.model
-    if model.condition == "class":
-        return {"class_ids": [number % (model.num_classes or 1)]}
+    condition = manifest.model.condition
+    if condition.kind == CLASS:
+        return {"class_ids": [number % condition.classes]}
     if manifest.text is not None:
         chosen = prompts or PROMPTS
         return {"prompts": [chosen[number % len(chosen)]]}
     rng = np.random.default_rng(number)
-    mask = np.arange(model.prefix_len)[None] >= model.prefix_len * 3 // 4
-    return {"features": rng.normal(size=(1, model.prefix_len, model.caption_dim or 0)).astype(np.float32),
+    mask = np.arange(condition.length)[None] >= condition.length * 3 // 4
+    return {"features": rng.normal(size=(1, condition.length, condition.width)).astype(np.float32),
             "features_mask": mask}  # fmt: skip
 
 

@@ -35,12 +35,11 @@ def run(
     texts = () if prompts is None else tuple(caption.prompt for caption in _read(prompts))
     pipe = Pipeline.load(bundle, threads=threads)
     model = pipe.manifest.model
-    watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.dim))
+    watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.features))
     with Progress(console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
         for number in bar.track(range(num_images), description="recording states"):
             subject = conditioning(pipe.manifest, texts, number)
-            if pipe.generate(**subject, seed=seed + number, rule=watch, tree=tree).interrupted:
-                raise KeyboardInterrupt
+            pipe.generate(**subject, seed=seed + number, rule=watch, tree=tree)
     write_table(bundle, watch.sums.table())
     count = watch.sums.count
     click.echo(

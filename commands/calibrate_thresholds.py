@@ -107,8 +107,7 @@ def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption]
         assert isinstance(priced, Cascade)
     watched = Watched(get_rule(_BASES[children]), priced, swaps=Swaps() if children == "coupled" else None)
     for number, caption in enumerate(asked):
-        if pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree).interrupted:
-            raise KeyboardInterrupt
+        pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree)
     return watched
 
 
@@ -122,8 +121,6 @@ def sweep(pipe: Pipeline, tree: str | None, tried: list[Tried], asked: list[Capt
                 output = pipe.generate(
                     [caption.prompt], seed=seed + number, rule=rule, tree=None if rule == PLAIN else tree
                 )
-                if output.interrupted:
-                    raise KeyboardInterrupt
                 one.runs.append(output.stats)
                 one.images += output.images
                 bar.advance(task)

@@ -123,7 +123,7 @@ def _draw(
 
     rows: list[Row] = []
     drawings = _drawings(rules, tree, seed, spread)
-    tokens = len(asked) * pipe.manifest.model.image_tokens
+    tokens = len(asked) * pipe.manifest.model.plan.length
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
         tasks = [bar.add_task(drawing.name, total=tokens) for drawing in drawings]

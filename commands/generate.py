@@ -12,72 +12,85 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
+from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.images import grid as contact_sheet
 from ..runtime.images import save_png
+from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Output, Pipeline
+from ..runtime.stats import Stats
 from .files import check_writable
 
 _CONSOLE = Console(stderr=True)
 
 
 def run(
-    *, prompts: tuple[str, ...], bundle: Path, class_ids: tuple[int, ...], rule: str | None, tree: str | None,
-    seed: int, guidance_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None,
-    num_images: int, grid: bool, out: Path, threads: int | None, as_json: bool,
+    *, prompts: tuple[str, ...], bundle: Path, class_ids: tuple[int, ...], seed: int, num_images: int, grid: bool,
+    out: Path, threads: int | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
-    """Draws, and writes every finished picture even when it is interrupted."""
+    """Draws, and writes every image as soon as it is done. `settings` are fields of `DrawOptions`."""
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
     if not prompts and not class_ids:
         raise CascadeError('say what to draw: cascade-trt generate "a red apple".')
     if prompts and class_ids:
         raise CascadeError("give prompts or --class-id, not both.")
+    options = DrawOptions(**settings)
     subjects: list[Any] = [subject for subject in prompts or class_ids for _ in range(num_images)]
     _check_output(out)
-    pipe = Pipeline.load(bundle, threads=threads)
-    settings: dict[str, Any] = {
-        "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "rule": rule, "tree": tree,
-    }  # fmt: skip
-    written = _Writer(out, subjects, pipe, settings)
-    output = _draw(pipe, subjects, bool(prompts), seed, settings, written)
-    if grid and len(written.images) > 1:
-        written.sheet()
-    _report(output, written, as_json)
-    if output.interrupted:
-        raise KeyboardInterrupt
+    with Pipeline.load(bundle, threads=threads) as pipe:
+        writer = _Writer(out, subjects, pipe.manifest, options)
+        try:
+            _draw(pipe, subjects, bool(prompts), seed, options, writer)
+        finally:  # after Ctrl-C and after a failed image, too, for what was finished
+            if grid and len(writer.images) > 1:
+                writer.sheet()
+            if writer.files:
+                _report(writer, as_json)
 
 
 class _Writer:
-    """Writes pictures as batches finish."""
+    """Writes images as they are done, under names and in an order that do not depend on when that is."""
 
-    def __init__(self, out: Path, subjects: list[Any], pipe: Pipeline, settings: dict[str, Any]) -> None:
-        self._out, self._subjects = out, subjects
-        self._pipe, self._settings = pipe, settings
-        self.files: list[Path] = []
-        self.images: list[Any] = []
+    def __init__(self, out: Path, subjects: list[Any], manifest: Manifest, options: DrawOptions) -> None:
+        self._out, self._subjects, self._manifest, self._options = out, subjects, manifest, options
+        self._files: dict[int, Path] = {}
+        self._sheet: Path | None = None
+        self.images: dict[int, Any] = {}
+        self.seeds: dict[int, int] = {}
+        self.warnings: list[str] = []
+        self.stats: Stats | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """In the order of the subjects, the contact sheet last."""
+        return [self._files[place] for place in sorted(self._files)] + ([self._sheet] if self._sheet else [])
 
     def write(self, output: Output) -> None:
-        """Writes the pictures of one batch under their own names."""
-        sampling = self._pipe.manifest.sampling
-        used = {name: getattr(sampling, name) if value is None else value
-                for name, value in self._settings.items() if hasattr(sampling, name)}  # fmt: skip
-        for image, seed in zip(output.images, output.seeds, strict=True):
-            subject = self._subjects[len(self.files)]
+        """Writes the images of one output."""
+        defaults = self._manifest.sampling
+        used = {name: value if (value := getattr(self._options, name)) is not None else getattr(defaults, name)
+                for name in ("guidance_scale", "temperature", "top_k", "top_p")}  # fmt: skip
+        for place, image, seed in zip(output.places, output.images, output.seeds, strict=True):
+            subject = self._subjects[place]
             text = {
                 "prompt": subject, "seed": seed, **used, "rule": output.stats.rule, "tree": output.stats.tree or "",
-                "model": self._pipe.manifest.name, "Software": f"cascade-trt {__version__}",
+                "model": self._manifest.name, "Software": f"cascade-trt {__version__}",
             }  # fmt: skip
             path = self._path(str(subject), seed)
             save_png(image, path, text)
-            self.files.append(path)
-            self.images.append(image)
+            self._files[place], self.images[place], self.seeds[place] = path, image, seed
+        self.warnings += output.warnings
+        if self.stats is None:
+            self.stats = output.stats
+        else:
+            self.stats.add(output.stats)
 
     def sheet(self) -> None:
         path = self._out.with_stem(f"{self._out.stem}-grid") if self._single else self._out / "grid.png"
-        save_png(contact_sheet(self.images), path, {"prompt": "; ".join(map(str, dict.fromkeys(self._subjects)))})
-        self.files.append(path)
+        images = [self.images[place] for place in sorted(self.images)]
+        save_png(contact_sheet(images), path, {"prompt": "; ".join(map(str, dict.fromkeys(self._subjects)))})
+        self._sheet = path
 
     @property
     def _single(self) -> bool:
@@ -99,39 +112,35 @@ def _check_output(out: Path) -> None:
 
 
 def _draw(
-    pipe: Pipeline, subjects: list[Any], from_text: bool, seed: int, settings: dict[str, Any], writer: _Writer
-) -> Output:
-    """Draws batch by batch, so that finished pictures are on disk before the next ones start."""
-    what = {"prompts": subjects} if from_text else {"class_ids": subjects}
+    pipe: Pipeline, subjects: list[Any], from_text: bool, seed: int, options: DrawOptions, writer: _Writer
+) -> None:
+    """Draws; each image is on disk as soon as it is done."""
+    what: dict[str, Any] = {"prompts": subjects} if from_text else {"class_ids": subjects}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
-        task = bar.add_task("tokens", total=len(subjects) * pipe.manifest.model.image_tokens)
+        task = bar.add_task("tokens", total=len(subjects) * pipe.manifest.model.plan.length)
 
         def advance(done: int, _total: int) -> None:
             bar.update(task, completed=done)
 
-        batches = pipe.stream(**what, seed=seed, callback=advance, **settings)
-        merged = next(batches)
-        writer.write(merged)
-        for output in batches:
+        for output in pipe.stream(**what, seed=seed, callback=advance, options=options):
             writer.write(output)
-            merged.add(output)
-    return merged
 
 
-def _report(output: Output, writer: _Writer, as_json: bool) -> None:
-    for warning in output.warnings:
+def _report(writer: _Writer, as_json: bool) -> None:
+    stats = writer.stats
+    assert stats is not None  # there are files
+    for warning in writer.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
+        seeds = [writer.seeds[place] for place in sorted(writer.seeds)]
         files = [str(path) for path in writer.files]
-        click.echo(json.dumps({"files": files, "seeds": output.seeds, "stats": output.stats.to_dict()}, indent=1))
+        click.echo(json.dumps({"files": files, "seeds": seeds, "stats": stats.to_dict()}, indent=1))
         return
     for path in writer.files:
         click.echo(path)
-    stats = output.stats
-    if stats.images:
-        _CONSOLE.print(
-            f"{stats.images} image(s), {stats.images_per_second:.2f} images/s, rule {stats.rule}, "
-            f"tau {stats.tau:.2f} ({stats.target_calls} target calls)",
-            highlight=False,
-        )
+    _CONSOLE.print(
+        f"{stats.images} image(s), {stats.images_per_second:.2f} images/s, rule {stats.rule}, "
+        f"tau {stats.tau:.2f} ({stats.target_calls} target calls)",
+        highlight=False,
+    )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..runtime.backends import BACKEND_NAMES
-from ..runtime.bundle import Manifest, PlanInfo, TreeInfo, check_files, read_manifest
+from ..runtime.bundle import CLASS, Manifest, PlanInfo, TreeInfo, check_files, read_manifest
 
 
 def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
@@ -42,22 +42,23 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
     weights = "random (--dummy-weights)" if manifest.dummy_weights else ", ".join(
         f"{part}: {entry.get('file')}" for part, entry in manifest.provenance.items()
     )  # fmt: skip
-    condition = f"text, {model.prefix_len} slots of {model.caption_dim}"
-    if model.condition == "class":
-        condition = f"{model.num_classes} classes"
+    plan, condition = model.plan, f"text, {model.condition.length} slots of {model.condition.width}"
+    if model.condition.kind == CLASS:
+        condition = f"{model.condition.classes} classes"
+    forced = "" if plan.length == plan.image_tokens else f", a sequence of {plan.length} with forced ones"
     text = "bring your own features" if manifest.text is None else f"engine, {manifest.text.max_length} tokens"
     rows = [
         ("bundle", f"{bundle} ({manifest.tool}, schema {manifest.schema})"),
         ("model", f"{model.family} {model.variant}: {model.n_layer} layers x {model.dim}, {model.n_head} heads, "
                   f"{human(model.parameters, '').strip()} weights"),
-        ("picture", f"{model.image_size} x {model.image_size} px from {model.grid} x {model.grid} tokens "
-                    f"of {model.vocab_size}"),
-        ("condition", condition if model.condition == "class" else f"{condition}; text: {text}"),
+        ("image", f"{plan.columns * model.pixels} x {plan.rows * model.pixels} px from {plan.columns} x {plan.rows} "
+                  f"tokens of {model.vocab_size}{forced}"),
+        ("condition", condition if model.condition.kind == CLASS else f"{condition}; text: {text}"),
         ("drafter", _drafter(manifest)),
         ("trees", "; ".join(map(_tree, manifest.trees)) or "none: only rule 'ar'"),
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
                      f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
-        ("batch", f"up to {manifest.batch} prompt(s), {manifest.target.slots} cache slots"),
+        ("batch", f"{manifest.batch} slot(s) for images at a time, {manifest.target.slots} cache slots"),
         ("weights", weights),
     ]  # fmt: skip
     for name, value in rows:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..engines.verify import INTEGERS
-from ..runtime.bundle import Manifest
+from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 
@@ -70,13 +70,13 @@ def _check_pair(one: Manifest, two: Manifest) -> None:
 
 def _conditioning(manifest: Manifest, seed: int) -> dict[str, Any]:
     """A prompt, a class, or (without a text engine) seeded random text features."""
-    model, rng = manifest.model, np.random.default_rng(seed)
-    if model.condition == "class":
-        return {"class_ids": [seed % (model.num_classes or 1)]}
+    condition, rng = manifest.model.condition, np.random.default_rng(seed)
+    if condition.kind == CLASS:
+        return {"class_ids": [seed % condition.classes]}
     if manifest.text is not None:
         return {"prompts": ["a red apple"]}
-    features = rng.normal(size=(1, model.prefix_len, model.caption_dim or 0)).astype(np.float32)
-    mask = np.arange(model.prefix_len)[None] >= model.prefix_len // 2
+    features = rng.normal(size=(1, condition.length, condition.width)).astype(np.float32)
+    mask = np.arange(condition.length)[None] >= condition.length // 2
     return {"features": features, "features_mask": mask}
 
 

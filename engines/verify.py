@@ -6,15 +6,16 @@ or TensorRT's) get the same inputs, in their own precision, and Polygraphy's com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..runtime.backends import BoundCall, Engine
+from ..runtime.backends import BoundCall, Buffer, Engine
+from ..runtime.backends.host import HostBuffer, host_buffer, host_dtype
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
 # the fixture and the random XL model (docs/tensorrt.md).
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 _CHOSEN = ("parents", "sources", "depths", "ancestors")  # by the draft graph of a dynamic tree
-INTEGERS = ("ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
+INTEGERS = ("drawn", "ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
 _LEAST_AGREEMENT = 0.8
 _BEST = 16  # of the ids, which are sorted by logit, as many are compared, as sets
-_ACTIVATIONS = ("hidden", "embeds", "prefix", "features")  # outputs in the bundle's precision; others are float32
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,21 @@ class RecordingEngine:
     def __init__(self, name: str, engine: Engine, recording: Recording) -> None:
         self._name, self._engine, self._recording = name, engine, recording
 
-    def input_dtype(self, name: str) -> np.dtype:
-        return self._engine.input_dtype(name)
+    def dtype(self, name: str) -> str:
+        return self._engine.dtype(name)
 
-    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> BoundCall:
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
         call, name, recording = self._engine.bind(inputs, outputs), self._name, self._recording
 
         class Recorded:
-            def run(self) -> None:
-                if not recording.wants(name, _shape(inputs)):
-                    call.run()
+            def run(self, fetch: Sequence[str] = ()) -> None:
+                before = {key: buffer.host.copy() for key, buffer in inputs.items()}
+                if not recording.wants(name, _shape(before)):
+                    call.run(fetch)
                     return
-                before = {key: array.copy() for key, array in inputs.items()}
-                call.run()
-                recording.calls.append(Call(name, before, {key: array.copy() for key, array in outputs.items()}))
+                call.run(tuple(outputs))
+                after = {key: buffer.host.copy() for key, buffer in outputs.items()}
+                recording.calls.append(Call(name, before, after))
 
         return Recorded()
 
@@ -89,15 +90,15 @@ def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) 
     So every engine of the bundle is called with every shape that it is used with. `pipeline` must be loaded with
     warm=False.
     """
-    recording, engines = Recording(limit), engines_of(pipeline)
-    replace_engines(pipeline, lambda name: RecordingEngine(name, engines[name], recording))
+    recording = Recording(limit)
+    pipeline.wrap_engines(lambda name, engine: RecordingEngine(name, engine, recording))
     draw = partial(pipeline.generate, **given, seed=seed, temperature=1.0)
     draw()
     for tree in pipeline.manifest.trees[1:]:
         _begin(partial(draw, tree=tree.name), limit)
     if pipeline.manifest.trees:
         _begin(partial(draw, rule=PLAIN), limit)
-    replace_engines(pipeline, engines.__getitem__)
+    pipeline.wrap_engines(None)
     return recording.calls
 
 
@@ -115,31 +116,6 @@ def _begin(draw: Callable[..., Any], rounds: int) -> None:
 
     with suppress(Enough):
         draw(callback=stop)
-
-
-def engines_of(pipeline: Pipeline) -> dict[str, Engine]:
-    """The pipeline's engines by their names in the manifest."""
-    engines, manifest = pipeline._engines, pipeline.manifest
-    found = {
-        "target": engines.target, "embed": engines.embed, "condition": pipeline._condition,
-        "decode": pipeline._decode,
-    }  # fmt: skip
-    if pipeline._text is not None:
-        found["text"] = pipeline._text
-    return found | {manifest.tree(tree).engine: engine for tree, engine in engines.draft.items()}
-
-
-def replace_engines(pipeline: Pipeline, engine: Callable[[str], Engine]) -> None:
-    """Gives the pipeline `engine(name)` for each of its engines; what it bound before is forgotten."""
-    engines, manifest = pipeline._engines, pipeline.manifest
-    pipeline._engines = replace(
-        engines, target=engine("target"), embed=engine("embed"),
-        draft={tree: engine(manifest.tree(tree).engine) for tree in engines.draft},
-    )  # fmt: skip
-    pipeline._condition, pipeline._decode = engine("condition"), engine("decode")
-    if pipeline._text is not None:
-        pipeline._text = engine("text")
-    pipeline._lanes.clear()
 
 
 def use_plans(pipeline: Pipeline, target: str) -> None:
@@ -170,7 +146,7 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
             return FixedNodes(runs, plan.fixed_nodes)
         return runs if plan.fixed_pairs is None else FixedPairs(runs, plan.fixed_pairs)
 
-    replace_engines(pipeline, engine)
+    pipeline.wrap_engines(lambda name, _: engine(name))
 
 
 @dataclass(frozen=True)
@@ -187,13 +163,12 @@ class Difference:
 
 def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list[Difference]:
     """Runs every recorded call on `pipeline`'s engines; the differences, in the order of the calls."""
-    engines = engines_of(pipeline)
-    activations = engines["target"].input_dtype("embeds")
+    engines = pipeline.engines()
     found = []
     for number, call in enumerate(calls):
         if call.engine not in engines:
             raise CascadeError(f"the bundle has no engine {call.engine}: build both bundles with the same trees.")
-        outputs = _replay(call, engines[call.engine], activations)
+        outputs = _replay(call, engines[call.engine])
         for name, expected in call.outputs.items():
             drafted = name == "embeds" and "tree_tokens" in outputs
             if drafted and (call.outputs["tree_tokens"] != outputs["tree_tokens"]).any():
@@ -215,36 +190,34 @@ def _committed(call: Call, name: str, array: np.ndarray) -> np.ndarray:
 
 def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]:
     """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). For engines of `use_plans`."""
-    engines, times = engines_of(pipeline), {}
-    activations = engines["target"].input_dtype("embeds")
+    engines, times = pipeline.engines(), {}
     for call in calls:
         first, array = next(iter(call.inputs.items()))
         label = f"{call.engine} {first} {'x'.join(map(str, array.shape))}"
         if label not in times:
-            bound = _bound(call, engines[call.engine], activations)[0]
+            bound = _bound(call, engines[call.engine])[0]
             times[label] = 1000 * cast("TimedCall", bound).seconds()
     return list(times.items())
 
 
-def _replay(call: Call, engine: Engine, activations: np.dtype) -> dict[str, np.ndarray]:
+def _replay(call: Call, engine: Engine) -> dict[str, np.ndarray]:
     """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing."""
-    bound, outputs = _bound(call, engine, activations)
-    bound.run()
-    return outputs
+    bound, outputs = _bound(call, engine)
+    bound.run(tuple(outputs))
+    return {name: buffer.host for name, buffer in outputs.items()}
 
 
-def _bound(call: Call, engine: Engine, activations: np.dtype) -> tuple[BoundCall, dict[str, np.ndarray]]:
-    """The call on `engine`, not run yet, and the arrays that it will write."""
-    inputs = {
-        name: np.ascontiguousarray(array.astype(engine.input_dtype(name))) for name, array in call.inputs.items()
-    }
+def _bound(call: Call, engine: Engine) -> tuple[BoundCall, dict[str, HostBuffer]]:
+    """The call on `engine`, not run yet, and the buffers that it will write."""
+    inputs = {name: HostBuffer(np.ascontiguousarray(array.astype(host_dtype(engine.dtype(name)))), engine.dtype(name))
+              for name, array in call.inputs.items()}  # fmt: skip
     outputs = {}
     for name, array in call.outputs.items():
         past = name.replace("present_", "past_", 1)
         if past != name and past in inputs:
             outputs[name] = inputs[past]
         else:
-            outputs[name] = np.zeros(array.shape, activations if name in _ACTIVATIONS else array.dtype)
+            outputs[name] = host_buffer(array.shape, engine.dtype(name))
     return engine.bind(inputs, outputs), outputs
 
 

@@ -45,7 +45,7 @@ class Drawing:
 def draw(
     pipe: Pipeline, drawing: Drawing, captions: Sequence[Caption], folder: Path, advance: Callable[[int], None]
 ) -> list[Image.Image]:
-    """The set's pictures, one for each caption; missing ones are drawn and written to `folder` batch by batch.
+    """The set's pictures, one for each caption; missing ones are drawn and written to `folder` as they are done.
 
     advance gets the number of tokens that are done. After Ctrl-C it raises KeyboardInterrupt; finished pictures are
     in the folder, and the next call goes on from them.
@@ -53,20 +53,18 @@ def draw(
     wanted = [_text(pipe, drawing, caption, i) for i, caption in enumerate(captions)]
     files = [folder / f"{i:05d}.png" for i in range(len(captions))]
     missing = [i for i, (file, text) in enumerate(zip(files, wanted, strict=True)) if not _is_kept(file, text)]
-    tokens, kept = pipe.manifest.model.image_tokens, len(captions) - len(missing)
+    tokens, kept = pipe.manifest.model.plan.length, len(captions) - len(missing)
     advance(kept * tokens)
     if missing:
-        batches = pipe.stream(
+        outputs = pipe.stream(
             [captions[i].prompt for i in missing], seed=[drawing.seed + i for i in missing], rule=drawing.rule,
             tree=None if drawing.rule == PLAIN else drawing.tree,
             callback=lambda done, _total: advance(kept * tokens + done),
         )  # fmt: skip
-        for output in batches:
-            for place, image in enumerate(output.images):
-                i = missing.pop(0)
-                save_png(image, files[i], wanted[i] | _counts(output, place))
-            if output.interrupted:
-                raise KeyboardInterrupt
+        for output in outputs:
+            for number, (place, image) in enumerate(zip(output.places, output.images, strict=True)):
+                i = missing[place]
+                save_png(image, files[i], wanted[i] | _counts(output, number))
     write_captions(folder / "captions.jsonl", (_with_file(c, f.name) for c, f in zip(captions, files, strict=True)))
     return [open_image(file) for file in files]
 
@@ -103,11 +101,11 @@ def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> di
             "model": pipe.manifest.name, "bundle": made_by}  # fmt: skip
 
 
-def _counts(output: Output, place: int) -> dict[str, str]:
-    """One picture's own tokens and rounds, and its share of its batch's calls and time."""
-    stats, rounds = output.stats, int(output.rounds[place])
+def _counts(output: Output, number: int) -> dict[str, str]:
+    """One image's own tokens and rounds, and its share of its output's calls and time."""
+    stats, rounds = output.stats, int(output.rounds[number])
     count = max(1, stats.images)
-    own = {"tokens": output.codes.shape[1] - 1, "rounds": rounds, "relaxed": _relaxed(output.causes[place])}
+    own = {"tokens": output.codes.shape[1] - 1, "rounds": rounds, "relaxed": _relaxed(output.causes[number])}
     shared = {name: getattr(stats, name) / count for name in ("target_calls", "total_seconds")}
     return {name: repr(value) for name, value in (own | shared).items()}
 

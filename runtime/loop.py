@@ -1,128 +1,199 @@
-"""Speculative decoding of one batch: draft, verify, accept, commit, emit.
-
-Who owns which length, for prompt p:
+"""Speculative decoding of the images in a lane's slots: draft, verify, accept, commit, emit.
 
 | quantity | owner | meaning |
 |---|---|---|
-| `state.done[p]` | `emit` alone advances it | tokens of the picture that are decided, the tree's root included |
+| `sequence.done` | `emit` alone advances it | tokens of the sequence that are decided, the tree's root included |
 | target cache | derived: T + done - 1 committed slots | the root is not in the cache yet: verification writes it |
 | drafter cache | derived: T + done - 2 pairs after `emit`, before the next draft reads the newest ones | |
 
 An accepted path has at most depth + 1 nodes (the root included); both rows of a guidance pair follow it.
+`sequences` are those of the slots at the front; None is a slot without an image, whose part of a call nobody reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
 
-from .cache import KVCache
-from .calls import DraftBuffers, DraftCall, EmbedCall, Layout, TargetCall
-from .noise import Stream
-from .rules import Cause, Draws, Node, Rule
-from .rules.exact import draw_token
+from .conditioner import Prefix
+from .lane import Lane
+from .noise import Stream, gumbel
+from .rules import LOG_Q, LOGITS, SIMILARITY, STATES, Cause, Draws, Node, Rule
 from .sampling import Sampling, kept
+from .slots import TokenSequence
+
+Sequences = Sequence[TokenSequence | None]
+_TARGET_OUTPUTS = {LOGITS: ("logits", "ids"), SIMILARITY: ("similarity",), STATES: ("states",)}
 
 
-@dataclass
-class State:
-    """What changes while a batch is drawn. `codes` is int32 [P, HW], `causes` int8 [P, HW], `done` int64 [P].
-
-    `row` is how many tokens make one row of the picture.
-    """
-
-    seeds: list[int]
-    codes: np.ndarray
-    causes: np.ndarray
-    row: int
-    done: np.ndarray
-    rounds: np.ndarray  # int64 [P]: decoding calls of the target that the prompt took part in
-    target_calls: int = 0  # decoding calls of the target, prefill not counted
-
-    @classmethod
-    def start(cls, seeds: list[int], grid: int) -> State:
-        """Nothing drawn yet of pictures with grid x grid tokens."""
-        shape = (len(seeds), grid * grid)
-        done, rounds = np.zeros((2, len(seeds)), np.int64)
-        return cls(seeds, np.zeros(shape, np.int32), np.zeros(shape, np.int8), grid, done, rounds)
-
-    @property
-    def image_tokens(self) -> int:
-        return self.codes.shape[1]
-
-    @property
-    def unfinished(self) -> list[int]:
-        return [p for p in range(len(self.seeds)) if self.done[p] < self.image_tokens]
+class NotFiniteError(Exception):
+    """The target's numbers for an image left the range of its dtype."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """One prompt's walk: node numbers from the root on, the tokens that follow them (bonus last), and their causes."""
+    """One image's walk: node numbers from the root on, the tokens that follow them (bonus last), and their causes."""
 
     path: list[int]
     tokens: list[int]
     causes: list[Cause]
 
 
-def draft(call: DraftCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling) -> None:
-    """Drafts the next tree of every prompt. Noise row d belongs to the token after a node of depth d."""
-    stream = None if sampling.greedy else rule.noise
-    for p in state.unfinished:
-        buffers.window.fill(p, state.seeds[p], stream, int(state.done[p]), state.image_tokens)
-    call.run()
-    buffers.read_trees(state.unfinished)
+def occupied(sequences: Sequences) -> Iterable[tuple[int, TokenSequence]]:
+    """Slots with an image, and its sequence."""
+    return ((slot, sequence) for slot, sequence in enumerate(sequences) if sequence is not None)
 
 
-def verify(call: TargetCall, buffers: DraftBuffers, state: State, layout: Layout, prefix_len: int) -> None:
-    """Runs the target on every prompt's tree."""
-    start = np.minimum(prefix_len + state.done - 1, prefix_len + state.image_tokens - 1)  # [P]
-    prompts = layout.prompt_of_row()
-    call.write_index[:] = start[prompts]  # [R]
-    call.positions[:] = (start[:, None] + buffers.depths)[prompts]
-    if buffers.dynamic:
-        call.tree_mask[:, :, : buffers.ancestors.shape[1]] = buffers.ancestors[prompts]
-    call.run()
-    state.target_calls += 1
+def needs(sequences: Sequences) -> set[str]:
+    """What the rules of the images read beside the target's draws."""
+    return {name for _, sequence in occupied(sequences) if sequence.rule is not None for name in sequence.rule.needs}
 
 
-def accept(
-    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling
-) -> dict[int, Accepted]:
-    """Walks every unfinished prompt's tree; returns what was accepted, cut at the end of the picture."""
-    return {p: walk(call, buffers, state, rule, sampling, p) for p in state.unfinished}
+def stream_of(sequence: TokenSequence) -> Stream | None:
+    """Whose noise the target and the drafter get: plain decoding draws with the target's own."""
+    if sequence.sampling.greedy:
+        return None
+    return Stream.TOKEN if sequence.rule is None else sequence.rule.noise
 
 
-def walk(
-    call: TargetCall, buffers: DraftBuffers, state: State, rule: Rule, sampling: Sampling, p: int
-) -> Accepted:
+def fill_noise(lane: Lane, slot: int, sequence: TokenSequence) -> None:
+    """Sets the slot's noise, and the tokens that the sequence forces, at the next positions.
+
+    Row d belongs to the token after a node of depth d."""
+    done, plan = sequence.done, sequence.plan
+    lane.window.fill(slot, sequence.seed, stream_of(sequence), done, plan.length)
+    if plan.has_forced:
+        ahead = plan.forced[done : done + lane.forced.shape[1]]
+        lane.forced[slot] = -1
+        lane.forced[slot, : len(ahead)] = ahead
+
+
+# filling a slot ---------------------------------------------------------------------------------------------
+def set_up(lane: Lane, slot: int, sampling: Sampling) -> None:
+    """Gives a slot the settings of its image."""
+    scale = np.float32(sampling.guidance_scale)
+    lane.guidance[slot] = (scale, 1 - scale) if lane.rows == 2 else (1,)
+    lane.temperature[slot] = sampling.engine_temperature
+    lane.top_k[slot] = 1 if sampling.greedy else sampling.top_k or lane.manifest.target.top_k
+    lane.top_p[slot] = sampling.top_p
+
+
+def prefill(lane: Lane, slot: int, sequence: TokenSequence, prefix: Prefix) -> None:
+    """Reads the prefix into the slot and draws the sequence's first token. Raises NotFiniteError."""
+    set_up(lane, slot, sequence.sampling)
+    vocab = lane.manifest.model.vocab_size
+    greedy = sequence.sampling.greedy
+    noise = np.zeros(vocab, np.float32) if greedy else gumbel(sequence.seed, 0, Stream.TOKEN, vocab)
+    token = lane.prefill(slot, prefix, noise)
+    if token < 0:
+        raise NotFiniteError
+    sequence.tokens[0], sequence.done = token, 1
+    sequence.causes[0] = Cause.FORCED if sequence.plan.forced[0] >= 0 else Cause.DRAWN
+    if lane.tree is not None and sequence.room:
+        fill_noise(lane, slot, sequence)
+        lane.first_draft(slot, token)
+
+
+# one round --------------------------------------------------------------------------------------------------
+def draft(lane: Lane, sequences: Sequences) -> None:
+    """Drafts the next tree of every image."""
+    for slot, sequence in occupied(sequences):
+        fill_noise(lane, slot, sequence)
+    lane.run_draft(len(sequences), (LOG_Q,) if LOG_Q in needs(sequences) else ())
+    lane.read_trees([slot for slot, _ in occupied(sequences)])
+
+
+def verify(lane: Lane, sequences: Sequences) -> None:
+    """Runs the target on every image's tree."""
+    assert lane.tree is not None  # plain decoding has `decode_one`
+    for slot, sequence in occupied(sequences):
+        place(lane, slot, sequence, lane.depths[slot])
+    lane.run_target(len(sequences), [name for need in needs(sequences) for name in _TARGET_OUTPUTS.get(need, ())])
+
+
+def place(lane: Lane, slot: int, sequence: TokenSequence, depths: np.ndarray) -> None:
+    """Sets cache slots and positions of a target call's nodes, `depths` int64 [N] below the sequence's newest token."""
+    start, rows = lane.prefix_len + sequence.done - 1, slice(slot * lane.rows, (slot + 1) * lane.rows)
+    lane.write_index[rows] = start
+    lane.positions[rows] = sequence.first[:, None] + start + depths
+
+
+def accept(lane: Lane, sequences: Sequences) -> dict[int, Accepted | None]:
+    """Walks every image's tree; what was accepted, cut at the end of the sequence. None: it was not finite."""
+    found: dict[int, Accepted | None] = {}
+    for slot, sequence in occupied(sequences):
+        try:
+            found[slot] = walk(lane, slot, sequence)
+        except NotFiniteError:
+            found[slot] = None
+    return found
+
+
+def walk(lane: Lane, slot: int, sequence: TokenSequence) -> Accepted:
     """Follows the rule's decisions from the root until one is a bonus token."""
-    room = state.image_tokens - int(state.done[p])
-    views = Views(call, buffers, state, sampling, rule.noise is Stream.TOKEN, p)
-    path, node = [0], 0
-    tokens: list[int] = []
-    causes: list[Cause] = []
+    step = _step_by_draws(lane, slot) if not _reads_nodes(sequence.rule) else _step_by_rule(lane, slot, sequence)
+    forced, tree = sequence.plan.forced, lane.trees[slot]
+    path, tokens, causes, node = [0], [], [], 0
     while True:
-        decision = rule.decide(*views.of(node, run_of_relaxed(causes)))
-        tokens.append(decision.token)
-        causes.append(decision.cause)
-        if decision.child is None or len(tokens) == room:
+        if lane.drawn[slot, node] < 0:
+            raise NotFiniteError
+        must = int(forced[sequence.done + len(tokens)])
+        if must >= 0:
+            child = next((n for n in tree.children[node] if lane.tree_tokens[slot, n] == must), None)
+            token, cause = must, Cause.FORCED
+        else:
+            token, child, cause = step(node, causes)
+        child = None if sequence.rule is None else child
+        tokens.append(token)
+        causes.append(cause)
+        if child is None or len(tokens) == sequence.room:
             return Accepted(path, tokens, causes)
-        node = decision.child
+        node = child
         path.append(node)
+
+
+def _reads_nodes(rule: Rule | None) -> bool:
+    """Whether a rule looks at more than the target's draws."""
+    return rule is not None and bool(rule.needs)
+
+
+Step = Callable[[int, list[Cause]], tuple[int, int | None, Cause]]
+
+
+def _step_by_draws(lane: Lane, slot: int) -> Step:
+    """The target's own draws (`ar`, `exact`): on to the child that carries the drawn token."""
+    drawn, drafted, tree = lane.drawn[slot], lane.tree_tokens[slot], lane.trees[slot]
+
+    def step(node: int, _causes: list[Cause]) -> tuple[int, int | None, Cause]:
+        token = int(drawn[node])
+        child = next((n for n in tree.children[node] if drafted[n] == token), None)
+        return token, child, Cause.DRAWN if child is None else Cause.STRICT
+
+    return step
+
+
+def _step_by_rule(lane: Lane, slot: int, sequence: TokenSequence) -> Step:
+    """An acceptance rule that looks at nodes."""
+    views, rule = Views(lane, slot, sequence), sequence.rule
+    assert rule is not None
+
+    def step(node: int, causes: list[Cause]) -> tuple[int, int | None, Cause]:
+        decision = rule.decide(*views.of(node, run_of_relaxed(causes)))
+        return decision.token, decision.child, decision.cause
+
+    return step
 
 
 @dataclass(frozen=True)
 class Views:
-    """One prompt's verified tree as a rule sees it, node by node, each made once in a round."""
+    """One image's verified tree as a rule sees it, node by node, each made once in a round."""
 
-    call: TargetCall
-    buffers: DraftBuffers
-    state: State
-    sampling: Sampling
-    coupled: bool  # the tree was drafted with the target's own noise
-    p: int
+    lane: Lane
+    slot: int
+    sequence: TokenSequence
     _made: dict[tuple[int, int], tuple[Node, Draws]] = field(default_factory=dict)
 
     def of(self, node: int, relaxed_run: int) -> tuple[Node, Draws]:
@@ -132,35 +203,43 @@ class Views:
         return self._made[node, relaxed_run]
 
     def _make(self, node: int, relaxed_run: int) -> tuple[Node, Draws]:
-        call, buffers, state, p = self.call, self.buffers, self.state, self.p
-        drafted, tree, law_rows = buffers.tree_tokens[p], buffers.trees[p], buffers.law_rows[p]
+        lane, slot, sequence = self.lane, self.slot, self.sequence
+        rule, plan = sequence.rule, sequence.plan
+        assert rule is not None
+        drafted, tree, law_rows = lane.tree_tokens[slot], lane.trees[slot], lane.law_rows[slot]
         depth = int(tree.depths[node])
-        position = int(state.done[p]) + depth
-        count = kept(call.logits[p, node], self.sampling)
+        position = sequence.done + depth
+        count = kept(lane.logits[slot, node], sequence.sampling)
 
         def behind(child: int, relaxed: bool) -> tuple[Node, Draws] | None:
-            if position + 1 >= state.image_tokens:
-                return None
-            return self.of(tree.children[node][child], relaxed_run + 1 if relaxed else 0)
+            at, after = tree.children[node][child], position + 1
+            while after < plan.length and (must := int(plan.forced[after])) >= 0:
+                carriers = [n for n in tree.children[at] if drafted[n] == must]
+                if not carriers:
+                    return None
+                at, after = carriers[0], after + 1
+            return None if after >= plan.length else self.of(at, relaxed_run + 1 if relaxed else 0)
 
+        has_law = LOG_Q in rule.needs and node in law_rows
         seen = Node(
             index=node,
-            ids=call.ids[p, node, :count],
-            logits=call.logits[p, node, :count],
+            ids=lane.kept_ids[slot, node, :count],
+            logits=lane.logits[slot, node, :count],
             tokens=[int(drafted[child]) for child in tree.children[node]],
             nodes=tree.children[node],
-            log_q=buffers.log_q[p, law_rows[node]] if node in law_rows else None,
-            similarity=call.similarity[p],
+            log_q=lane.log_q[slot, law_rows[node]] if has_law else None,
+            similarity=lane.similarity[slot] if SIMILARITY in rule.needs else None,
             tree=tree,
             drafted=drafted,
-            row_start=position % state.row == 0,
+            row_start=bool(plan.row_starts[position]),
             relaxed_run=relaxed_run,
-            hidden=call.hidden,
-            guidance=call.guidance[p],
+            tree_states=lane.states[slot] if STATES in rule.needs else None,
             behind=behind,
         )
-        shared = buffers.noise[p, depth] if self.coupled and not self.sampling.greedy else None
-        return seen, Draws(state.seeds[p], position, buffers.noise.shape[2], shared)
+        coupled = rule.noise is Stream.TOKEN
+        shared = lane.noise[slot, depth] if coupled and not sequence.sampling.greedy else None
+        drawn = int(lane.drawn[slot, node]) if coupled or sequence.sampling.greedy else None
+        return seen, Draws(sequence.seed, position, lane.noise.shape[2], shared, drawn)
 
 
 def run_of_relaxed(causes: list[Cause]) -> int:
@@ -168,49 +247,56 @@ def run_of_relaxed(causes: list[Cause]) -> int:
     return len(list(takewhile(lambda cause: cause.relaxed, reversed(causes))))
 
 
-def commit(cache: KVCache, state: State, accepted: dict[int, Accepted], layout: Layout, prefix_len: int) -> None:
-    """Moves the accepted entries of the target's cache to the front of the tree region, for both rows alike."""
-    for p, walked in accepted.items():
-        cache.commit(layout.rows_of(p), prefix_len + int(state.done[p]) - 1, walked.path)
+def commit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None]) -> None:
+    """Moves the accepted entries of the target's cache to the front of the tree region, for all rows alike."""
+    for slot, sequence in occupied(sequences):
+        if (walked := accepted[slot]) is not None:
+            rows = range(slot * lane.rows, (slot + 1) * lane.rows)
+            lane.memory.target.move(rows, lane.prefix_len + sequence.done - 1, walked.path)
 
 
-def emit(state: State, accepted: dict[int, Accepted], call: DraftCall, layout: Layout, prefix_len: int) -> None:
+def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None]) -> None:
     """Writes the new tokens, advances the lengths and tells the drafter what to read next."""
-    start = call.write_index.copy()
-    for p, walked in accepted.items():
-        count, done = len(walked.tokens), int(state.done[p])
-        state.codes[p, done : done + count] = walked.tokens
-        state.causes[p, done : done + count] = walked.causes
-        state.done[p] = done + count
-        call.path[p] = walked.path[-1]
-        call.path[p, :count] = walked.path[:count]
-        call.tokens[p] = walked.tokens[-1]
-        call.tokens[p, :count] = walked.tokens
-        call.count[p] = count
-        start[layout.rows_of(p)] = prefix_len + done - 1
-        state.rounds[p] += 1
-    call.place(start)
+    for slot, sequence in occupied(sequences):
+        if (walked := accepted[slot]) is None:
+            continue
+        count, done = len(walked.tokens), sequence.done
+        sequence.tokens[done : done + count] = walked.tokens
+        sequence.causes[done : done + count] = walked.causes
+        sequence.done = done + count
+        sequence.rounds += 1
+        lane.path[slot] = walked.path[-1]
+        lane.path[slot, :count] = walked.path[:count]
+        lane.pair_tokens[slot] = walked.tokens[-1]
+        lane.pair_tokens[slot, :count] = walked.tokens
+        lane.count[slot] = count
+        start, rows = lane.prefix_len + done - 1, slice(slot * lane.rows, (slot + 1) * lane.rows)
+        lane.pair_index[rows] = start
+        lane.pair_positions[rows] = start + np.arange(lane.pair_positions.shape[1])
 
 
-def decode_one(
-    call: TargetCall, embed: EmbedCall, state: State, layout: Layout, prefix_len: int
-) -> None:
-    """Runs the target on the newest token of every prompt: plain decoding."""
-    newest = state.codes[np.arange(len(state.seeds)), state.done - 1]  # [P]
-    embed.ids[:, 0] = newest[layout.prompt_of_row()]
-    embed.run()
-    call.write_index[:] = prefix_len + state.done[layout.prompt_of_row()] - 1
-    call.positions[:] = call.write_index[:, None]
-    call.run()
-    state.target_calls += 1
-    state.rounds += 1
+# plain decoding ---------------------------------------------------------------------------------------------
+def decode_one(lane: Lane, sequences: Sequences) -> None:
+    """Runs the target on the newest token of every image: plain decoding."""
+    here = np.zeros(1, np.int64)
+    for slot, sequence in occupied(sequences):
+        fill_noise(lane, slot, sequence)
+        lane.ids[slot * lane.rows : (slot + 1) * lane.rows, 0] = sequence.tokens[sequence.done - 1]
+        place(lane, slot, sequence, here)
+    lane.run_embed(len(sequences))
+    lane.run_target(len(sequences), ())
 
 
-def sample_next(call: TargetCall, state: State, sampling: Sampling) -> None:
-    """Draws every prompt's next token from the call's last node by plain sampling."""
-    for p, seed in enumerate(state.seeds):
-        position = int(state.done[p])
-        count = kept(call.logits[p, -1], sampling)
-        draws = Draws(seed, position, call.vocab_size)
-        state.codes[p, position] = draw_token(call.ids[p, -1, :count], call.logits[p, -1, :count], draws)
-    state.done += 1
+def take_drawn(lane: Lane, sequences: Sequences) -> list[int]:
+    """Takes every image's drawn token; returns the slots where it was not finite."""
+    failed = []
+    for slot, sequence in occupied(sequences):
+        token, position = int(lane.drawn[slot, 0]), sequence.done
+        if token < 0:
+            failed.append(slot)
+            continue
+        sequence.tokens[position] = token
+        sequence.causes[position] = Cause.FORCED if sequence.plan.forced[position] >= 0 else Cause.DRAWN
+        sequence.done += 1
+        sequence.rounds += 1
+    return failed

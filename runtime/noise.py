@@ -81,3 +81,7 @@ class NoiseWindow:
             window[:kept] = window[rows - kept :].copy()
         for row in range(kept, min(rows, end - start)):
             window[row] = gumbel(seed, start + row, stream, vocab)
+
+    def move(self, source: int, to: int) -> None:
+        """The noise itself has been moved from one slot to another."""
+        self._start[to], self._start[source] = self._start[source], None

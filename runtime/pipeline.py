@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
 
-from . import loop
-from .backends import open_backend
+from .backends import Engine, open_backend
+from .batch import Batch, Drawn, Job
 from .bundle import Manifest, check_files, read_manifest
-from .cache import KVCache
-from .calls import Layout
+from .conditioner import Conditioner
+from .decoder import Decoder
+from .engines import TEXT, Engines
 from .errors import CascadeError
-from .images import to_images
-from .lane import Engines, Lane
-from .noise import Stream
+from .lane import Lane
+from .options import DrawOptions, DrawSettings, check_sampling
 from .prompts import PromptEncoder
-from .request import Conditioning, check_conditioning, check_sampling, check_seeds
-from .rules import Rule, get_rule
-from .rules.cascade import Cascade
+from .request import Checker, Drawing
+from .rulebook import Rulebook
+from .rules import Rule
 from .rules.registry import PLAIN
-from .rules.states import StateTable
-from .sampling import Sampling
+from .slots import Memory
 from .stats import Stats
+from .tree import AnyTree
 
 Callback = Callable[[int, int], None]
 
@@ -42,10 +42,10 @@ Callback = Callable[[int, int], None]
 class Output:
     """What `generate` returns.
 
-    `images` are PIL images in the order of the prompts, `codes` int32 [P, grid * grid] their tokens, `seeds`
-    the seed of each, `warnings` sentences such as a prompt that was cut, `causes` int8 [P, grid * grid] how each
-    token came (rules.Cause), `rounds` int64 [P] the target calls that each took (prefill not counted). After Ctrl-C
-    (`interrupted`) it holds the images that were finished.
+    `images` are PIL images in the order of the prompts, `codes` int32 [P, rows * columns] their tokens, `seeds` the
+    seed of each, `warnings` sentences such as a prompt that was cut, `causes` int8 [P, rows * columns] how each token
+    came (rules.Cause), `rounds` int64 [P] the target calls that each took (prefill not counted). `places` says which
+    of the requested images these are.
     """
 
     images: list[Image.Image]
@@ -54,49 +54,45 @@ class Output:
     rounds: np.ndarray
     stats: Stats
     seeds: list[int]
-    warnings: list[str] = field(default_factory=list)
-    interrupted: bool = False
-
-    def add(self, other: Output) -> None:
-        """Appends the pictures of a later batch."""
-        self.images = self.images + other.images
-        self.codes = np.concatenate([self.codes, other.codes])
-        self.causes = np.concatenate([self.causes, other.causes])
-        self.rounds = np.concatenate([self.rounds, other.rounds])
-        self.seeds = self.seeds + other.seeds
-        self.interrupted = other.interrupted
-        self.stats.add(other.stats)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked request: what to draw, and how."""
-
-    conditioning: Conditioning
-    seeds: list[int]
-    sampling: Sampling
-    rule: Rule | None
-    tree: str | None
-    image_tokens: int
+    places: list[int]
     warnings: list[str] = field(default_factory=list)
 
-    def part(self, begin: int, end: int) -> Request:
-        """The pictures begin ... end - 1; warnings stay with the first part."""
-        return replace(
-            self, conditioning=self.conditioning.part(slice(begin, end)), seeds=self.seeds[begin:end],
-            warnings=self.warnings if begin == 0 else [],
-        )  # fmt: skip
+    @classmethod
+    def of(cls, drawn: Mapping[int, Drawn], stats: Stats, image_tokens: int) -> Output:
+        """The finished images by their places, in that order."""
+        places = sorted(drawn)
+        images = [drawn[place] for place in places]
+        shape = (len(images), image_tokens)
+        return cls(
+            [one.image for one in images],
+            np.array([one.codes for one in images], np.int32).reshape(shape),
+            np.array([one.causes for one in images], np.int8).reshape(shape),
+            np.array([one.stats.rounds for one in images], np.int64),
+            stats,
+            [one.seed for one in images],
+            places,
+            [warning for one in images for warning in one.warnings],
+        )
 
-    def output(self) -> Output:
-        """An output without pictures yet."""
-        stats = Stats(self.rule.name if self.rule else PLAIN, self.tree)
-        shape = (0, self.image_tokens)
-        codes, causes = np.zeros(shape, np.int32), np.zeros(shape, np.int8)
-        return Output([], codes, causes, np.zeros(0, np.int64), stats, [], list(self.warnings))
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while `generate` drew. `output` holds the images that were finished."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__("interrupted")
+        self.output = output
+
+
+class UnfinishedError(CascadeError):
+    """An image had to be given up (its timeout, or numbers out of range). `output` holds those that were finished."""
+
+    def __init__(self, reason: str, output: Output) -> None:
+        super().__init__(reason)
+        self.output = output
 
 
 class Pipeline:
-    """Draws pictures from a bundle. Make one with `Pipeline.load`.
+    """Draws images from a bundle. Make one with `Pipeline.load`; close it, or use it in a `with` block.
 
     One pipeline may be shared by threads: calls wait for each other. Several pipelines run side by side.
     """
@@ -105,16 +101,19 @@ class Pipeline:
         self.folder, self.manifest, self.backend_name = folder, manifest, backend_name
         self._lock = threading.Lock()
         self._drawing: int | None = None  # the thread that holds the lock
-        backend = open_backend(backend_name, threads)
-        load = {name: folder / engine.file for name, engine in manifest.engines.items()}
-        drafters = {tree.name: backend.load(load[tree.engine]) for tree in manifest.trees}
-        self._engines = Engines(backend.load(load["target"]), backend.load(load["embed"]), drafters)
-        self._condition = backend.load(load["condition"])
-        self._decode = backend.load(load["decode"])
-        self._text = backend.load(load["text"]) if "text" in load else None
-        self._prompts = PromptEncoder(folder, manifest.text) if manifest.text else None
-        self._cache, self._drafter_cache = self._allocate()
-        self._lanes: dict[tuple[Layout, str | None], Lane] = {}
+        self._backend = open_backend(backend_name, threads)
+        self._engines = Engines(self._backend, folder, manifest)
+        encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
+        self._rulebook = Rulebook(folder, manifest)
+        self._checker = Checker(manifest, self._rulebook, encoder)
+        self._conditioner = Conditioner(self._backend, self._engines, manifest)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forgets everything that is bound to the engines."""
+        self._lanes: dict[tuple[int, str | None], Lane] = {}
+        self._memory: Memory | None = None
+        self._decoder: Decoder | None = None
 
     @classmethod
     def load(
@@ -122,9 +121,10 @@ class Pipeline:
     ) -> Pipeline:
         """Loads the bundle in `folder`.
 
-        threads is per engine (None: one for each core). `warm` binds and runs the usual shape once, so that
-        the first picture is not slower than the others. Raises CascadeError for a missing, changed or
-        outdated bundle, and for a backend that is not installed or cannot take the bundle's precision.
+        threads is per engine (None: one for each core). `warm` loads every engine of the usual calls and runs them
+        once, so that the first image is not slower than the others. Drafters of further trees are loaded when a call
+        first asks for them. Raises CascadeError for a missing, changed or outdated bundle, and for a backend that is
+        not installed or cannot take the bundle's precision.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -134,28 +134,98 @@ class Pipeline:
             pipeline._warm_up()
         return pipeline
 
-    def _allocate(self) -> tuple[KVCache, KVCache | None]:
-        model, drafter, rows = self.manifest.model, self.manifest.drafter, 2 * self.manifest.batch
-        dtype = self._engines.target.input_dtype("embeds")
-        cache = KVCache(model.n_layer, rows, model.n_head, self.manifest.target.slots, model.head_dim, dtype)
-        if drafter is None:
-            return cache, None
-        return cache, KVCache(1, rows, drafter.n_head, drafter.slots, drafter.head_dim, dtype)
-
     def _warm_up(self) -> None:
-        layout = Layout(1, self.manifest.sampling.guidance_scale != 1)
+        for name in ("condition", "embed", *((TEXT,) if TEXT in self._engines else ())):
+            self._engines[name]
         tree = self.manifest.trees[0].name if self.manifest.trees else None
-        lane = self._lane(layout, tree)
-        lane.step.run()
+        rows = 2 if self.manifest.sampling.guidance_scale != 1 else 1
+        self._shared_decoder()
+        lane = self._lane(rows, tree)
+        lane.run_target(1, ())
+        if tree is not None:
+            lane.run_draft(1, ())
 
-    def _lane(self, layout: Layout, tree: str | None) -> Lane:
-        key = (layout, tree)
-        if key not in self._lanes:
-            drafted = self.manifest.tree(tree).tree() if tree is not None else None
-            self._lanes[key] = Lane(
-                self.manifest, self._engines, self._cache, self._drafter_cache, layout, drafted
-            )
-        return self._lanes[key]
+    # what it is made of -------------------------------------------------------------------------------------
+    def engines(self) -> Mapping[str, Engine]:
+        """The engines by their names in the manifest; each is loaded when it is first looked up."""
+        return self._engines
+
+    def wrap_engines(self, wrap: Callable[[str, Engine], Engine] | None) -> None:
+        """From now on `wrap(name, engine)` stands for each engine (None: the engine itself); bound calls are
+        forgotten."""
+        with self._exclusive():
+            self._engines.replace(wrap)
+            self._reset()
+
+    def release(self, engine: str = TEXT) -> None:
+        """Frees an engine's memory, as a rule the text encoder's; it is loaded again when it is next needed."""
+        if engine not in self._engines:
+            raise CascadeError(f"bundle {self.manifest.name} has no engine {engine!r}.")
+        self._engines.release(engine)
+
+    def rule(self, name: str) -> Rule:
+        """The acceptance rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
+        return self._rulebook.rule(name)
+
+    def check_rule(self, rule: str, tree: str | None = None) -> None:
+        """Raises CascadeError when the rule or the tree is unknown, or the bundle cannot serve them together."""
+        self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))
+
+    def lane(self, tree: AnyTree | None, guided: bool = True) -> Lane:
+        """Bound calls for any tree (None: plain decoding) on the pipeline's own memory, for those who measure them."""
+        return Lane(self._backend, self._engines, self.manifest, self._shared_memory(), 2 if guided else 1, tree)
+
+    def close(self) -> None:
+        """Frees engines and caches. The pipeline cannot draw any more; batches made from it neither."""
+        with self._exclusive():
+            self._reset()
+            self._engines.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _shared_memory(self) -> Memory:
+        if self._memory is None:
+            self._memory = Memory.allocate(self._backend, self._engines, self.manifest, self.manifest.batch)
+        return self._memory
+
+    def _lane(self, rows: int, tree: str | None) -> Lane:
+        """The lane on the pipeline's own memory."""
+        if (rows, tree) not in self._lanes:
+            self._lanes[rows, tree] = self._new_lane(self._shared_memory(), rows, tree)
+        return self._lanes[rows, tree]
+
+    def _new_lane(self, memory: Memory, rows: int, tree: str | None) -> Lane:
+        drafted = None if tree is None else self.manifest.tree(tree).tree()
+        return Lane(self._backend, self._engines, self.manifest, memory, rows, drafted)
+
+    def _shared_decoder(self) -> Decoder:
+        if self._decoder is None:
+            self._decoder = Decoder(self._backend, self._engines, self.manifest)
+        return self._decoder
+
+    # drawing ------------------------------------------------------------------------------------------------
+    def batch(
+        self, slots: int | None = None, *, options: DrawOptions | None = None, **settings: Unpack[DrawSettings]
+    ) -> Batch:
+        """A batch of its own, with memory of its own, for callers that submit images one by one.
+
+        slots: images at the same time (default: the bundle's batch). The tree of the options is the batch's, and
+        with guidance_scale=1 it draws without guidance only; everything else is each job's. Raises CascadeError.
+        """
+        slots = self.manifest.batch if slots is None else slots
+        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+            raise CascadeError(f"slots must be a whole number of at least 1, not {slots!r}.")
+        given = (options or DrawOptions()).updated(settings)
+        sampling = check_sampling(self.manifest, given)
+        _, tree = self._rulebook.choose(given.rule, given.tree, sampling)
+        memory = Memory.allocate(self._backend, self._engines, self.manifest, slots)
+        lane = self._new_lane(memory, 1 if sampling.guidance_scale == 1 else 2, tree)
+        decoder = Decoder(self._backend, self._engines, self.manifest)
+        return Batch(lane, self._conditioner, decoder, self._checker.one)
 
     def generate(
         self,
@@ -165,143 +235,80 @@ class Pipeline:
         features_mask: np.ndarray | None = None,
         class_ids: Sequence[int] | None = None,
         seed: int | Sequence[int] = 0,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        rule: str | Rule | None = None,
-        tree: str | None = None,
+        options: DrawOptions | None = None,
         callback: Callback | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> Output:
-        """Draws one picture for each prompt.
+        """Draws an image for each prompt, each row of features [P, T, C] (mask bool [P, T]), or each class id.
 
-        Give exactly one of: `prompts`; `features` float [P, T, C] with `features_mask` [P, T] (text features
-        of the model's encoder); `class_ids` for class-conditional models. Picture i uses seed + i, or seed[i]
-        when a sequence is given; the same seed draws the same picture whatever the batch and (for the rules
-        `ar` and `exact`) the tree. Settings left out come from the bundle. guidance_scale 1 runs a single row,
-        temperature 0 is greedy, top_k 0 keeps all that the engine returns. `rule` defaults to `exact` where
-        the bundle has a drafter, else `ar`; `tree` to the bundle's first. The callback receives (tokens done,
-        tokens in all).
+        Image i uses seed + i (or seed[i]) and does not depend on the others. `settings` are fields of `DrawOptions`,
+        laid over `options`. callback(done, total) is told of progress in tokens. Images beyond the bundle's batch
+        join as slots become free.
 
-        Raises CascadeError, before anything is drawn, for settings that the model or the bundle cannot serve.
+        Raises CascadeError, before anything is drawn, for settings that the model or the bundle cannot serve;
+        UnfinishedError when an image was given up, Interrupted after Ctrl-C, both with what was finished.
         """
-        request = self._request(
-            prompts, features, features_mask, class_ids, seed, guidance_scale, temperature, top_k, top_p, rule, tree
-        )
-        merged = request.output()
-        for output in self._batches(request, callback):
-            merged.add(output)
-        return merged
+        given = (options or DrawOptions()).updated(settings)
+        drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
+        started, finished, run = time.perf_counter(), {}, _Run(self, drawings, callback)
+
+        def output() -> Output:
+            run.stats.total_seconds = time.perf_counter() - started
+            return Output.of(finished, run.stats, self.manifest.model.plan.image_tokens)
+
+        try:
+            for place, drawn in run.images():
+                finished[place] = drawn
+        except KeyboardInterrupt:
+            raise Interrupted(output()) from None
+        except CascadeError as error:
+            if not run.started:
+                raise
+            raise UnfinishedError(str(error), output()) from error
+        return output()
 
     def stream(
         self,
         prompts: Sequence[str] | str | None = None,
         *,
+        features: np.ndarray | None = None,
+        features_mask: np.ndarray | None = None,
         class_ids: Sequence[int] | None = None,
         seed: int | Sequence[int] = 0,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        rule: str | Rule | None = None,
-        tree: str | None = None,
+        options: DrawOptions | None = None,
         callback: Callback | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> Iterator[Output]:
-        """As `generate`, but hands out the pictures of each batch as soon as they are drawn.
+        """As `generate`, but hands out each image as soon as it is drawn, in an output of its own.
 
-        The request is checked whole before this returns. After Ctrl-C the last output is empty and
-        `interrupted`.
+        `output.places[0]` says which of the requested images it is: they come as they are done, not in order. The
+        request is checked whole before this returns. `output.stats` is what the run has cost since the image before,
+        so that the outputs' stats add up to the run's. Ctrl-C and CascadeError are raised after the images that were
+        finished.
         """
-        request = self._request(
-            prompts, None, None, class_ids, seed, guidance_scale, temperature, top_k, top_p, rule, tree
-        )
-        return self._batches(request, callback)
+        given = (options or DrawOptions()).updated(settings)
+        drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
+        run = _Run(self, drawings, callback)
 
-    def _request(
-        self, prompts: Sequence[str] | str | None, features: np.ndarray | None, features_mask: np.ndarray | None,
-        class_ids: Sequence[int] | None, seed: int | Sequence[int], guidance_scale: float | None,
-        temperature: float | None, top_k: int | None, top_p: float | None, rule: str | Rule | None, tree: str | None,
-    ) -> Request:  # fmt: skip
-        """Checks everything that was asked for, and tokenises the prompts."""
-        conditioning = check_conditioning(self.manifest, prompts, features, features_mask, class_ids)
-        seeds = check_seeds(seed, len(conditioning))
-        sampling = check_sampling(self.manifest, guidance_scale, temperature, top_k, top_p)
-        chosen, tree_name = self._choose(rule, tree, sampling)
-        warnings: list[str] = []
-        if conditioning.prompts is not None and self._prompts is not None:
-            ids, mask, warnings = self._prompts.encode(conditioning.prompts)
-            conditioning = Conditioning(ids=ids, mask=mask)
-        return Request(conditioning, seeds, sampling, chosen, tree_name, self.manifest.model.image_tokens, warnings)
+        def outputs() -> Iterator[Output]:
+            before, started = run.stats.copy(), time.perf_counter()
+            for place, drawn in run.images():
+                now = time.perf_counter()
+                run.stats.total_seconds += now - started
+                stats = run.stats.since(before)
+                before, started = run.stats.copy(), now
+                yield Output.of({place: drawn}, stats, self.manifest.model.plan.image_tokens)
 
-    def check_rule(self, rule: str, tree: str | None = None) -> None:
-        """Raises CascadeError when the rule or the tree is unknown, or the bundle cannot serve them together."""
-        self._choose(rule, tree, check_sampling(self.manifest, None, None, None, None))
-
-    def _choose(
-        self, rule: str | Rule | None, tree: str | None, sampling: Sampling
-    ) -> tuple[Rule | None, str | None]:
-        """The rule object (None for plain decoding) and the tree's name."""
-        if rule is None:
-            rule = "exact" if self.manifest.trees else PLAIN
-        if rule == PLAIN:
-            if tree is not None:
-                self.manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
-            return None, None
-        if isinstance(rule, str):
-            rule = self.rule(rule)
-        info = self.manifest.tree(tree)
-        at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
-        if info.dynamic is not None and at_random:
-            raise CascadeError(
-                f"rule {rule.name} tests children that were drawn at random, and of those the dynamic tree "
-                f"{info.name} keeps only the likeliest: use a static tree, rule exact or strict-topk, or children=topk."
-            )
-        return rule, info.name
-
-    def rule(self, name: str) -> Rule:
-        """The acceptance rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
-        spelt = self.manifest.rules.get(name, name)
-        states = self._states if spelt.startswith(Cascade.kind) else None  # read whole: not for those who need none
-        return get_rule(spelt, self._neighbours, states)
-
-    @cached_property
-    def _neighbours(self) -> np.ndarray | None:
-        """The table for LANTERN, int [V, K], mapped from the bundle's file."""
-        name = self.manifest.neighbours
-        return None if name is None else np.load(self.folder / name, mmap_mode="r")
-
-    @cached_property
-    def _states(self) -> StateTable | None:
-        """The table for CASCADE's tau_draw."""
-        name = self.manifest.states
-        return None if name is None else StateTable.load(self.folder / name)
-
-    def _batches(self, request: Request, callback: Callback | None) -> Iterator[Output]:
-        """Draws batch by batch; the lock is held while one is drawn."""
-        count, batch = len(request.seeds), self.manifest.batch
-        for begin in range(0, count, batch):
-            part = request.part(begin, min(begin + batch, count))
-            done, total = begin * request.image_tokens, count * request.image_tokens
-
-            def report(state: loop.State, done: int = done, total: int = total) -> None:
-                if callback is not None:
-                    callback(done + int(state.done.sum()), total)
-
-            with self._turn():
-                try:
-                    output = self._draw(part, report)
-                except KeyboardInterrupt:
-                    output = part.output()
-                    output.interrupted = True
-            yield output
-            if output.interrupted:
-                return
+        return outputs()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Waits until no other thread draws. Raises CascadeError in a callback, which would wait for itself."""
+    def _exclusive(self) -> Iterator[None]:
+        """Waits until no other thread draws. Raises CascadeError where the caller would wait for itself."""
         if self._drawing == threading.get_ident():
-            raise CascadeError("a callback cannot draw with the pipeline that calls it: load a second one.")
+            raise CascadeError(
+                "this pipeline is drawing: finish or close its open stream first, and draw with a second pipeline or "
+                "`Pipeline.batch` inside a callback."
+            )
         with self._lock:
             self._drawing = threading.get_ident()
             try:
@@ -309,59 +316,48 @@ class Pipeline:
             finally:
                 self._drawing = None
 
-    def _draw(self, request: Request, report: Callable[[loop.State], None]) -> Output:
-        """One batch: condition, decode, draw the pixels."""
-        started, output = time.perf_counter(), request.output()
-        model, stats = self.manifest.model, output.stats
-        layout = Layout(len(request.seeds), request.sampling.guidance_scale != 1)
-        with stats.stage("condition"):
-            prefix, mask = self._prefix(request.conditioning, layout)
-        state = loop.State.start(request.seeds, model.grid)
-        lane = self._lane(layout, request.tree)
-        lane.run(prefix, mask, state, request.rule, request.sampling, stats, report)
-        with stats.stage("decode"):
-            output.images = self._pixels(state.codes)
-        output.codes, output.causes, output.rounds = state.codes, state.causes, state.rounds
-        output.seeds = request.seeds
-        stats.images = len(request.seeds)
-        stats.count_causes(state.causes)
-        stats.total_seconds = time.perf_counter() - started
-        return output
 
-    def _prefix(self, conditioning: Conditioning, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Prefix embeddings [R, T, D] and their mask bool [R, T]."""
-        model, rows = self.manifest.model, layout.prompt_of_row()
-        uncond = np.arange(layout.rows) >= layout.prompts
-        prefix = np.zeros((layout.rows, model.prefix_len, model.dim), self._engines.target.input_dtype("embeds"))
-        if conditioning.class_ids is not None:
-            inputs = {"class_ids": conditioning.class_ids[rows], "uncond": uncond}
-            mask = np.ones((layout.rows, model.prefix_len), bool)
-        else:
-            features, mask = conditioning.features, conditioning.mask
-            if features is None:
-                features = self._features(conditioning)
-            assert mask is not None  # features and token ids come with theirs
-            inputs = {
-                "features": np.ascontiguousarray(features[rows], dtype=self._condition.input_dtype("features")),
-                "uncond": uncond,
-            }
-            mask = mask[rows]
-        self._condition.bind(inputs, {"prefix": prefix}).run()
-        return prefix, mask
+class _Run:
+    """One `generate` or `stream`: its images through a batch on the pipeline's own memory."""
 
-    def _features(self, conditioning: Conditioning) -> np.ndarray:
-        """Text features [P, T, C] of the bundle's own encoder."""
-        assert self._text is not None and conditioning.ids is not None  # prompts are refused otherwise
-        ids, mask = np.ascontiguousarray(conditioning.ids), np.ascontiguousarray(conditioning.mask)
-        dtype = self._condition.input_dtype("features")
-        features = np.zeros((*ids.shape, self.manifest.model.caption_dim or 0), dtype)
-        self._text.bind({"ids": ids, "mask": mask}, {"features": features}).run()
-        return features
+    def __init__(self, pipeline: Pipeline, drawings: list[Drawing], callback: Callback | None) -> None:
+        self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
+        first = drawings[0]
+        self.stats = Stats(PLAIN if first.rule is None else first.rule.name, first.tree)
+        self.started = False
 
-    def _pixels(self, codes: np.ndarray) -> list[Image.Image]:
-        """PIL images of codes int32 [P, HW]."""
-        size = self.manifest.model.image_size
-        pixels = np.zeros((len(codes), 3, size, size), np.float32)
-        self._decode.bind({"codes": codes.astype(np.int64)}, {"image": pixels}).run()
-        return to_images(pixels)
+    def images(self) -> Iterator[tuple[int, Drawn]]:
+        """Finished images with their places, as they are done."""
+        pipe, first = self._pipeline, self._drawings[0]
+        with pipe._exclusive():
+            lane = pipe._lane(1 if first.sampling.guidance_scale == 1 else 2, first.tree)
+            batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one)
+            batch.stats = self.stats
+            jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
+            self.started = True
+            failed: list[Job] = []
+            handed: set[int] = set()
+            try:
+                while not batch.idle:
+                    ended = batch.step()
+                    self._report(jobs)
+                    for job in ended:
+                        if job.failed:
+                            failed.append(job)
+                        else:
+                            handed.add(jobs[job])
+                            yield jobs[job], job.result()
+            except KeyboardInterrupt:
+                for job, place in jobs.items():  # done in the very round that was interrupted
+                    if job.done and not job.failed and place not in handed:
+                        yield place, job.result()
+                raise
+            finally:
+                batch.drain()
+            for job in failed:
+                job.result()  # raises its reason
 
+    def _report(self, jobs: Mapping[Job, int]) -> None:
+        if self._callback is not None:
+            progress = [job.progress for job in jobs]
+            self._callback(sum(p.tokens for p in progress), sum(p.total for p in progress))

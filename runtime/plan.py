@@ -81,6 +81,14 @@ class TokenPlan:
         return forced
 
     @cached_property
+    def row_starts(self) -> np.ndarray:
+        """bool [length]: whether a position holds the first code of a row."""
+        starts = np.zeros(self.length, bool)
+        starts[self.code_positions[:: self.columns]] = True
+        starts.flags.writeable = False
+        return starts
+
+    @cached_property
     def code_positions(self) -> np.ndarray:
         """int64 [rows * columns]: the position in the sequence of each code of the image, in raster order."""
         rows, columns = np.divmod(np.arange(self.image_tokens), self.columns)

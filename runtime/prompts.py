@@ -28,22 +28,22 @@ class PromptEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Returns ids [P, T], mask [P, T] and a warning for each prompt that was cut to T tokens.
+    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Returns ids [P, T], mask [P, T] and, by its index, a warning for each prompt that was cut to T tokens.
 
         Raises CascadeError for an empty prompt.
         """
         length = self._info.max_length
         ids = np.full((len(prompts), length), self._info.pad_id, np.int64)
         mask = np.zeros((len(prompts), length), bool)
-        warnings = []
+        warnings: dict[int, str] = {}
         for row, prompt in enumerate(prompts):
             text = clean_caption(prompt) if self._info.clean else prompt.strip()
             if not text:
                 raise CascadeError(f"prompt {row + 1} is empty: say what to draw.")
             tokens = self._tokenizer.encode(text).ids
             if len(tokens) > length:
-                warnings.append(
+                warnings[row] = (
                     f"prompt {row + 1} has {len(tokens)} tokens, the model reads {length}: the rest was cut."
                 )
                 tokens = [*tokens[: length - 1], tokens[-1]]  # keep the end-of-text token

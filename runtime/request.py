@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from .bundle import Manifest
+from .bundle import CLASS, Manifest
 from .errors import CascadeError
+from .options import DrawOptions, check_sampling
+from .prompts import PromptEncoder
+from .rulebook import Rulebook
+from .rules import Rule
 from .sampling import Sampling
 
 _MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image: exactly one of a prompt, text features [T, C] (with their mask bool [T]) and a class id."""
+
+    prompt: str | None = None
+    features: np.ndarray | None = None
+    features_mask: np.ndarray | None = None
+    class_id: int | None = None
+    seed: int = 0
+    options: DrawOptions = field(default_factory=DrawOptions)
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,9 @@ class Conditioning:
                 return len(given)
         return 0
 
-    def part(self, part: slice) -> Conditioning:
+    def one(self, index: int) -> Conditioning:
+        """That of one image, P = 1."""
+        part = slice(index, index + 1)
         return Conditioning(
             None if self.prompts is None else self.prompts[part],
             None if self.ids is None else self.ids[part],
@@ -42,6 +59,58 @@ class Conditioning:
             None if self.mask is None else self.mask[part],
             None if self.class_ids is None else self.class_ids[part],
         )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A checked request of one image: `conditioning` has P = 1; `rule` None is plain decoding."""
+
+    conditioning: Conditioning
+    seed: int
+    sampling: Sampling
+    rule: Rule | None
+    tree: str | None
+    timeout: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Turns what a caller asks for into drawings; raises CascadeError before any engine runs."""
+
+    manifest: Manifest
+    rulebook: Rulebook
+    encoder: PromptEncoder | None
+
+    def one(self, request: Request) -> Drawing:
+        """A single image."""
+        features, mask = request.features, request.features_mask
+        return self.all(
+            None if request.prompt is None else [request.prompt],
+            None if features is None else np.asarray(features)[None],
+            None if mask is None else np.asarray(mask)[None],
+            None if request.class_id is None else [request.class_id],
+            [request.seed], request.options,
+        )[0]  # fmt: skip
+
+    def all(
+        self, prompts: Sequence[str] | str | None, features: np.ndarray | None, features_mask: np.ndarray | None,
+        class_ids: Sequence[int] | None, seed: int | Sequence[int], options: DrawOptions,
+    ) -> list[Drawing]:  # fmt: skip
+        """One drawing for each prompt, row of features or class id, with the same options."""
+        conditioning = check_conditioning(self.manifest, prompts, features, features_mask, class_ids)
+        seeds = check_seeds(seed, len(conditioning))
+        sampling = check_sampling(self.manifest, options)
+        rule, tree = self.rulebook.choose(options.rule, options.tree, sampling)
+        warnings: dict[int, str] = {}
+        if conditioning.prompts is not None and self.encoder is not None:
+            ids, mask, warnings = self.encoder.encode(conditioning.prompts)
+            conditioning = Conditioning(ids=ids, mask=mask)
+        return [
+            Drawing(conditioning.one(i), seeds[i], sampling, rule, tree, options.timeout,
+                    (warnings[i],) if i in warnings else ())
+            for i in range(len(conditioning))
+        ]  # fmt: skip
 
 
 def check_conditioning(
@@ -52,17 +121,15 @@ def check_conditioning(
     class_ids: Sequence[int] | None,
 ) -> Conditioning:
     """Exactly one kind of conditioning, of the kind the model takes."""
-    model = manifest.model
+    condition = manifest.model.condition
     if sum(given is not None for given in (prompts, features, class_ids)) != 1:
         raise CascadeError("give exactly one of prompts, features and class_ids.")
     if features_mask is not None and features is None:
         raise CascadeError("features_mask belongs to features: leave it out with prompts and class_ids.")
-    if model.condition == "class":
+    if condition.kind == CLASS:
         if class_ids is None:
-            raise CascadeError(
-                f"{manifest.name} draws classes: give class_ids from 0 to {(model.num_classes or 0) - 1}."
-            )
-        return Conditioning(class_ids=_check_class_ids(class_ids, model.num_classes or 0))
+            raise CascadeError(f"{manifest.name} draws classes: give class_ids from 0 to {condition.classes - 1}.")
+        return Conditioning(class_ids=_check_class_ids(class_ids, condition.classes))
     if class_ids is not None:
         raise CascadeError(f"{manifest.name} draws from text: give prompts, not class_ids.")
     if prompts is not None:
@@ -96,7 +163,7 @@ def _check_class_ids(class_ids: Sequence[int], classes: int) -> np.ndarray:
 
 
 def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray | None) -> Conditioning:
-    length, width = manifest.model.prefix_len, manifest.model.caption_dim
+    length, width = manifest.model.condition.length, manifest.model.condition.width
     if features.ndim != 3 or features.shape[1:] != (length, width) or not len(features):
         raise CascadeError(
             f"features must have the shape [P, {length}, {width}], not {list(features.shape)}."
@@ -120,7 +187,7 @@ def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray |
 
 
 def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """Seeds of `count` pictures: seed + i, or the given ones."""
+    """Seeds of `count` images: seed + i, or the given ones."""
     given = [seed] if isinstance(seed, (int, np.integer)) else seed
     if not isinstance(given, (Sequence, np.ndarray)) or not all(
         isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in given
@@ -128,40 +195,7 @@ def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
         raise CascadeError("a seed must be a whole number, or a list of one for each picture.")
     seeds = [int(seed) + i for i in range(count)] if given is not seed else [int(s) for s in given]  # type: ignore[arg-type]
     if len(seeds) != count:
-        raise CascadeError(f"there are {len(seeds)} seeds for {count} pictures: give one each, or one in all.")
+        raise CascadeError(f"there are {len(seeds)} seeds for {count} images: give one each, or one in all.")
     if any(not 0 <= s < _MAX_SEED for s in seeds):
         raise CascadeError("a seed must lie between 0 and 2**63 - 1.")
     return seeds
-
-
-def check_sampling(
-    manifest: Manifest,
-    guidance_scale: float | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-) -> Sampling:
-    """The caller's settings over the bundle's defaults."""
-    defaults = manifest.sampling
-    sampling = Sampling(
-        defaults.guidance_scale if guidance_scale is None else float(guidance_scale),
-        defaults.temperature if temperature is None else float(temperature),
-        defaults.top_k if top_k is None else int(top_k),
-        defaults.top_p if top_p is None else float(top_p),
-    )
-    kept, most, vocab = manifest.target.top_k, manifest.target.max_top_k, manifest.model.vocab_size
-    if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
-        raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
-    if not math.isfinite(sampling.temperature) or not (sampling.temperature == 0 or sampling.temperature >= 1e-3):
-        raise CascadeError("temperature must be 0 (greedy) or a number of at least 0.001.")
-    if not 0 < sampling.top_p <= 1:
-        raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
-    if sampling.top_k < 0:
-        raise CascadeError("top_k must be at least 0 (0 switches it off).")
-    if sampling.top_k > most or (sampling.top_k == 0 and kept < vocab and not sampling.greedy):
-        asked = "no top_k" if sampling.top_k == 0 else f"top_k {sampling.top_k}"
-        raise CascadeError(
-            f"{asked} asks for more logits than the {most} that this bundle was built for: "
-            f"lower it, or build again with --max-top-k {sampling.top_k or vocab}."
-        )
-    return sampling

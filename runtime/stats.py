@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .rules import Cause
 
 ROUND = ("draft", "verify", "accept", "commit", "emit")  # the stages of one decoding round
 STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
+_COUNTS = ("images", "tokens", "rounds", "target_calls", "total_seconds", "engine_seconds")
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Stats:
     total_seconds: float = 0.0
     engine_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    causes: dict[str, int] = field(default_factory=lambda: {cause.name.lower(): 0 for cause in Cause})
+    causes: dict[str, int] = field(default_factory=lambda: {cause.name.lower(): 0 for cause in Cause if cause >= 0})
 
     @property
     def tau(self) -> float:
@@ -59,8 +60,8 @@ class Stats:
         return relaxed / max(1, sum(self.causes.values()))
 
     def count_causes(self, causes: np.ndarray) -> None:
-        """Counts how tokens came, causes int8 [P, HW]."""
-        for cause, count in enumerate(np.bincount(causes.ravel(), minlength=len(Cause)).tolist()):
+        """Counts how tokens came, causes int8 [P, rows * columns]."""
+        for cause, count in enumerate(np.bincount(causes.ravel()).tolist()):
             self.causes[Cause(cause).name.lower()] += count
 
     @contextmanager
@@ -80,9 +81,21 @@ class Stats:
             "relaxed_share": self.relaxed_share,
         }
 
+    def copy(self) -> Stats:
+        return replace(self, seconds=dict(self.seconds), causes=dict(self.causes))
+
+    def since(self, before: Stats) -> Stats:
+        """The counts and seconds that were added to a copy `before`."""
+        found = self.copy()
+        for name in _COUNTS:
+            setattr(found, name, getattr(self, name) - getattr(before, name))
+        found.seconds = {name: seconds - before.seconds[name] for name, seconds in self.seconds.items()}
+        found.causes = {name: count - before.causes[name] for name, count in self.causes.items()}
+        return found
+
     def add(self, other: Stats) -> None:
         """Adds the counts and seconds of another generation with the same settings."""
-        for name in ("images", "tokens", "rounds", "target_calls", "total_seconds", "engine_seconds"):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds

@@ -10,16 +10,18 @@ since K is the size of its largest tree: its slots end K after the last image to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...runtime.backends import Buffer
+from ...runtime.backends.host import HostBuffer, host_buffer
 from .run import PlanEngine, TimedCall
 
-Arrays = Mapping[str, np.ndarray]
-_OF_NODES = ("embeds", "positions")  # inputs [R, N, ...] that a piece takes its nodes from
-_BY_NODE = ("logits", "ids", "log_sum_exp", "hidden")  # outputs [P or R, N, ...]
+Buffers = Mapping[str, Buffer]
+_OF_NODES = ("embeds", "positions", "depths")  # inputs [P or R, N, ...] that a piece takes its nodes from
+_BY_NODE = ("drawn", "logits", "ids", "states", "hidden")  # outputs [P or R, N, ...]
 
 
 @dataclass(frozen=True)
@@ -52,42 +54,47 @@ class FixedNodes:
     def __init__(self, engine: PlanEngine, fixed: int) -> None:
         self._engine, self._fixed = engine, fixed
 
-    def input_dtype(self, name: str) -> np.dtype:
-        return self._engine.input_dtype(name)
+    def dtype(self, name: str) -> str:
+        return self._engine.dtype(name)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> TimedCall:
+    def bind(self, inputs: Buffers, outputs: Buffers) -> TimedCall:
         """Raises CascadeError when the engine has no profile for the rows of `inputs`."""
-        own = {name: self._resized(array) for name, array in inputs.items() if name in (*_OF_NODES, "tree_mask")}
-        own |= {name: inputs[name].copy() for name in ("write_index", "cache_mask")}
-        answers = {name: self._resized(array) for name, array in outputs.items() if name in _BY_NODE}
-        prompts = inputs["guidance"].shape[0]
-        answers["similarity"] = np.zeros((prompts, self._fixed, self._fixed), np.float32)
+        own = {name: self._resized(given) for name, given in inputs.items() if name in (*_OF_NODES, "tree_mask")}
+        own |= {name: HostBuffer(inputs[name].host.copy()) for name in ("write_index", "cache_mask")}
+        answers = {name: self._resized(wanted) for name, wanted in outputs.items() if name in _BY_NODE}
+        if "similarity" in outputs:
+            slots, nodes = outputs["similarity"].shape[:2]
+            assert nodes <= self._fixed, "cosines of nodes in different pieces; the runtime reads a tree's only"
+            answers["similarity"] = host_buffer((slots, self._fixed, self._fixed), "float32")
         call = self._engine.bind({**inputs, **own}, {**outputs, **answers})
         return FixedNodesCall(call, inputs, outputs, own, answers)
 
-    def _resized(self, array: np.ndarray) -> np.ndarray:
-        """Zeros like `array` [R, N, ...] with as many nodes as the engine takes."""
-        return np.zeros((array.shape[0], self._fixed, *array.shape[2:]), array.dtype)
+    def _resized(self, like: Buffer) -> HostBuffer:
+        """Zeros like a buffer [P or R, N, ...] with as many nodes as the engine takes."""
+        return host_buffer((like.shape[0], self._fixed, *like.shape[2:]), like.dtype)
 
 
 class FixedNodesCall:
     """`call` reads `own` and writes `answers`, which have K nodes; users of this see `inputs` and `outputs`."""
 
-    def __init__(self, call: TimedCall, inputs: Arrays, outputs: Arrays, own: Arrays, answers: Arrays) -> None:
-        self._call, self._inputs, self._outputs = call, inputs, outputs
-        self._own, self._answers = own, answers
-        self._fixed = own["embeds"].shape[1]
+    def __init__(self, call: TimedCall, inputs: Buffers, outputs: Buffers, own: Buffers, answers: Buffers) -> None:
+        self._call = call
+        self._inputs, self._outputs, self._own, self._answers = (
+            {name: buffer.host for name, buffer in buffers.items()} for buffers in (inputs, outputs, own, answers)
+        )
+        self._fixed = self._own["embeds"].shape[1]
 
-    def run(self) -> None:
+    def run(self, fetch: Sequence[str] = ()) -> None:
         restore = self._later_slots()
-        found = self._pieces()
-        for piece in found:
+        for piece in self._pieces():
             self._prepare(piece)
-            self._call.run()
+            self._call.run(fetch)
             for name, answer in self._answers.items():
                 if name in _BY_NODE:
                     self._outputs[name][:, piece.start : piece.start + piece.count] = answer[:, : piece.count]
-        self._write_similarity(found)
+        if "similarity" in self._outputs:
+            nodes = self._outputs["similarity"].shape[1]
+            self._outputs["similarity"][:] = self._answers["similarity"][:, :nodes, :nodes]
         for cache, row, start, slots in restore:
             cache[row, :, start : start + slots.shape[1]] = slots
 
@@ -119,18 +126,6 @@ class FixedNodesCall:
         own["cache_mask"][:] = given["cache_mask"]
         for row, first in enumerate(given["write_index"]):
             own["cache_mask"][row, first : first + start] = mask[row, start, :start]
-
-    def _write_similarity(self, found: list[Piece]) -> None:
-        """Cosines [P, N, N] between all nodes of the call: the engine's, or of its pieces' hidden states."""
-        similarity = self._outputs["similarity"]
-        if len(found) == 1:
-            nodes = similarity.shape[1]
-            similarity[:] = self._answers["similarity"][:, :nodes, :nodes]
-            return
-        hidden = self._outputs["hidden"].astype(np.float32)
-        state = np.einsum("pr,rnd->pnd", self._inputs["guidance"], hidden)
-        state /= np.maximum(np.linalg.norm(state, axis=-1, keepdims=True), 1e-12)
-        similarity[:] = state @ state.transpose(0, 2, 1)
 
     def _later_slots(self) -> list[tuple[np.ndarray, int, int, np.ndarray]]:
         """(cache, row, slot, entries [H, slots, Dh]) that padding overwrites: copies of what lies there now."""

@@ -8,13 +8,15 @@ is overwritten by the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...runtime.backends import Buffer
+from ...runtime.backends.host import HostBuffer, host_buffer
 from .run import PlanEngine, TimedCall
 
-Arrays = Mapping[str, np.ndarray]
+Buffers = Mapping[str, Buffer]
 _OF_PAIRS = ("path", "tokens", "positions")  # inputs [P or R, M]
 _OWN = ("count", "write_index")
 
@@ -25,15 +27,15 @@ class FixedPairs:
     def __init__(self, engine: PlanEngine, fixed: int) -> None:
         self._engine, self._fixed = engine, fixed
 
-    def input_dtype(self, name: str) -> np.dtype:
-        return self._engine.input_dtype(name)
+    def dtype(self, name: str) -> str:
+        return self._engine.dtype(name)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> TimedCall:
+    def bind(self, inputs: Buffers, outputs: Buffers) -> TimedCall:
         """Raises CascadeError when the engine has no profile for the rows of `inputs`."""
         if inputs["path"].shape[1] == self._fixed:
             return self._engine.bind(inputs, outputs)
-        own = {name: np.zeros((len(inputs[name]), self._fixed), np.int64) for name in _OF_PAIRS}
-        own |= {name: inputs[name].copy() for name in _OWN}
+        own = {name: host_buffer((inputs[name].shape[0], self._fixed), "int64") for name in _OF_PAIRS}
+        own |= {name: HostBuffer(inputs[name].host.copy()) for name in _OWN}
         assert "features" not in outputs, "states of all pairs would come in pieces; the runtime reads none"
         return FixedPairsCall(self._engine.bind({**inputs, **own}, outputs), inputs, own)
 
@@ -41,14 +43,16 @@ class FixedPairs:
 class FixedPairsCall:
     """`call` reads `own`, which have K pairs; users of this see `inputs`."""
 
-    def __init__(self, call: TimedCall, inputs: Arrays, own: Arrays) -> None:
-        self._call, self._inputs, self._own = call, inputs, own
+    def __init__(self, call: TimedCall, inputs: Buffers, own: Buffers) -> None:
+        self._call = call
+        self._inputs = {name: buffer.host for name, buffer in inputs.items()}
+        self._own = {name: buffer.host for name, buffer in own.items()}
         self._fixed = own["path"].shape[1]
 
-    def run(self) -> None:
+    def run(self, fetch: Sequence[str] = ()) -> None:
         for piece in range(self._pieces()):
             self._prepare(piece)
-            self._call.run()
+            self._call.run(fetch)
 
     def seconds(self, repeats: int = 50) -> float:
         """Of all pieces together."""

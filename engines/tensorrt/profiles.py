@@ -1,8 +1,8 @@
 """The static shapes that the runtime calls each engine with: one optimisation profile for each.
 
-Graphs name their open dimensions: P prompts, R rows, N nodes, M pairs, N_hidden rows of hidden states. A profile
-gives each name one number, so minimum, optimum and maximum are the same and dimensions of one name stay equal
-over all inputs, which the KV update and attention layers insist on.
+Graphs name their open dimensions: P slots, G rows of a slot, R rows in all, N nodes, L rows of noise, M pairs,
+N_hidden rows of hidden states. A profile gives each name one number, so minimum, optimum and maximum are the same and
+dimensions of one name stay equal over all inputs, which the KV update and attention layers insist on.
 """
 
 from __future__ import annotations
@@ -32,30 +32,34 @@ def pairs_of(tree: AnyTree) -> int:
 
 
 def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] | None = None) -> list[Dims]:
-    """The profiles of `engine`, for every number of prompts from 1 to the bundle's batch.
+    """The profiles of `engine`: calls on 1 to the bundle's batch of slots, and those that fill a single slot.
 
-    target: the prefix (N = T), each tree (N = its nodes) and plain decoding (N = 1), largest first; or the builder
-    `options`' fixed_nodes alone, where the engine takes one number of nodes.
-    draft.*: the first call after the prefix (M = N_hidden = T), then the steady one (M = depth + 1); or both with
-    fixed_pairs.
-    embed: plain decoding (N = 1). condition, text, decode: once for each number of prompts.
+    target: the prefix (N = T, one slot), each tree (N = its nodes, L = its levels and one) and plain decoding (N = 1),
+    largest first; with the builder `options`' fixed_nodes, where the engine takes one number of nodes, in place of N.
+    draft.*: the first call after the prefix (M = N_hidden = T, one slot), then the steady one (M = depth + 1); or both
+    with fixed_pairs.
+    embed: plain decoding (N = 1). condition, text, decode: one image at a time.
     """
-    length, options = manifest.model.prefix_len, options or {}
-    calls: list[Dims] = [{}]
+    length, options = manifest.model.condition.length, options or {}
+    filling: list[Dims] = [{}]  # calls on one slot
+    steady: list[Dims] = []  # calls on any number of slots
     if engine == "target":
-        nodes = {length, 1, *(tree.tree().size for tree in manifest.trees)}
-        nodes = {options[FIXED_NODES]} if FIXED_NODES in options else nodes
-        calls = [{"N": n} for n in sorted(nodes, reverse=True)]
+        trees = [tree.tree() for tree in manifest.trees]
+        filling = [{"N": length, "L": 1}]
+        steady = [{"N": 1, "L": 1}, *({"N": tree.size, "L": tree.depth + 1} for tree in trees)]
+        if FIXED_NODES in options:
+            filling, steady = ([call | {"N": options[FIXED_NODES]} for call in calls] for calls in (filling, steady))
     elif engine == "embed":
-        calls = [{"N": 1}]
+        filling, steady = [], [{"N": 1}]
     elif (tree := manifest.tree_of(engine)) is not None:
-        first = {"M": options.get(FIXED_PAIRS, length), "N_hidden": length}
-        calls = [first, {"M": pairs_of(tree), "N_hidden": tree.size}]
+        filling = [{"M": options.get(FIXED_PAIRS, length), "N_hidden": length}]
+        steady = [{"M": pairs_of(tree), "N_hidden": tree.size}]
+    rows = 2 if guided(manifest) else 1
     profiles: list[Dims] = []
-    for prompts in range(1, manifest.batch + 1):
-        rows = 2 * prompts if guided(manifest) else prompts
-        for call in calls:
-            profile = {"P": prompts, "R": rows, **call}
+    for slots in range(1, manifest.batch + 1):
+        calls = [*(filling if slots == 1 else []), *steady]
+        for call in sorted(calls, key=lambda call: -max(call.get("N", 0), call.get("M", 0))):
+            profile = {"P": slots, "R": slots * rows, "G": rows, **call}
             if profile not in profiles:
                 profiles.append(profile)
     return profiles

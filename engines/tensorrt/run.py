@@ -7,13 +7,14 @@ and not for speed. It has not met a GPU yet (docs/gpu.md); tests run it on a Ten
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ...runtime.backends import Buffer
 from ...runtime.errors import CascadeError
 from .loader import Flavour
 
@@ -87,11 +88,11 @@ class PlanEngine:
         if self._engine is None:
             raise CascadeError(f"{flavour.backend} {flavour.version} does not load {path}: see `cascade-trt doctor`.")
 
-    def input_dtype(self, name: str) -> np.dtype:
-        return _numpy_dtype(self._trt, self._engine, name)
+    def dtype(self, name: str) -> str:
+        return _numpy_dtype(self._trt, self._engine, name).name
 
-    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> PlanCall:
-        """The same array as input and output shares its memory on the GPU, so a cache is updated in place.
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> PlanCall:
+        """The same buffer as input and output shares its memory on the GPU, so a cache is updated in place.
 
         Outputs of the engine that are not given (`scratch.i`) get memory of their own. Raises CascadeError when no
         profile has these shapes.
@@ -99,13 +100,13 @@ class PlanEngine:
         engine, device = self._engine, self._device
         context = engine.create_execution_context()
         context.set_optimization_profile_async(self._profile(inputs), device.stream)
-        for name, array in inputs.items():
-            context.set_input_shape(name, array.shape)
-        addresses: dict[int, int] = {}  # of an array here -> of its memory on the GPU
-        for name, array in [*inputs.items(), *outputs.items()]:
-            here = array.ctypes.data
+        for name, buffer in inputs.items():
+            context.set_input_shape(name, buffer.shape)
+        addresses: dict[int, int] = {}  # of a buffer here -> of its memory on the GPU
+        for name, buffer in [*inputs.items(), *outputs.items()]:
+            here = buffer.host.ctypes.data
             if here not in addresses:
-                addresses[here] = device.allocate(max(array.nbytes, 1))
+                addresses[here] = device.allocate(max(buffer.host.nbytes, 1))
             context.set_tensor_address(name, addresses[here])
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             if name not in inputs and name not in outputs:
@@ -113,40 +114,42 @@ class PlanEngine:
                 context.set_tensor_address(name, device.allocate(max(size, 1)))
         return PlanCall(context, device, addresses, inputs, outputs)
 
-    def _profile(self, inputs: Mapping[str, np.ndarray]) -> int:
+    def _profile(self, inputs: Mapping[str, Buffer]) -> int:
         """The profile whose open dimensions are those of `inputs`: each has one size for them."""
         engine = self._engine
-        open_inputs = {name: array for name, array in inputs.items() if -1 in tuple(engine.get_tensor_shape(name))}
+        open_inputs = {name: buffer for name, buffer in inputs.items() if -1 in tuple(engine.get_tensor_shape(name))}
         for index in range(engine.num_optimization_profiles):
             best = {name: tuple(engine.get_tensor_profile_shape(name, index)[1]) for name in open_inputs}
-            if all(best[name] == array.shape for name, array in open_inputs.items()):
+            if all(best[name] == buffer.shape for name, buffer in open_inputs.items()):
                 return index
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items() if array.ndim > 1)
+        shapes = ", ".join(f"{name} {list(given.shape)}" for name, given in inputs.items() if len(given.shape) > 1)
         raise CascadeError(f"{self._name} has no profile for {shapes}: compile the bundle's engines again.")
 
 
 class TimedCall(Protocol):
     """A bound call that can also say how long the GPU takes for it."""
 
-    def run(self) -> None: ...
+    def run(self, fetch: Sequence[str] = ()) -> None: ...
     def seconds(self, repeats: int = 50) -> float: ...
 
 
 class PlanCall:
-    """One call bound to arrays. Raises CascadeError when TensorRT reports a failure."""
+    """One call bound to buffers; all its outputs come back. Raises CascadeError when TensorRT reports a failure."""
 
     def __init__(
         self, context: Any, device: Device, addresses: Mapping[int, int],
-        inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer],
     ) -> None:  # fmt: skip
         self._context, self._device, self._addresses = context, device, addresses
         self._inputs, self._outputs = dict(inputs), dict(outputs)
 
-    def run(self) -> None:
+    def run(self, fetch: Sequence[str] = ()) -> None:
+        if missing := set(fetch) - self._outputs.keys():
+            raise ValueError(f"{sorted(missing)} are not among the bound outputs")
         self._upload()
         self._execute(1)
-        for array in self._outputs.values():
-            self._device.download(self._addresses[array.ctypes.data], array)
+        for buffer in self._outputs.values():
+            self._device.download(self._addresses[buffer.host.ctypes.data], buffer.host)
 
     def seconds(self, repeats: int = 50) -> float:
         """Mean time of the call on the GPU, without the copies around it; the first few calls do not count."""
@@ -157,8 +160,8 @@ class PlanCall:
         return (time.perf_counter() - start) / repeats
 
     def _upload(self) -> None:
-        for array in self._inputs.values():
-            self._device.upload(self._addresses[array.ctypes.data], array)
+        for buffer in self._inputs.values():
+            self._device.upload(self._addresses[buffer.host.ctypes.data], buffer.host)
 
     def _execute(self, times: int) -> None:
         for _ in range(times):

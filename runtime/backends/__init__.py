@@ -1,10 +1,21 @@
-"""Inference backends: the one place that knows ONNX Runtime or TensorRT."""
+"""Inference backends behind one contract: who owns memory, how an engine is bound to it, how a cache is moved.
+
+| thing | owner | rule |
+|---|---|---|
+| memory of a buffer or cache | the backend that made it | freed with the last reference to it |
+| `Buffer.host` | the caller writes inputs, reads fetched outputs | valid for as long as the buffer |
+| aliasing | by buffer | one buffer (or the same view) as input and output is updated in place |
+| what a call uploads | `BoundCall.run` | every bound "in" buffer |
+| what a call brings back | `BoundCall.run(fetch=...)` | the named outputs; `host` of the others may hold anything |
+
+`tests/backends/contract.py` is this page as tests; every backend passes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -12,29 +23,106 @@ from ..errors import CascadeError
 
 BACKEND_NAMES: tuple[str, ...] = ("ort-cpu",)
 
+Kind = Literal["in", "out", "device"]
+"""What a buffer is for: the host writes it ("in"), the host reads it ("out"), or engines alone use it ("device")."""
+
+
+class Buffer(Protocol):
+    """A contiguous tensor that engines read or write. `dtype` is a string ("float16", "bfloat16", "int64", "bool")."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def host(self) -> np.ndarray:
+        """The numpy view: the memory itself on a CPU, pinned memory beside it on a GPU. bfloat16 shows as uint16."""
+        ...
+
+    def view(self, start: int, stop: int) -> Buffer:
+        """Places start ... stop - 1 of the first axis; shares memory. Raises ValueError outside of the buffer."""
+        ...
+
+    def move(self, source: int, to: int, count: int) -> None:
+        """Copies `count` places of the first axis from `source` to `to`, wherever the content is newest."""
+        ...
+
 
 class BoundCall(Protocol):
-    """One engine bound once to fixed buffers; running it reads and writes them in place."""
+    """One engine bound once to buffers."""
 
-    def run(self) -> None: ...
+    def run(self, fetch: Sequence[str] = ()) -> None:
+        """Runs the engine; afterwards `host` of the outputs in `fetch` is theirs. Raises ValueError for a name that
+        is not a bound output."""
+        ...
 
 
 class Engine(Protocol):
     """A loaded graph."""
 
-    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> BoundCall:
-        """Binds buffers by name. The same array as input and output is updated in place."""
+    def dtype(self, name: str) -> str:
+        """dtype of an input or output. Raises KeyError for a name that the graph does not have."""
         ...
 
-    def input_dtype(self, name: str) -> np.dtype:
-        """dtype of an input."""
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
+        """Binds buffers by name; outputs that nobody wants may be left out.
+
+        Raises ValueError for a name that the graph does not have, an input that is missing, or another dtype.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """Keys and values of one engine, [layers, 2, rows, heads, slots, head_dim]. It knows no lengths."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def bindings(self, start: int, stop: int, steps: int = 1) -> tuple[Mapping[str, Buffer], Mapping[str, Buffer]]:
+        """Inputs past_key.i, past_value.i and outputs present_key.i, present_value.i of rows start ... stop - 1,
+        [rows, heads, slots, head_dim] each; the same memory, so updates are in place.
+
+        A graph that updates each layer's cache in several steps has `steps` names for it.
+        """
+        ...
+
+    def move(self, rows: Sequence[int], start: int, path: Sequence[int]) -> None:
+        """Moves the entries of an accepted path to the front of the tree region, for all layers and `rows`.
+
+        path holds node numbers from the root (0) on, increasing, so path[j] >= j; entry j ends in slot start + j.
+        """
+        ...
+
+    def copy_rows(self, source: int, to: int, count: int, slots: int) -> None:
+        """Copies the first `slots` slots of `count` rows from row `source` on to row `to` on."""
+        ...
+
+    def clear(self, start: int, stop: int) -> None:
+        """Zeroes rows start ... stop - 1: a NaN in a slot that is masked would still be NaN times zero."""
         ...
 
 
 class Backend(Protocol):
-    """Loads engines."""
+    """Loads engines and owns their memory."""
 
-    def load(self, path: Path) -> Engine: ...
+    def load(self, path: Path) -> Engine:
+        """Raises CascadeError when the backend refuses the graph."""
+        ...
+
+    def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> Buffer:
+        """A zeroed buffer."""
+        ...
+
+    def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> Cache:
+        """A zeroed cache, committed to memory: the first image should not pay for page faults."""
+        ...
+
+    def sizes(self, slots: int) -> tuple[int, ...]:
+        """For how many slots a call is bound, rising, `slots` the last: all of 1 ... slots where a shape costs
+        nothing, else 1, 2, 4, ..."""
+        ...
 
 
 def open_backend(name: str, threads: int | None = None) -> Backend:

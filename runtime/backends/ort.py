@@ -1,25 +1,24 @@
 """ONNX Runtime on the CPU.
 
-Arrays are bound once as OrtValues that share numpy's memory. Binding one array as both input and output is
-what makes ONNX Runtime update a cache in place; through a plain `run` it would copy the whole cache.
+Buffers are bound once as OrtValues that share numpy's memory. Binding one buffer as both input and output is what
+makes ONNX Runtime update a cache in place; through a plain `run` it would copy the whole cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import CascadeError
+from . import Buffer, Kind
+from .host import HostBuffer, HostCache, host_buffer
 
 _DTYPES = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(bool)": np.dtype(np.bool_),
-}
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool",
+}  # fmt: skip
+_BFLOAT16 = 16  # ONNX's number of the type, which numpy cannot name
 _ERRORS_ONLY = 3
 
 
@@ -60,41 +59,73 @@ class OrtBackend:
             ) from error
         return OrtEngine(self._ort, session)
 
+    def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> HostBuffer:  # noqa: ARG002 - one memory here
+        return host_buffer(shape, dtype)
+
+    def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> HostCache:
+        return HostCache(layers, rows, heads, slots, head_dim, dtype)
+
+    def sizes(self, slots: int) -> tuple[int, ...]:
+        return tuple(range(1, slots + 1))
+
 
 class OrtEngine:
+    """A session, with the dtypes of what it reads and writes."""
+
     def __init__(self, ort: Any, session: Any) -> None:
         self._ort = ort
         self._session = session
-        self._types = {value.name: value.type for value in session.get_inputs()}
+        self._inputs = {value.name: _DTYPES[value.type] for value in session.get_inputs()}
+        self._outputs = {value.name: _DTYPES[value.type] for value in session.get_outputs()}
 
-    def input_dtype(self, name: str) -> np.dtype:
-        return _DTYPES[self._types[name]]
+    def dtype(self, name: str) -> str:
+        return (self._inputs | self._outputs)[name]
 
-    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> OrtCall:
-        """Raises ValueError for an array that ONNX Runtime could not share."""
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OrtCall:
+        check_names(self._inputs, self._outputs, inputs, outputs)
         binding = self._session.io_binding()
-        values: dict[int, Any] = {}
+        values: dict[tuple[int, tuple[int, ...]], Any] = {}
 
-        def shared(name: str, array: np.ndarray) -> Any:
-            if not array.flags.c_contiguous:
-                raise ValueError(f"{name} must be contiguous to be bound")
-            address = array.ctypes.data
-            if address not in values:
-                values[address] = self._ort.OrtValue.ortvalue_from_numpy(array)
-            return values[address]
+        def shared(buffer: Buffer) -> Any:
+            key = (buffer.host.ctypes.data, buffer.shape)
+            if key not in values:
+                values[key] = self._value(buffer)
+            return values[key]
 
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, shared(name, array))
-        for name, array in outputs.items():
-            binding.bind_ortvalue_output(name, shared(name, array))
-        return OrtCall(self._session, binding, [*inputs.values(), *outputs.values()])
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, shared(buffer))
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, shared(buffer))
+        return OrtCall(self._session, binding, {**inputs, **outputs}, frozenset(outputs))
+
+    def _value(self, buffer: Buffer) -> Any:
+        """An OrtValue in the buffer's own memory."""
+        if buffer.dtype == "bfloat16":
+            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(buffer.host, _BFLOAT16)
+        return self._ort.OrtValue.ortvalue_from_numpy(buffer.host)
 
 
 class OrtCall:
-    """Keeps the bound arrays alive for as long as the binding points at them."""
+    """Keeps the bound buffers alive for as long as the binding points at them."""
 
-    def __init__(self, session: Any, binding: Any, arrays: list[np.ndarray]) -> None:
-        self._session, self._binding, self._arrays = session, binding, arrays
+    def __init__(self, session: Any, binding: Any, bound: Mapping[str, Buffer], outputs: frozenset[str]) -> None:
+        self._session, self._binding, self._bound, self._outputs = session, binding, bound, outputs
 
-    def run(self) -> None:
+    def run(self, fetch: Sequence[str] = ()) -> None:
+        if not self._outputs.issuperset(fetch):
+            raise ValueError(f"{sorted(set(fetch) - self._outputs)} are not among the bound outputs")
         self._session.run_with_iobinding(self._binding)
+
+
+def check_names(
+    reads: Mapping[str, str], writes: Mapping[str, str], inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+) -> None:
+    """Raises ValueError where buffers do not fit a graph's inputs and outputs (name -> dtype)."""
+    if missing := reads.keys() - inputs.keys():
+        raise ValueError(f"inputs {sorted(missing)} are not bound")
+    for known, given in ((reads, inputs), (writes, outputs)):
+        if unknown := given.keys() - known.keys():
+            raise ValueError(f"the graph has no {sorted(unknown)}")
+        for name, buffer in given.items():
+            if buffer.dtype != known[name]:
+                raise ValueError(f"{name} is {known[name]}, the buffer is {buffer.dtype}")

@@ -14,10 +14,13 @@ from ..noise import Stream, to_gumbel, uniform_of_token, uniforms
 from ..sampling import probabilities
 from ..tree import Tree
 
+LOGITS, LOG_Q, SIMILARITY, STATES = "logits", "log_q", "similarity", "states"  # what a rule may need
+
 
 class Cause(IntEnum):
-    """How a token came into the picture."""
+    """How a token came into the image."""
 
+    FORCED = -1  # by the sequence itself, such as a row's end; no code of the image
     DRAWN = 0  # the target's own draw: plain decoding, or the bonus token of a round
     STRICT = 1  # a draft that passed the strict test
     INTERCHANGEABLE = 2  # a draft that passed thanks to its siblings (CASCADE, breadth)
@@ -31,12 +34,16 @@ class Cause(IntEnum):
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers that belong to one token position of one picture."""
+    """The random numbers that belong to one token position of one image.
+
+    `drawn` is the target's own draw with the TOKEN stream's noise where the engine has made it.
+    """
 
     seed: int
     position: int
     vocab_size: int
     token_noise: np.ndarray | None = None  # float32 [V], the TOKEN stream's Gumbel noise if it is at hand
+    drawn: int | None = None
 
     def gumbel(self, stream: Stream, ids: np.ndarray) -> np.ndarray:
         """float32 [k] of Gumbel noise, that of the token ids [k]."""
@@ -57,12 +64,12 @@ class Node:
     ids int64 [k] are the token ids that the sampler keeps, the likeliest first, logits float32 [k] their
     guided logits over temperature; tokens are the children's token ids in the drafter's order, nodes their
     node numbers; log_q float32 [V] is the drafter's law here (None at a leaf), similarity float32 [N, N] the
-    cosines between the tree's guided hidden states. tree and drafted int64 [N] are the whole tree and its
-    tokens. `row_start`: the next token is the first of a picture's row. `relaxed_run`: how many of the tokens
-    accepted last in this round, one after the other, a relaxation let pass. `hidden` [R, N, D] are all rows' final
-    states, of which guidance float32 [R] mixes this prompt's. `behind(i, relaxed)` is the node of child i, and its
-    draws, as the walk would see them after that child had passed; None where the picture ends. `notes` is for what a
-    rule has worked out about this node: the walk makes each node once.
+    cosines between the tree's guided states, `tree_states` float32 [N, F] the states themselves: the mixed features
+    that the readout's linear map reads. What a rule does not name in its `needs` is None. tree and drafted int64 [N]
+    are the whole tree and its tokens. `row_start`: the next token is the first of an image's row. `relaxed_run`: how
+    many of the tokens accepted last in this round, one after the other, a relaxation let pass. `behind(i, relaxed)` is
+    the node of child i, and its draws, as the walk would see them after that child had passed; None where the image
+    ends. `notes` is for what a rule has worked out about this node: the walk makes each node once.
     """
 
     index: int
@@ -71,13 +78,12 @@ class Node:
     tokens: Sequence[int]
     nodes: Sequence[int]
     log_q: np.ndarray | None
-    similarity: np.ndarray
+    similarity: np.ndarray | None
     tree: Tree
     drafted: np.ndarray
     row_start: bool = False
     relaxed_run: int = 0
-    hidden: np.ndarray | None = None
-    guidance: np.ndarray | None = None
+    tree_states: np.ndarray | None = None
     behind: Callable[[int, bool], tuple[Node, Draws] | None] | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
@@ -101,10 +107,19 @@ class Node:
         return int(self.tree.depths[self.index])
 
     def states(self, nodes: Sequence[int]) -> np.ndarray:
-        """float32 [n, D]: the target's guided states at nodes of the tree."""
-        assert self.hidden is not None and self.guidance is not None  # the loop gives them
-        rows = np.flatnonzero(self.guidance)
-        return np.einsum("r,rnd->nd", self.guidance[rows], self.hidden[rows][:, list(nodes)].astype(np.float32))
+        """float32 [n, F]: the target's guided states at nodes of the tree."""
+        assert self.tree_states is not None  # rules that read them name STATES in `needs`
+        return self.tree_states[list(nodes)]
+
+    def alike(self, one: int, other: int) -> float:
+        """The cosine between the guided states of two nodes."""
+        assert self.similarity is not None  # rules that read it name SIMILARITY in `needs`
+        return float(self.similarity[one, other])
+
+    def alike_all(self, nodes: Sequence[int]) -> np.ndarray:
+        """float32 [n, n]: the cosines between the guided states of nodes."""
+        assert self.similarity is not None  # rules that read it name SIMILARITY in `needs`
+        return self.similarity[np.ix_(list(nodes), list(nodes))]
 
     def cousins(self) -> list[int]:
         """All nodes of the children's depth, under whichever parent."""
@@ -124,7 +139,9 @@ class Rule(Protocol):
     """An acceptance rule.
 
     `name` spells the rule with its settings, so that `get_rule(name)` makes it again. `noise` names the stream
-    of Gumbel noise that the drafter adds to log q, or None for its plain top-k.
+    of Gumbel noise that the drafter adds to log q, or None for its plain top-k. `needs` names what the rule reads
+    of a node beside the target's own draw: LOGITS (ids and logits), LOG_Q, SIMILARITY, STATES. Nothing else is
+    fetched from the engines.
     """
 
     @property
@@ -132,6 +149,9 @@ class Rule(Protocol):
 
     @property
     def noise(self) -> Stream | None: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         """Accepts one of the node's children, or answers with the bonus token."""

@@ -32,7 +32,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CascadeError
-from .base import Cause, Draws, Node
+from .base import SIMILARITY, Cause, Draws, Node
 from .exact import race
 from .relaxed import Relaxed
 from .residual import Residual
@@ -140,6 +140,11 @@ class Cascade(Relaxed):
         return (1 - self.states.cosines(tokens, drawn)) * lost / _NATS * commoner
 
     @property
+    def needs(self) -> frozenset[str]:
+        compares = self.tau_pos is not None or self.tau_seq is not None
+        return super().needs | (frozenset({SIMILARITY}) if compares else frozenset())
+
+    @property
     def reweighs(self) -> bool:
         return self.tau_pos is not None and self.breadth != "swap"
 
@@ -155,7 +160,7 @@ class Cascade(Relaxed):
         """Nodes that are interchangeable with child `index`."""
         x = node.nodes[index]
         peers = node.nodes if self.peers == "siblings" else node.cousins()
-        return [y for y in peers if y != x and node.similarity[x, y] >= (self.tau_pos or 0.0)]
+        return [y for y in peers if y != x and node.alike(x, y) >= (self.tau_pos or 0.0)]
 
     def settle(self, node: Node, supported: list[int], index: int) -> int:
         if self.tau_pos is None or self.breadth == "aggregate":
@@ -168,4 +173,4 @@ class Cascade(Relaxed):
         if self.tau_seq is None or not supported:
             return None
         best = max(supported, key=lambda i: scores[node.places[i]])
-        return best if node.similarity[node.index, node.nodes[best]] >= self.tau_seq else None
+        return best if node.alike(node.index, node.nodes[best]) >= self.tau_seq else None

@@ -17,8 +17,12 @@ from .base import Cause, Decision, Draws, Node
 
 @dataclass(frozen=True)
 class Exact:
+    """It reads the target's draws alone, so the walk follows them without looking at nodes (`loop.walk`); `decide`
+    says the same of one node."""
+
     name: str = "exact"
     noise: Stream | None = Stream.TOKEN
+    needs: frozenset[str] = frozenset()
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         token = draw_token(node.ids, node.logits, draws)
@@ -34,5 +38,7 @@ def race(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 def draw_token(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> int:
-    """The target's own draw from the kept logits [k]."""
+    """The target's own draw from the kept logits [k]; the engine's where it has made it."""
+    if draws.drawn is not None:
+        return draws.drawn
     return int(ids[np.argmax(race(ids, logits, draws))])

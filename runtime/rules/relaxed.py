@@ -26,8 +26,8 @@ import numpy as np
 
 from ..errors import CascadeError
 from ..noise import Stream
-from .base import Cause, Decision, Draws, Node
-from .exact import race
+from .base import LOG_Q, LOGITS, Cause, Decision, Draws, Node
+from .exact import draw_token, race
 from .residual import Residual
 
 CHILDREN = {"sampled": Stream.DRAFT, "topk": None, "coupled": Stream.TOKEN}
@@ -56,6 +56,11 @@ class Relaxed(ABC):
             raise CascadeError(f"{self.kind}: cap must be 0 (no limit) or more, not {self.cap}.")
 
     # what a rule says of itself ---------------------------------------------------------------------------
+    @property
+    def needs(self) -> frozenset[str]:
+        reads_q = self.children == "sampled" or (self.children == "coupled" and self.reweighs)
+        return frozenset({LOGITS, LOG_Q} if reads_q else {LOGITS})
+
     @property
     def noise(self) -> Stream | None:
         return CHILDREN[self.children]
@@ -158,18 +163,17 @@ class Relaxed(ABC):
 
     def _race(self, node: Node, draws: Draws) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
-        scores = race(node.ids, node.logits, draws)
-        drawn = int(np.argmax(scores))
-        token = int(node.ids[drawn])
+        token = draw_token(node.ids, node.logits, draws)
         if token in node.tokens:
             return Decision(token, node.nodes[list(node.tokens).index(token)], Cause.STRICT)
         supported = self.supported(node)
         if not supported:
             return Decision(token, None)
+        scores = race(node.ids, node.logits, draws)
         stand_in = self.stand_in(node, supported, scores)
         if stand_in is not None:
             return self._accept(node, supported, stand_in, self.cause)
-        winner = self._winner(node, supported, scores, float(scores[drawn])) if self.reweighs else None
+        winner = self._winner(node, supported, scores, float(scores.max())) if self.reweighs else None
         if winner is not None:
             return self._accept(node, supported, winner, self.cause)
         last = self.last_chance(node, supported, scores)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..noise import Stream
-from .base import Cause, Decision, Draws, Node
+from .base import LOG_Q, LOGITS, Cause, Decision, Draws, Node
 from .residual import Residual
 
 
@@ -21,6 +21,10 @@ class Strict:
 
     name: str = "strict"
     noise: Stream | None = Stream.DRAFT
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({LOGITS} if self.noise is None else {LOGITS, LOG_Q})
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         law = Residual(node, sampled=self.noise is not None)

@@ -1,0 +1,44 @@
+"""From tokens to images: the VQ decoder, for finished images and for previews."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .backends import Backend
+from .bundle import Manifest
+from .engines import Engines
+from .images import to_images
+
+_UNDRAWN = (232, 232, 232)  # light grey
+
+
+class Decoder:
+    """Decodes one image at a time; its buffers are made once."""
+
+    def __init__(self, backend: Backend, engines: Engines, manifest: Manifest) -> None:
+        self._engines, self._plan, self._pixels = engines, manifest.model.plan, manifest.model.pixels
+        plan, side = self._plan, self._pixels
+        self._codes = backend.buffer((1, plan.image_tokens), "int64", "in")
+        self._image = backend.buffer((1, 3, plan.rows * side, plan.columns * side), "float32", "out")
+        self._call = engines["decode"].bind({"codes": self._codes}, {"image": self._image})
+
+    def image(self, codes: np.ndarray) -> Image.Image:
+        """The image of codes int [rows * columns]."""
+        self._codes.host[0] = codes
+        self._call.run(fetch=("image",))
+        return to_images(self._image.host)[0]
+
+    def preview(self, codes: np.ndarray, drawn: int) -> Image.Image:
+        """The image of the first `drawn` codes of [rows * columns]; what is not drawn yet is grey."""
+        plan, side = self._plan, self._pixels
+        if drawn == 0:
+            return Image.new("RGB", (plan.columns * side, plan.rows * side), _UNDRAWN)
+        known = codes.copy()
+        known[drawn:] = codes[drawn - 1]  # something that the decoder knows: it looks around each token
+        image = self.image(known)
+        row, column = divmod(drawn, plan.columns)
+        if row < plan.rows:
+            image.paste(_UNDRAWN, (column * side, row * side, plan.columns * side, (row + 1) * side))
+            image.paste(_UNDRAWN, (0, (row + 1) * side, plan.columns * side, plan.rows * side))
+        return image

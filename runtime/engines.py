@@ -1,0 +1,55 @@
+"""The engines of a bundle by name; each is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from .backends import Backend, Engine
+from .bundle import Manifest
+from .errors import CascadeError
+
+TEXT = "text"
+
+
+class Engines(Mapping[str, Engine]):
+    """Engines by their names in the manifest: target, embed, condition, decode, text and draft.<tree>."""
+
+    def __init__(self, backend: Backend, folder: Path, manifest: Manifest) -> None:
+        self._backend, self._files = backend, {name: folder / info.file for name, info in manifest.engines.items()}
+        self._loaded: dict[str, Engine] = {}
+        self._wrap: Callable[[str, Engine], Engine] | None = None
+        self._open = True
+
+    def __getitem__(self, name: str) -> Engine:
+        """Raises CascadeError when the backend refuses the graph, KeyError when the bundle has none of this name."""
+        if not self._open:
+            raise CascadeError("this pipeline is closed: load the bundle again.")
+        if name not in self._loaded:
+            engine = self._backend.load(self._files[name])
+            self._loaded[name] = engine if self._wrap is None else self._wrap(name, engine)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the engines that are in memory."""
+        return list(self._loaded)
+
+    def release(self, name: str) -> None:
+        """Frees an engine's memory; it is loaded again when it is next asked for."""
+        self._loaded.pop(name, None)
+
+    def replace(self, wrap: Callable[[str, Engine], Engine] | None) -> None:
+        """From now on `wrap(name, engine)` stands for each engine; None: the engines themselves again."""
+        self._loaded.clear()
+        self._wrap = wrap
+
+    def close(self) -> None:
+        self._loaded.clear()
+        self._open = False

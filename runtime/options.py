@@ -1,0 +1,103 @@
+"""How an image is drawn: one set of options for `generate`, `stream`, `submit` and the command line."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
+
+from .bundle import Manifest
+from .errors import CascadeError
+from .rules import Rule
+from .sampling import Sampling
+
+_LEAST_TEMPERATURE = 1e-3
+
+
+class DrawSettings(TypedDict, total=False):
+    """The fields of `DrawOptions` as keyword arguments."""
+
+    guidance_scale: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    rule: str | Rule | None
+    tree: str | None
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Settings of one image; None means the bundle's default.
+
+    guidance_scale: at least 0, 1 switches guidance off. temperature: 0 is greedy. top_k 0 and top_p 1 switch the cuts
+    off. rule: an acceptance rule by name ("cascade:tau_pos=0.9") or as an object; default `exact` with a drafter, else
+    `ar`. tree: one of the bundle's, default its first. timeout: seconds from the request to the finished image.
+    """
+
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    rule: str | Rule | None = None
+    tree: str | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "temperature", "top_p", "timeout"):
+            _check_number(name, getattr(self, name), numbers.Real, "a number")
+        _check_number("top_k", self.top_k, numbers.Integral, "a whole number")
+        if self.tree is not None and not isinstance(self.tree, str):
+            raise CascadeError(f"tree must be the name of one of the bundle's trees, not {self.tree!r}.")
+        if not (self.rule is None or isinstance(self.rule, str) or hasattr(self.rule, "decide")):
+            raise CascadeError(f"rule must be a rule's name or a rule, not {self.rule!r}.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise CascadeError("timeout must be a number of seconds above 0.")
+
+    def updated(self, settings: Mapping[str, Any]) -> DrawOptions:
+        """With `settings` in place of the fields that they name. Raises CascadeError for a name that is no option."""
+        known = [field.name for field in fields(self)]
+        for name in settings:
+            if name not in known:
+                raise CascadeError(f"unknown option {name!r}: choose among {', '.join(known)}.")
+        return replace(self, **settings)
+
+
+def _check_number(name: str, value: object, kind: type, what: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        raise CascadeError(f"{name} must be {what}, not {value!r}.")
+
+
+def check_sampling(manifest: Manifest, options: DrawOptions) -> Sampling:
+    """The options' settings over the bundle's defaults. Raises CascadeError for what the bundle cannot serve."""
+    defaults = manifest.sampling
+    sampling = Sampling(
+        float(_given(options.guidance_scale, defaults.guidance_scale)),
+        float(_given(options.temperature, defaults.temperature)),
+        int(_given(options.top_k, defaults.top_k)),
+        float(_given(options.top_p, defaults.top_p)),
+    )
+    kept, most, vocab = manifest.target.top_k, manifest.target.max_top_k, manifest.model.vocab_size
+    if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
+        raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
+    if not math.isfinite(sampling.temperature) or not (
+        sampling.temperature == 0 or sampling.temperature >= _LEAST_TEMPERATURE
+    ):
+        raise CascadeError("temperature must be 0 (greedy) or a number of at least 0.001.")
+    if not 0 < sampling.top_p <= 1:
+        raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
+    if sampling.top_k < 0:
+        raise CascadeError("top_k must be at least 0 (0 switches it off).")
+    if sampling.top_k > most or (sampling.top_k == 0 and kept < vocab and not sampling.greedy):
+        asked = "no top_k" if sampling.top_k == 0 else f"top_k {sampling.top_k}"
+        raise CascadeError(
+            f"{asked} asks for more logits than the {most} that this bundle was built for: "
+            f"lower it, or build again with --max-top-k {sampling.top_k or vocab}."
+        )
+    return sampling
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,117 @@
+"""Slots: places for images that are drawn at the same time, and the memory that has a part for each.
+
+Slot p owns the rows [2p, 2p + 1] under guidance, [p] without, in every cache and buffer. They are neighbours, so the
+part of any run of slots is one contiguous view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .backends import Backend, Buffer, Cache, Kind
+from .bundle import Manifest
+from .engines import Engines
+from .plan import TokenPlan
+from .rules import Rule
+from .sampling import Sampling
+
+
+@dataclass
+class TokenSequence:
+    """The sequence of one image while it is drawn: `tokens` int32 [length], `causes` int8 [length].
+
+    `done` tokens are decided, the tree's root included; `emit` alone advances it. The root is not in the target's
+    cache yet, so that has T + done - 1 committed slots. `first` int64 [G]: row of the rotary table of slot 0.
+    `rounds` counts the decoding calls of the target that the image took part in.
+    """
+
+    seed: int
+    sampling: Sampling
+    rule: Rule | None
+    plan: TokenPlan
+    first: np.ndarray
+    tokens: np.ndarray = field(init=False)
+    causes: np.ndarray = field(init=False)
+    done: int = 0
+    rounds: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = np.zeros(self.plan.length, np.int32)
+        self.causes = np.zeros(self.plan.length, np.int8)
+
+    @property
+    def room(self) -> int:
+        """Tokens that are missing."""
+        return len(self.tokens) - self.done
+
+    @property
+    def codes(self) -> np.ndarray:
+        """int32 [rows * columns]; those from `drawn` on are not drawn yet."""
+        return self.tokens[self.plan.code_positions]
+
+    @property
+    def code_causes(self) -> np.ndarray:
+        """int8 [rows * columns] (rules.Cause)."""
+        return self.causes[self.plan.code_positions]
+
+    @property
+    def drawn(self) -> int:
+        """How many codes are drawn."""
+        return int(np.searchsorted(self.plan.code_positions, self.done))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The KV caches of a number of slots, two rows each; `drafter` is None where the bundle has no drafter."""
+
+    slots: int
+    target: Cache
+    drafter: Cache | None
+
+    @classmethod
+    def allocate(cls, backend: Backend, engines: Engines, manifest: Manifest, slots: int) -> Memory:
+        model, drafter, rows = manifest.model, manifest.drafter, 2 * slots
+        dtype = engines["target"].dtype("past_key.0")
+        target = backend.cache(
+            model.n_layer, rows, model.n_kv_head, manifest.target.slots, model.head_dim, dtype
+        )
+        if drafter is None:
+            return cls(slots, target, None)
+        return cls(
+            slots, target, backend.cache(1, rows, drafter.n_kv_head, drafter.slots, drafter.head_dim, dtype)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.target.nbytes + (0 if self.drafter is None else self.drafter.nbytes)
+
+
+class SlotBuffers:
+    """Named buffers with a part for each slot: one place of the first axis, or one for each of its rows."""
+
+    def __init__(self, backend: Backend, slots: int, rows: int) -> None:
+        self._backend, self._slots, self._rows = backend, slots, rows
+        self._buffers: dict[str, tuple[Buffer, int]] = {}  # with the places that a slot has
+
+    def add(self, name: str, shape: tuple[int, ...], dtype: str, kind: Kind, by_row: bool = False) -> np.ndarray:
+        """A buffer [slots, *shape], or [slots * rows, *shape] with `by_row`; returns its host view."""
+        places = self._rows if by_row else 1
+        buffer = self._backend.buffer((self._slots * places, *shape), dtype, kind)
+        self._buffers[name] = buffer, places
+        return buffer.host
+
+    def part(self, names: Iterable[str], start: int, stop: int) -> dict[str, Buffer]:
+        """The views of slots start ... stop - 1."""
+        found = {}
+        for name in names:
+            buffer, places = self._buffers[name]
+            found[name] = buffer.view(start * places, stop * places)
+        return found
+
+    def move(self, source: int, to: int) -> None:
+        """Gives slot `to` what slot `source` holds."""
+        for buffer, places in self._buffers.values():
+            buffer.move(source * places, to * places, places)
