@@ -70,10 +70,10 @@ def save_checkpoints(
 
 def random_features(pipe: Pipeline, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Text features for a bundle without a text engine; the prompts differ in length."""
-    model, rng = pipe.manifest.model, np.random.default_rng(seed)
-    features = rng.normal(size=(count, model.prefix_len, model.caption_dim or 0)).astype(np.float32)
-    hidden = np.arange(count) % (model.prefix_len - 1)
-    return {"features": features, "features_mask": np.arange(model.prefix_len)[None] >= hidden[:, None]}
+    condition, rng = pipe.manifest.model.condition, np.random.default_rng(seed)
+    features = rng.normal(size=(count, condition.length, condition.width)).astype(np.float32)
+    hidden = np.arange(count) % (condition.length - 1)
+    return {"features": features, "features_mask": np.arange(condition.length)[None] >= hidden[:, None]}
 
 
 def save_text_encoder(folder: Path, width: int, words: tuple[str, ...] = ("a", "red", "apple", "cat")) -> Path:
