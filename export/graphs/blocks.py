@@ -49,12 +49,10 @@ def cache_positions(slots: int) -> np.ndarray:
     return np.arange(slots, dtype=np.int64)[None]
 
 
-def window_index(g: GraphBuilder, slots: int, start: ir.Value, width: int) -> ir.Value:
-    """int64 [R, S]: each slot's place in the window [start, start + width), or `width` outside of it."""
+def window_index(g: GraphBuilder, slots: int, start: ir.Value, width: int) -> tuple[ir.Value, ir.Value]:
+    """bool [R, S]: whether a slot lies before the window [start, start + width); and int64 [R, S]: its place in the
+    window, or `width` outside of it."""
     place = g.op("Sub", g.constant(cache_positions(slots), "slots"), g.reshape(start, [-1, 1]))
-    inside = g.op(
-        "And",
-        g.op("GreaterOrEqual", place, g.constant(np.int64(0))),
-        g.op("Less", place, g.constant(np.int64(width))),
-    )
-    return g.op("Where", inside, place, g.constant(np.int64(width)))
+    outside = g.constant(np.int64(width))
+    before = g.op("Less", place, g.constant(np.int64(0)))
+    return before, g.op("Where", before, outside, g.op("Min", place, outside))

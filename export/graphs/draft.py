@@ -91,7 +91,7 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
         root_position = g.op("Add", first, last_rows)  # [R, 1]
         committed = committed_slots(d, write_index, for_rows(count), cache_mask)
         behind = g.op("Add", g.op("Gather", slots, g.constant([-1]), axis=1), g.constant(np.int64(1)))  # [R, 1]
-        place = blocks.window_index(g, d.shape.slots, behind, expanded(tree))  # [R, S]
+        _, place = blocks.window_index(g, d.shape.slots, behind, expanded(tree))  # [R, S]
         divisor = blocks.of_prompt(g, temperature)
         levels = [1] * (tree.depth + 1)
         scaled = g.split(g.op("Mul", noise, divisor), levels, axis=1)

@@ -49,7 +49,8 @@ class ReadoutGraph:
         return as_numpy(self.weights.load(f"readout.{kind}"))
 
 
-def cosine_similarity(g: GraphBuilder, states: ir.Value, norms: ir.Value) -> ir.Value:
-    """float32 [P, N, N]: cosines between states [P, N, F], whose norms are [P, N, 1]."""
-    unit = g.op("Div", states, g.op("Max", norms, g.constant(np.float32(1e-12))))
+def cosine_similarity(g: GraphBuilder, states: ir.Value) -> ir.Value:
+    """float32 [P, N, N]: cosines between states [P, N, F]."""
+    norm = g.op("ReduceL2", states, g.constant([-1]), keepdims=1)
+    unit = g.op("Div", states, g.op("Max", norm, g.constant(np.float32(1e-12))))
     return g.op("MatMul", unit, g.op("Transpose", unit, perm=[0, 2, 1]))

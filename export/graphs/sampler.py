@@ -10,7 +10,7 @@ import onnx_ir as ir
 from .builder import FLOAT, INT64, GraphBuilder
 
 # A sum of squares beyond it is an overflow on its way: a float32 norm turns such a row into zeros, which look finite.
-_LARGEST_SQUARES, _LARGEST_NORM = np.float32(1e30), np.float32(1e15)
+_LARGEST = np.float32(1e30)
 _NEVER = np.float32(-1e30)  # the race of a token that the sampler does not keep
 
 
@@ -33,27 +33,18 @@ def sampler_inputs(g: GraphBuilder, codes: int, has_forced: bool) -> SamplerInpu
     )  # fmt: skip
 
 
-def finite_rows(g: GraphBuilder, residual: ir.Value, rows_of_prompt: ir.Value) -> ir.Value:
-    """bool [P, N]: whether all rows of a slot have a finite residual stream [R, N, D] at a node."""
-    squares = g.op("ReduceSumSquare", g.to_float(residual), g.constant([-1]), keepdims=0)  # [R, N]
-    fine = g.cast(g.op("Less", squares, g.constant(_LARGEST_SQUARES)), FLOAT)
-    least = g.op("ReduceMin", g.op("Gather", fine, rows_of_prompt, axis=0), g.constant([1]), keepdims=0)
-    return g.op("Greater", least, g.constant(np.float32(0.5)))
+def finite(g: GraphBuilder, residual: ir.Value, states: ir.Value, rows_of_prompt: ir.Value) -> ir.Value:
+    """bool [P, N, 1]: whether the residual stream [R, N, D] of all rows of a slot is finite at a node.
 
-
-def finite_states(g: GraphBuilder, states: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """States [P, N, F] with zeros where they, or the slot's rows bool [P, N], are not finite; their norms [P, N, 1],
-    and where all is finite, bool [P, N, 1]. Sorting has no order for NaN, so none may reach the logits.
-
-    In half precisions states count as the head reads them.
+    In half precisions the guided states [P, N, F] count too, as the head reads them: mixing and a readout's own
+    layers may pass fp16's range where the stream does not. Sums carry NaN and infinity, which no comparison passes.
     """
-    norms = g.op("ReduceL2", states, g.constant([-1]), keepdims=1)
-    read = norms
+    squares = g.op("ReduceSumSquare", g.to_float(residual), g.constant([-1]), keepdims=1)  # [R, N, 1]
+    total = g.op("ReduceSum", g.op("Gather", squares, rows_of_prompt, axis=0), g.constant([1]), keepdims=0)
     if g.dtype != FLOAT:
-        read = g.op("ReduceL2", g.to_float(g.from_float(states)), g.constant([-1]), keepdims=1)
-    fine = g.op("And", g.op("Less", read, g.constant(_LARGEST_NORM)), g.op("Unsqueeze", rows, g.constant([2])))
-    zero = g.constant(np.float32(0))
-    return g.op("Where", fine, states, zero), g.op("Where", fine, norms, zero), fine
+        read = g.to_float(g.from_float(states))
+        total = g.op("Add", total, g.op("ReduceSumSquare", read, g.constant([-1]), keepdims=1))
+    return g.op("Less", total, g.constant(_LARGEST))
 
 
 def draw(
@@ -67,14 +58,14 @@ def draw(
     logits, ids = top
     never = g.constant(_NEVER)
     in_k = g.op("Less", g.constant(np.arange(count, dtype=np.int64), "ranks"), g.reshape(inputs.top_k, [-1, 1, 1]))
-    p = g.op("Softmax", g.op("Where", in_k, logits, never), axis=-1)
-    before = g.op("Sub", g.op("CumSum", p, g.constant(np.int64(2))), p)  # [P, N, K]
+    first = g.op("Add", logits, g.op("Where", in_k, g.constant(np.float32(0)), never))  # cheaper than Where on a CPU
+    before = g.op("CumSum", g.op("Softmax", first, axis=-1), g.constant(np.int64(2)), exclusive=1)  # [P, N, K]
     # Sums of all probabilities may round to more than 1, so 1 is no limit.
     is_limit = g.op("Less", inputs.top_p, g.constant(np.float32(1)))
     limit = g.op("Where", is_limit, inputs.top_p, g.constant(np.float32(2)))
-    kept = g.op("And", in_k, g.op("LessOrEqual", before, g.reshape(limit, [-1, 1, 1])))
-    race = g.op("Add", logits, noise_of(g, codes, count, ids, inputs))
-    at = g.op("ArgMax", g.op("Where", kept, race, never), axis=2, keepdims=1)  # [P, N, 1]
+    in_p = g.op("LessOrEqual", before, g.reshape(limit, [-1, 1, 1]))
+    race = g.op("Add", first, noise_of(g, codes, count, ids, inputs))
+    at = g.op("ArgMax", g.op("Where", in_p, race, never), axis=2, keepdims=1)  # [P, N, 1]
     drawn = g.op("GatherElements", ids, at, axis=2)  # [P, N, 1]
     if inputs.forced is not None:
         forced = g.op("Unsqueeze", g.op("GatherElements", inputs.forced, inputs.depths, axis=1), g.constant([2]))

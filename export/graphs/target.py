@@ -32,13 +32,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from ..model import TargetModel
 from . import blocks
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
 from .readout import ReadoutGraph, cosine_similarity
-from .sampler import draw, finite_rows, finite_states, sampler_inputs
+from .sampler import draw, finite, sampler_inputs
 from .stack import Stack
 
 
@@ -61,12 +62,12 @@ def visible_slots(
     g: GraphBuilder, shape: TargetShape, tree_mask: ir.Value, cache_mask: ir.Value, write_index: ir.Value
 ) -> ir.Value:
     """bool [R, 1, N, S]: committed slots that are not masked, and the node's ancestors in this call's window."""
-    place = g.op("Unsqueeze", blocks.window_index(g, shape.slots, write_index, shape.window), g.constant([2]))
+    behind, place = blocks.window_index(g, shape.slots, write_index, shape.window)
+    place = g.op("Unsqueeze", place, g.constant([2]))
     # [R, N, W + 1] -> [R, W + 1, N], one row per slot, -> [R, N, S]
     by_slot = g.op("GatherND", g.op("Transpose", tree_mask, perm=[0, 2, 1]), place, batch_dims=1)
     in_tree = g.op("Transpose", by_slot, perm=[0, 2, 1])
-    slots = g.constant(blocks.cache_positions(shape.slots), "slots")
-    committed = g.op("And", g.op("Less", slots, g.reshape(write_index, [-1, 1])), cache_mask)  # [R, S]
+    committed = g.op("And", behind, cache_mask)  # [R, S]
     visible = g.op("Or", in_tree, g.reshape(committed, [-1, 1, shape.slots]))
     return g.op("Unsqueeze", visible, g.constant([1]))
 
@@ -101,7 +102,9 @@ def build_target(g: GraphBuilder, model: TargetModel, shape: TargetShape) -> Non
     hidden = stack.norm(x, "norm")
     with g.scope("readout"):
         readout = ReadoutGraph(g, model.readout, model.weights, rows_of_prompt, guidance)
-        states, norms, fine = finite_states(g, readout.states(hidden), finite_rows(g, x, rows_of_prompt))
+        mixed = readout.states(hidden)
+        fine = finite(g, x, mixed, rows_of_prompt)
+        states = g.op("Where", fine, mixed, g.constant(np.float32(0)))  # sorting has no order for NaN
         logits = g.op("Div", readout.logits(states), blocks.of_prompt(g, temperature))  # [P, N, V]
     with g.scope("sampler"):
         top, ids = g.op("TopK", logits, g.constant([shape.top_k]), outputs=2, axis=-1, largest=1, sorted=1)
@@ -111,5 +114,5 @@ def build_target(g: GraphBuilder, model: TargetModel, shape: TargetShape) -> Non
     g.output("ids", ids, INT64, ["P", "N", shape.top_k])
     g.output("states", states, FLOAT, ["P", "N", model.readout.width])
     g.output("hidden", hidden, g.dtype, ["R", "N", spec.dim])
-    g.output("similarity", cosine_similarity(g, states, norms), FLOAT, ["P", "N", "N"])
+    g.output("similarity", cosine_similarity(g, states), FLOAT, ["P", "N", "N"])
     stack.outputs(present)
