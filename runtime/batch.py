@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ from .conditioner import Conditioner
 from .decoder import Decoder
 from .errors import CascadeError
 from .lane import Lane
+from .options import DrawOptions
 from .request import Drawing, Request
 from .rules.registry import PLAIN
 from .slots import TokenSequence
@@ -158,9 +159,10 @@ class Batch:
     """
 
     def __init__(
-        self, lane: Lane, conditioner: Conditioner, decoder: Decoder, check: Callable[[Request], Drawing]
+        self, lane: Lane, conditioner: Conditioner, decoder: Decoder, check: Callable[[Request], Drawing],
+        defaults: DrawOptions,
     ) -> None:  # fmt: skip
-        self.lane = lane
+        self.lane, self.defaults = lane, defaults
         self.stats = Stats("mixed", None if lane.tree is None else lane.tree.name)
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
         self._queue: deque[Job] = deque()
@@ -183,8 +185,11 @@ class Batch:
         return len(self._queue)
 
     def submit(self, request: Request) -> Job:
-        """Queues one image. Raises CascadeError for a request that the bundle or this batch cannot serve."""
-        return self.enqueue(self._check(request))
+        """Queues one image; options that it leaves open are the batch's.
+
+        Raises CascadeError for a request that the bundle or this batch cannot serve.
+        """
+        return self.enqueue(self._check(replace(request, options=request.options.over(self.defaults))))
 
     def enqueue(self, drawing: Drawing) -> Job:
         """Queues a checked drawing. Raises CascadeError when it needs another batch."""

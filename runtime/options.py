@@ -64,6 +64,11 @@ class DrawOptions:
                 raise CascadeError(f"unknown option {name!r}: choose among {', '.join(known)}.")
         return replace(self, **settings)
 
+    def over(self, defaults: DrawOptions) -> DrawOptions:
+        """These options, and those of `defaults` where these are None."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
 
 def _check_number(name: str, value: object, kind: type, what: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

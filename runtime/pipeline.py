@@ -17,7 +17,7 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
-from .backends import Engine, open_backend
+from .backends import Backend, Engine, open_backend
 from .batch import Batch, Drawn, Job
 from .bundle import Manifest, check_files, read_manifest
 from .conditioner import Conditioner
@@ -97,11 +97,10 @@ class Pipeline:
     One pipeline may be shared by threads: calls wait for each other. Several pipelines run side by side.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend_name: str, threads: int | None) -> None:
-        self.folder, self.manifest, self.backend_name = folder, manifest, backend_name
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+        self.folder, self.manifest, self._backend = folder, manifest, backend
         self._lock = threading.Lock()
         self._drawing: int | None = None  # the thread that holds the lock
-        self._backend = open_backend(backend_name, threads)
         self._engines = Engines(self._backend, folder, manifest)
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
         self._rulebook = Rulebook(folder, manifest)
@@ -117,9 +116,9 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, backend: str = "ort-cpu", threads: int | None = None, warm: bool = True
+        cls, folder: str | Path, backend: str | Backend = "ort-cpu", threads: int | None = None, warm: bool = True
     ) -> Pipeline:
-        """Loads the bundle in `folder`.
+        """Loads the bundle in `folder` into a backend, given by name or as one of your own (`runtime/backends`).
 
         threads is per engine (None: one for each core). `warm` loads every engine of the usual calls and runs them
         once, so that the first image is not slower than the others. Drafters of further trees are loaded when a call
@@ -129,7 +128,7 @@ class Pipeline:
         folder = Path(folder)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
-        pipeline = cls(folder, manifest, backend, threads)
+        pipeline = cls(folder, manifest, open_backend(backend, threads) if isinstance(backend, str) else backend)
         if warm:
             pipeline._warm_up()
         return pipeline
@@ -149,6 +148,11 @@ class Pipeline:
     def engines(self) -> Mapping[str, Engine]:
         """The engines by their names in the manifest; each is loaded when it is first looked up."""
         return self._engines
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the engines that are in memory."""
+        return self._engines.loaded
 
     def wrap_engines(self, wrap: Callable[[str, Engine], Engine] | None) -> None:
         """From now on `wrap(name, engine)` stands for each engine (None: the engine itself); bound calls are
@@ -176,7 +180,7 @@ class Pipeline:
         return Lane(self._backend, self._engines, self.manifest, self._shared_memory(), 2 if guided else 1, tree)
 
     def close(self) -> None:
-        """Frees engines and caches. The pipeline cannot draw any more; batches made from it neither."""
+        """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
         with self._exclusive():
             self._reset()
             self._engines.close()
@@ -213,8 +217,9 @@ class Pipeline:
     ) -> Batch:
         """A batch of its own, with memory of its own, for callers that submit images one by one.
 
-        slots: images at the same time (default: the bundle's batch). The tree of the options is the batch's, and
-        with guidance_scale=1 it draws without guidance only; everything else is each job's. Raises CascadeError.
+        slots: images at the same time (default: the bundle's batch). The options are the jobs' defaults. Their tree is
+        the batch's, and with guidance_scale=1 it draws without guidance only; all else each job may have its own.
+        Raises CascadeError.
         """
         slots = self.manifest.batch if slots is None else slots
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
@@ -225,7 +230,7 @@ class Pipeline:
         memory = Memory.allocate(self._backend, self._engines, self.manifest, slots)
         lane = self._new_lane(memory, 1 if sampling.guidance_scale == 1 else 2, tree)
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        return Batch(lane, self._conditioner, decoder, self._checker.one)
+        return Batch(lane, self._conditioner, decoder, self._checker.one, given)
 
     def generate(
         self,
@@ -331,7 +336,7 @@ class _Run:
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
             lane = pipe._lane(1 if first.sampling.guidance_scale == 1 else 2, first.tree)
-            batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one)
+            batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions())
             batch.stats = self.stats
             jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             self.started = True

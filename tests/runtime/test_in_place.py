@@ -59,14 +59,14 @@ def test_resident_memory_is_flat_over_500_rounds(wide: Pipeline, rule: str) -> N
 def test_caches_are_updated_in_place(wide: Pipeline) -> None:
     """The engine writes the committed slots of the very memory that was bound, and keeps what it had written."""
     given = random_features(wide, 1)
-    inputs, _ = wide._cache.bindings(2)
-    keys = inputs["past_key.0"]
+    inputs, _ = wide.lane(None).memory.target.bindings(0, 2)
+    keys = inputs["past_key.0"].host
     keys.fill(0)
     snapshots: list[np.ndarray] = []
     wide.generate(**given, rule="ar", callback=lambda *_: snapshots.append(keys.copy()))
     model = wide.manifest.model
-    last, early = snapshots[-1], snapshots[10]
-    used = model.prefix_len + model.image_tokens - 1
-    assert (np.abs(last[:, :, model.prefix_len : used]).sum(axis=(1, 3)) > 0).all()
+    last, early, prefix = snapshots[-1], snapshots[10], model.condition.length
+    used = prefix + model.plan.length - 1
+    assert (np.abs(last[:, :, prefix:used]).sum(axis=(1, 3)) > 0).all()
     np.testing.assert_array_equal(last[:, :, used:], 0)
-    np.testing.assert_array_equal(early[:, :, : model.prefix_len + 10], last[:, :, : model.prefix_len + 10])
+    np.testing.assert_array_equal(early[:, :, : prefix + 10], last[:, :, : prefix + 10])

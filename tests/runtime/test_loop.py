@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade_trt.runtime import loop
-from cascade_trt.runtime.calls import Layout
 from cascade_trt.runtime.noise import Stream
-from cascade_trt.runtime.rules import Decision, Draws, Node
+from cascade_trt.runtime.plan import TokenPlan
+from cascade_trt.runtime.rules import LOG_Q, LOGITS, Cause, Decision, Draws, Node
 from cascade_trt.runtime.sampling import Sampling
+from cascade_trt.runtime.slots import TokenSequence
 from cascade_trt.runtime.tree import Tree, tree_from_branching
 
 VOCAB, PREFIX = 20, 6
@@ -32,6 +33,14 @@ def trees(draw: st.DrawFn) -> Tree:
     return tree_from_branching("drawn", levels)
 
 
+@st.composite
+def plans(draw: st.DrawFn) -> TokenPlan:
+    """Sequences with and without forced tokens at the start and at the ends of rows."""
+    begin = [VOCAB + 1] * draw(st.integers(0, 2))
+    row_end = VOCAB if begin or draw(st.booleans()) else None
+    return TokenPlan(draw(st.integers(1, 3)), draw(st.integers(1, 4)), VOCAB, row_end, begin)
+
+
 @dataclass
 class Anything:
     """Accepts whichever child its choices say, and notes what it was shown."""
@@ -39,128 +48,163 @@ class Anything:
     choices: list[int]
     name: str = "anything"
     noise: Stream | None = None
+    needs: frozenset[str] = frozenset({LOGITS, LOG_Q})
     seen: list[tuple[Node, Draws]] = field(default_factory=list)
 
     def decide(self, node: Node, draws: Draws) -> Decision:
-        choice = self.choices[len(self.seen)] % (len(node.nodes) + 1)
+        choice = self.choices[len(self.seen) % len(self.choices)] % (len(node.nodes) + 1)
         self.seen.append((node, draws))
         if choice == len(node.nodes):
             return Decision(VOCAB - 1, None)
         return Decision(node.tokens[choice], node.nodes[choice])
 
 
-def verified(tree: Tree, prompts: int) -> tuple[Any, Any]:
-    """What the target's call and the drafter left; node n of prompt p carries the token (n + p) % V."""
+class Moves:
+    """A cache that notes its moves."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[int], int, list[int]]] = []
+
+    def move(self, rows: range, start: int, path: list[int]) -> None:
+        self.calls.append((list(rows), start, list(path)))
+
+
+def verified(tree: Tree, slots: int, rows: int = 2) -> Any:
+    """A lane as the target and the drafter leave it; node n of slot p carries the token (n + p) % V."""
     rng = np.random.default_rng(0)
-    logits = -np.sort(-rng.normal(size=(prompts, tree.size, VOCAB)).astype(np.float32))
-    call = SimpleNamespace(
-        logits=logits, ids=rng.permuted(np.tile(np.arange(VOCAB), (prompts, tree.size, 1)), axis=2),
-        similarity=np.zeros((prompts, tree.size, tree.size), np.float32),
-        hidden=np.zeros((prompts, tree.size, 2), np.float32), guidance=np.eye(prompts, dtype=np.float32),
+    pairs = tree.depth + 1
+    lane = SimpleNamespace(
+        tree=tree, rows=rows, prefix_len=PREFIX,
+        logits=-np.sort(-rng.normal(size=(slots, tree.size, VOCAB)).astype(np.float32)),
+        kept_ids=rng.permuted(np.tile(np.arange(VOCAB), (slots, tree.size, 1)), axis=2),
+        drawn=np.zeros((slots, tree.size), np.int64),
+        similarity=None, states=None,
+        tree_tokens=(np.arange(tree.size) + np.arange(slots)[:, None]) % VOCAB,
+        log_q=np.zeros((slots, len(tree.internal), VOCAB), np.float32),
+        noise=np.zeros((slots, pairs, VOCAB), np.float32), depths=np.tile(tree.depths, (slots, 1)),
+        trees=[tree] * slots, law_rows=[{node: row for row, node in enumerate(tree.internal)}] * slots,
+        write_index=np.zeros(slots * rows, np.int64), positions=np.zeros((slots * rows, tree.size), np.int64),
+        path=np.full((slots, pairs), 99), pair_tokens=np.full((slots, pairs), 99), count=np.zeros(slots, np.int64),
+        pair_index=np.zeros(slots * rows, np.int64), pair_positions=np.zeros((slots * rows, pairs), np.int64),
+        memory=SimpleNamespace(target=Moves()), runs=[],
     )  # fmt: skip
-    buffers = SimpleNamespace(
-        tree_tokens=(np.arange(tree.size) + np.arange(prompts)[:, None]) % VOCAB,
-        log_q=np.zeros((prompts, len(tree.internal), VOCAB), np.float32),
-        noise=np.zeros((prompts, tree.depth + 1, VOCAB), np.float32),
-        trees=[tree] * prompts, law_rows=[{node: row for row, node in enumerate(tree.internal)}] * prompts,
-    )  # fmt: skip
-    buffers.log_q[:] = np.arange(len(tree.internal))[:, None]
-    return call, buffers
+    lane.log_q[:] = np.arange(len(tree.internal))[:, None]
+    lane.run_target = lambda count, fetch: lane.runs.append((count, sorted(fetch)))
+    return lane
 
 
-@given(trees(), st.lists(st.integers(0, 3), min_size=6, max_size=6), st.integers(1, 9), st.integers(1, 8))
-def test_walk(tree: Tree, choices: list[int], image_tokens: int, done: int) -> None:
-    """A path runs from parent to child, has a token for each node, and never passes the picture's end."""
-    done = min(done, image_tokens)
-    call, buffers = verified(tree, 1)
-    state = loop.State(
-        [9], np.zeros((1, image_tokens), np.int32), np.zeros((1, image_tokens), np.int8), 4, np.array([done]),
-        np.zeros(1, np.int64),
-    )  # fmt: skip
-    rule = Anything(choices)
-    accepted = loop.accept(call, buffers, state, rule, SAMPLING)
-    if done == image_tokens:
-        assert accepted == {}
+def sequence(plan: TokenPlan, rule: Anything, done: int, rows: int = 2) -> TokenSequence:
+    """A sequence with `done` tokens; its rows' positions count from different places."""
+    found = TokenSequence(9, SAMPLING, rule, plan, -np.arange(rows))
+    found.done = done
+    return found
+
+
+@given(trees(), plans(), st.lists(st.integers(0, 3), min_size=6, max_size=6), st.data())
+def test_walk(tree: Tree, plan: TokenPlan, choices: list[int], data: st.DataObject) -> None:
+    """A path runs from parent to child, has a token for each node, never passes the end, and obeys forced tokens."""
+    if plan.length == 1:
         return
-    path, tokens = accepted[0].path, accepted[0].tokens
+    done = data.draw(st.integers(1, plan.length - 1))
+    lane, rule = verified(tree, 1), Anything(choices)
+    one = sequence(plan, rule, done)
+    accepted = loop.accept(lane, [one])[0]
+    assert accepted is not None
+    path, tokens = accepted.path, accepted.tokens
     assert path[0] == 0
     assert all(tree.parents[node] == before for before, node in pairwise(path))
     assert all(before < node for before, node in pairwise(path))
-    assert len(tokens) == len(path) <= min(tree.depth + 1, image_tokens - done)
-    assert tokens[:-1] == [int(buffers.tree_tokens[0, node]) for node in path[1:]]
-    for (node, draws), index in zip(rule.seen, path, strict=True):
+    assert len(tokens) == len(path) <= min(tree.depth + 1, one.room)
+    assert tokens[:-1] == [int(lane.tree_tokens[0, node]) for node in path[1:]]
+    asked = iter(rule.seen)
+    for index, token, cause, must in zip(path, tokens, accepted.causes, plan.forced[done:], strict=False):
+        if must >= 0:
+            assert (token, cause) == (must, Cause.FORCED)
+            continue
+        node, draws = next(asked)  # the rule is asked for the tokens that are drawn, and for no other
         assert node.index == index
         assert (draws.seed, draws.position) == (9, done + tree.depths[index])
-        np.testing.assert_array_equal(node.ids, call.ids[0, index])
+        assert node.row_start == (draws.position in plan.code_positions[:: plan.columns])
+        np.testing.assert_array_equal(node.ids, lane.kept_ids[0, index])
         if tree.children[index]:
             assert node.log_q is not None
             assert node.log_q[0] == tree.internal.index(index)  # the law of this node, not of another
         else:
             assert node.log_q is None
+    assert next(asked, None) is None
 
 
-class Moves:
-    """A cache that notes its commits."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[list[int], int, list[int]]] = []
-
-    def commit(self, rows: list[int], start: int, path: list[int]) -> None:
-        self.calls.append((list(rows), start, list(path)))
-
-
-class Pairs:
-    """The drafter's inputs, without an engine."""
-
-    def __init__(self, prompts: int, rows: int, pairs: int) -> None:
-        self.path, self.tokens = np.full((2, prompts, pairs), 99)
-        self.count, self.write_index = np.zeros(prompts, np.int64), np.zeros(rows, np.int64)
-
-    def place(self, start: np.ndarray) -> None:
-        self.write_index[:] = start
+def test_a_walk_follows_the_targets_draws_where_the_rule_asks_for_nothing_else() -> None:
+    """`exact` goes from node to node by the drawn tokens; `ar` in a tree takes the first only."""
+    tree = tree_from_branching("t", [[2], [1, 1]])  # nodes 1 and 2 below the root, 3 and 4 below them
+    plan, rule = TokenPlan(3, 3, VOCAB), Anything([0], needs=frozenset())
+    lane = verified(tree, 1)
+    lane.drawn[0] = [2, 0, 4, 0, 13]  # the root draws node 2's token, node 2 that of node 4, node 4 another
+    walked = loop.walk(lane, 0, sequence(plan, rule, 2))
+    assert (walked.path, walked.tokens) == ([0, 2, 4], [2, 4, 13])
+    assert walked.causes == [Cause.STRICT, Cause.STRICT, Cause.DRAWN]
+    assert rule.seen == []
+    plain = TokenSequence(9, SAMPLING, None, plan, np.zeros(2, np.int64))
+    plain.done = 2
+    walked = loop.walk(lane, 0, plain)
+    assert (walked.path, walked.tokens) == ([0], [2])
 
 
-@given(trees(), st.lists(st.integers(0, 3), min_size=400, max_size=400), st.booleans(), st.integers(2, 12))
-def test_lengths_over_a_whole_picture(tree: Tree, choices: list[int], guided: bool, image_tokens: int) -> None:
-    """Round after round: lengths advance by what was accepted, both rows move alike, finished prompts rest."""
-    layout, prompts = Layout(3, guided), 3
-    state = loop.State(
-        list(range(prompts)), np.full((prompts, image_tokens), -1, np.int32),
-        np.zeros((prompts, image_tokens), np.int8), 4, np.ones(prompts, np.int64), np.zeros(prompts, np.int64),
-    )  # fmt: skip
-    state.codes[:, 0] = 3  # the prefill's token
-    call, buffers = verified(tree, prompts)
-    pairs, rule = Pairs(prompts, layout.rows, tree.depth + 1), Anything(choices)
-    while state.unfinished:
-        before, cache = state.done.copy(), Moves()
-        finished = [p for p in range(prompts) if p not in state.unfinished]
-        kept = [(pairs.path[p].copy(), pairs.write_index[p]) for p in finished]
-        accepted = loop.accept(call, buffers, state, rule, SAMPLING)
-        loop.commit(cache, state, accepted, layout, PREFIX)  # type: ignore[arg-type]
-        loop.emit(state, accepted, pairs, layout, PREFIX)  # type: ignore[arg-type]
-        assert [rows for rows, _, _ in cache.calls] == [layout.rows_of(p) for p in accepted]
-        for p, walked in accepted.items():
+def test_a_node_that_is_not_finite_ends_only_its_image() -> None:
+    tree = tree_from_branching("t", [[1], [1]])
+    plan = TokenPlan(3, 3, VOCAB)
+    lane = verified(tree, 3)
+    lane.drawn[:] = lane.tree_tokens[:, [1, 2, 0]]  # each walk goes down to the leaf
+    lane.drawn[1, 1] = -1  # visited
+    lane.drawn[2, 0], lane.drawn[2, 1] = 19, -1  # leaves at the root, so the second node is not visited
+    rule = Anything([0], needs=frozenset())
+    accepted = loop.accept(lane, [sequence(plan, rule, 1) for _ in range(3)])
+    assert accepted[0] is not None and accepted[1] is None and accepted[2] is not None
+    assert accepted[2].tokens == [19]
+
+
+@given(trees(), plans(), st.lists(st.integers(0, 3), min_size=400, max_size=400), st.sampled_from([1, 2]))
+def test_lengths_over_a_whole_image(tree: Tree, plan: TokenPlan, choices: list[int], rows: int) -> None:
+    """Round after round: lengths advance by what was accepted, the rows of a slot move alike, empty slots rest."""
+    rule = Anything(choices)
+    sequences: list[TokenSequence | None] = [sequence(plan, rule, 1, rows), None, sequence(plan, rule, 1, rows)]
+    lane = verified(tree, 3, rows)
+    while any(one is not None for one in sequences):
+        sequences = [one if one is not None and one.room else None for one in sequences]
+        if not any(one is not None for one in sequences):
+            break
+        before = {slot: one.done for slot, one in loop.occupied(sequences)}
+        loop.verify(lane, sequences)
+        assert lane.runs[-1] == (3, ["ids", "logits"])
+        accepted = loop.accept(lane, sequences)
+        loop.commit(lane, sequences, accepted)
+        loop.emit(lane, sequences, accepted)
+        assert set(accepted) == set(before)
+        for slot, one in loop.occupied(sequences):
+            walked, start = accepted[slot], PREFIX + before[slot] - 1
+            assert walked is not None
+            own = slice(slot * rows, (slot + 1) * rows)
+            assert (lane.write_index[own] == start).all()
+            for row, positions in enumerate(lane.positions[own]):
+                np.testing.assert_array_equal(positions, start - row + tree.depths)
+            assert one.done == before[slot] + len(walked.tokens) <= plan.length
+            np.testing.assert_array_equal(one.tokens[before[slot] : one.done], walked.tokens)
+            assert (list(range(own.start, own.stop)), start, walked.path) in lane.memory.target.calls[-len(before) :]
             count = len(walked.tokens)
-            assert state.done[p] == before[p] + count
-            assert state.codes[p, before[p] : state.done[p]].tolist() == walked.tokens
-            assert pairs.count[p] == count
-            assert pairs.path[p, :count].tolist() == walked.path
-            assert pairs.tokens[p, :count].tolist() == walked.tokens
-            assert pairs.path[p].max() < tree.size  # the padding names rows that exist
-            assert (pairs.write_index[layout.rows_of(p)] == PREFIX + before[p] - 1).all()
-        assert [start for _, start, _ in cache.calls] == [PREFIX + before[p] - 1 for p in accepted]
-        for p, (path, start) in zip(finished, kept, strict=True):
-            assert state.done[p] == image_tokens
-            np.testing.assert_array_equal(pairs.path[p], path)
-            assert pairs.write_index[p] == start
-    assert (state.codes >= 0).all()
+            assert lane.count[slot] == count
+            np.testing.assert_array_equal(lane.path[slot, :count], walked.path)
+            np.testing.assert_array_equal(lane.pair_tokens[slot, :count], walked.tokens)
+            assert (lane.pair_index[own] == start).all()
+            np.testing.assert_array_equal(lane.pair_positions[own][:, 0], [start] * rows)
+    assert len(lane.memory.target.calls) > 0 or plan.length == 1
 
 
-def test_guidance_weights() -> None:
-    states = np.random.default_rng(0).normal(size=(4, 5))
-    cond, uncond = states[:2], states[2:]
-    mixed = Layout(2, True).guidance(7.5) @ states
-    np.testing.assert_allclose(mixed, uncond + 7.5 * (cond - uncond), rtol=1e-6)
-    np.testing.assert_array_equal(Layout(2, False).guidance(1.0), np.eye(2))
-    assert Layout(2, True).rows_of(1) == [1, 3]
-    assert Layout(2, False).rows_of(1) == [1]
+@given(plans())
+def test_codes_of_a_sequence(plan: TokenPlan) -> None:
+    """Only codes are an image's; those that are drawn are counted as the sequence grows."""
+    one = TokenSequence(0, SAMPLING, None, plan, np.zeros(2, np.int64))
+    assert len(one.codes) == plan.rows * plan.columns
+    for done in range(plan.length + 1):
+        one.done = done
+        assert one.drawn == int((plan.forced[:done] < 0).sum())
+    assert one.drawn == plan.image_tokens and one.room == 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support import random_features
 
+from cascade_trt.runtime.batch import Batch, Job
 from cascade_trt.runtime.errors import CascadeError
-from cascade_trt.runtime.pipeline import Output, Pipeline
+from cascade_trt.runtime.options import DrawOptions
+from cascade_trt.runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError
+from cascade_trt.runtime.request import Request
 from cascade_trt.runtime.stats import STAGES
 
 
@@ -55,23 +60,149 @@ def test_an_error_in_the_callback_leaves_the_pipeline_usable(small_vocabulary: P
 def test_a_callback_that_draws_is_refused(small_vocabulary: Pipeline) -> None:
     """It would wait for itself; the pipeline stays usable."""
     given = random_features(small_vocabulary, 1)
-    with pytest.raises(CascadeError, match="a callback cannot draw"):
+    with pytest.raises(CascadeError, match="this pipeline is drawing"):
         small_vocabulary.generate(**given, callback=lambda *_: small_vocabulary.generate(**given))
     assert len(small_vocabulary.generate(**given).images) == 1
 
 
-def test_ctrl_c_returns_the_finished_batches(small_vocabulary: Pipeline) -> None:
-    given = random_features(small_vocabulary, 6)
-    wanted = small_vocabulary.generate(**given).codes[:3]
+@pytest.fixture
+def interrupt() -> Callable[[int, int], None]:
+    """A callback that is Ctrl-C when four images' worth of tokens are drawn."""
 
     def interrupt(done: int, _total: int) -> None:
-        if done > 3 * 36 + 10:
+        if done > 4 * 36:
             raise KeyboardInterrupt
 
-    output = small_vocabulary.generate(**given, callback=interrupt)
-    assert output.interrupted
-    assert len(output.images) == len(output.seeds) == output.stats.images == 3
-    np.testing.assert_array_equal(output.codes, wanted)
+    return interrupt
+
+
+def test_ctrl_c_is_raised_with_what_was_finished(small_vocabulary: Pipeline, interrupt) -> None:
+    given = random_features(small_vocabulary, 6)
+    wanted = small_vocabulary.generate(**given)
+    with pytest.raises(Interrupted) as caught:
+        small_vocabulary.generate(**given, callback=interrupt)
+    output = caught.value.output
+    assert 1 <= len(output.images) == len(output.places) == output.stats.images < 6
+    np.testing.assert_array_equal(output.codes, wanted.codes[output.places])
+    assert output.seeds == output.places  # seed 0 + i
+    assert len(small_vocabulary.generate(**given).images) == 6
+
+
+def test_ctrl_c_in_a_stream_comes_after_the_finished_images(small_vocabulary: Pipeline, interrupt) -> None:
+    given = random_features(small_vocabulary, 6)
+    stream, seen = small_vocabulary.stream(**given, callback=interrupt), []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(place for output in stream for place in output.places)
+    assert 1 <= len(seen) < 6
+
+
+def test_ctrl_c_in_the_round_in_which_an_image_ends_loses_nothing(
+    small_vocabulary: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed out although `step` never returned."""
+    given, step = random_features(small_vocabulary, 4), Batch.step
+
+    def cut(self: Batch) -> list[Job]:
+        ended = step(self)
+        if ended:
+            raise KeyboardInterrupt
+        return ended
+
+    monkeypatch.setattr(Batch, "step", cut)
+    with pytest.raises(Interrupted) as caught:
+        small_vocabulary.generate(**given)
+    assert len(caught.value.output.images) >= 1
+
+
+def test_images_stream_as_they_are_done(small_vocabulary: Pipeline) -> None:
+    """Each once, with its place; their stats add up to the run's."""
+    given = random_features(small_vocabulary, 7)
+    wanted = small_vocabulary.generate(**given, seed=3)
+    outputs = list(small_vocabulary.stream(**given, seed=3))
+    assert sorted(place for output in outputs for place in output.places) == list(range(7))
+    for output in outputs:
+        np.testing.assert_array_equal(output.codes[0], wanted.codes[output.places[0]])
+        assert output.seeds == [3 + output.places[0]] and output.stats.images == 1
+    total = outputs[0].stats.copy()
+    for output in outputs[1:]:
+        total.add(output.stats)
+    assert (total.tokens, total.rounds) == (wanted.stats.tokens, wanted.stats.rounds)
+    assert total.target_calls == wanted.stats.target_calls and total.causes == wanted.stats.causes
+
+
+def test_a_timeout_keeps_the_images_that_were_done(small_vocabulary: Pipeline, monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cascade_trt.runtime.batch.time.monotonic", lambda: clock[0])
+    given = random_features(small_vocabulary, 5)
+
+    def pass_time(done: int, _total: int) -> None:
+        clock[0] = 10.0 if done > 3 * 36 else 0.0
+
+    with pytest.raises(UnfinishedError, match="within its timeout of 5 s") as caught:
+        small_vocabulary.generate(**given, timeout=5, callback=pass_time)
+    assert 1 <= len(caught.value.output.images) < 5
+    for bad in (0, -1, float("nan"), "5", True):
+        with pytest.raises(CascadeError, match="timeout must be a number"):
+            small_vocabulary.generate(**given, timeout=bad)  # type: ignore[arg-type]
+
+
+def test_an_open_stream_holds_the_pipeline(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 4)
+    stream = small_vocabulary.stream(**given)
+    next(stream)
+    with pytest.raises(CascadeError, match="this pipeline is drawing: finish or close its open stream"):
+        small_vocabulary.generate(**given)
+    assert len(small_vocabulary.batch(1).submit(Request(features=given["features"][0])).result().codes) == 36
+    stream.close()  # type: ignore[attr-defined]
+    assert len(small_vocabulary.generate(**given).images) == 4
+
+
+def test_options_in_one_object(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 1)
+    options = DrawOptions(rule="ar", top_k=3)
+    by_object = small_vocabulary.generate(**given, options=options)
+    by_name = small_vocabulary.generate(**given, rule="ar", top_k=3)
+    over = small_vocabulary.generate(**given, options=options, top_k=0)
+    np.testing.assert_array_equal(by_object.codes, by_name.codes)
+    np.testing.assert_array_equal(over.codes, small_vocabulary.generate(**given, rule="ar", top_k=0).codes)
+    with pytest.raises(CascadeError, match="unknown option 'topk': choose among guidance_scale, temperature, top_k"):
+        small_vocabulary.generate(**given, topk=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("temperature", True), ("top_k", 2.5), ("top_k", "3"), ("top_p", [1]),
+     ("guidance_scale", None.__class__), ("rule", 5), ("tree", 3), ("timeout", "soon")],
+)  # fmt: skip
+def test_odd_types_are_sentences(small_vocabulary: Pipeline, name: str, value: object) -> None:
+    with pytest.raises(CascadeError, match=rf"{name} must be "):
+        small_vocabulary.generate(**random_features(small_vocabulary, 1), **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_closed_pipeline_draws_no_more(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 1)
+    with Pipeline.load(small_vocabulary.folder, threads=1) as pipe:
+        batch = pipe.batch(1)
+        assert len(pipe.generate(**given).images) == 1
+    for draw in (lambda: pipe.generate(**given), lambda: pipe.batch(1), lambda: next(pipe.stream(**given))):
+        with pytest.raises(CascadeError, match="this pipeline is closed: load the bundle again"):
+            draw()
+    job = batch.submit(Request(features=given["features"][0]))
+    with pytest.raises(CascadeError, match="this pipeline is closed"):
+        job.result()
+    pipe.close()  # once more: without effect
+
+
+def test_the_text_encoder_can_be_released(text_bundle: Path) -> None:
+    pipe = Pipeline.load(text_bundle, threads=1)
+    assert "text" in pipe.engines() and "text" in pipe.loaded
+    wanted = pipe.generate(["a red apple"], seed=1).codes
+    pipe.release()
+    assert "text" not in pipe.loaded
+    np.testing.assert_array_equal(pipe.generate(["a red apple"], seed=1).codes, wanted)  # loaded again
+    assert "text" in pipe.loaded
+    with pytest.raises(CascadeError, match="no engine 'sound'"):
+        pipe.release("sound")
 
 
 @pytest.mark.parametrize("rule", ["ar", "exact"])
@@ -81,8 +212,8 @@ def test_statistics(small_vocabulary: Pipeline, rule: str) -> None:
     output = small_vocabulary.generate(**given, rule=rule, callback=lambda done, total: seen.append((done, total)))
     stats = output.stats
     assert {total for _, total in seen} == {2 * 36}
-    assert seen[0][0] == 2 and seen[-1][0] == 2 * 36
-    assert len(seen) == stats.target_calls + 1
+    assert seen[0][0] >= 4 and seen[-1][0] == 2 * 36  # the first round: the prefill's token and at least one more
+    assert len(seen) == stats.target_calls
     assert stats.tokens == 2 * 35
     assert stats.tau == stats.tokens / stats.rounds
     assert (stats.tau == 1) == (rule == "ar")
