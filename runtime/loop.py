@@ -30,7 +30,7 @@ _TARGET_OUTPUTS = {LOGITS: ("logits", "ids"), SIMILARITY: ("similarity",), STATE
 
 
 class NotFiniteError(Exception):
-    """The target's numbers for an image left the range of its dtype."""
+    """Numbers of an image left the range of their dtype."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,8 @@ class Views:
             return None if after >= plan.length else self.of(at, relaxed_run + 1 if relaxed else 0)
 
         has_law = LOG_Q in rule.needs and node in law_rows
+        if has_law and not np.isfinite(lane.log_q[slot, law_rows[node], 0]):
+            raise NotFiniteError  # a softmax that is not finite is nowhere finite
         seen = Node(
             index=node,
             ids=lane.kept_ids[slot, node, :count],

@@ -277,6 +277,18 @@ def test_nothing_survives_in_a_slot(
         np.testing.assert_array_equal(job.result().codes, alone(*what))
 
 
+@pytest.mark.parametrize("poison", [np.nan, 3e38])
+def test_a_law_of_the_drafter_that_is_not_finite(small_vocabulary: Pipeline, alone, poison: float) -> None:
+    """A rule that reads it would draw from nothing: the image is given up, its neighbour is whole."""
+    batch = small_vocabulary.batch(2, tree="small_9", rule="strict")
+    jobs = [batch.submit(request_of(small_vocabulary, p, 1, DrawOptions())) for p in (0, 1)]
+    batch.step()
+    plant(batch, slot=1, poison=poison, where="drafter")
+    with pytest.raises(CascadeError, match="left the range of the engines' numbers"):
+        jobs[1].result()
+    np.testing.assert_array_equal(jobs[0].result().codes, alone(0, 1, 8))
+
+
 def plant(batch: Batch, slot: int, poison: float, where: str) -> None:
     """Puts a value into what belongs to a slot, in the memory that engines read."""
     lane = batch.lane

@@ -10,7 +10,9 @@ import psutil
 import pytest
 from support import build, random_features, save_checkpoints
 
+from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,49 @@ def test_resident_memory_is_flat_over_500_rounds(wide: Pipeline, rule: str) -> N
         rounds, seed = rounds + stats.rounds, seed + 1
         seen.append(process.memory_info().rss)
     assert max(seen) - seen[0] < 4 << 20
+
+
+@pytest.mark.slow
+def test_resident_memory_is_flat_over_500_jobs_through_one_batch(small_vocabulary: Pipeline) -> None:
+    """Jobs of all kinds of settings; some are cancelled, and their results are thrown away."""
+    batch, process = small_vocabulary.batch(3, tree="small_9"), psutil.Process()
+    given = random_features(small_vocabulary, 5)
+    kinds = [DrawOptions(), DrawOptions(rule="ar", top_k=4), DrawOptions(rule="strict"), DrawOptions(top_p=0.9)]
+    seen = []
+    for number in range(500):
+        features, mask = (given[name][number % 5] for name in ("features", "features_mask"))
+        job = batch.submit(Request(features=features, features_mask=mask, seed=number, options=kinds[number % 4]))
+        if number % 7 == 3:
+            job.cancel()
+        while batch.waiting > 2:
+            batch.step()
+        if number % 50 == 49:
+            seen.append(process.memory_info().rss)
+    batch.drain()
+    assert batch.stats.images > 400
+    assert max(seen[1:]) - seen[0] < 4 << 20, seen
+
+
+@pytest.mark.parametrize("rule", ["ar", "exact", "strict"])
+def test_no_allocation_above_a_mebibyte_in_a_round_of_a_batch(wide: Pipeline, rule: str) -> None:
+    """Also where a job joins and leaves while another is drawn; the round that fills a slot is left out."""
+    batch, given = wide.batch(2, rule=rule), random_features(wide, 1)
+    request = Request(features=given["features"][0], features_mask=given["features_mask"][0])
+    jobs = [batch.submit(request) for _ in range(2)]
+    for _ in range(3):
+        batch.step()
+    tracemalloc.start()
+    try:
+        peaks = []
+        while not any(job.done for job in jobs):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            batch.step()
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert len(peaks) > 50
+    assert max(peaks[:-1]) < 1 << 20  # the last one decodes the image
 
 
 def test_caches_are_updated_in_place(wide: Pipeline) -> None:
