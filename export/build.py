@@ -20,6 +20,7 @@ from ..runtime.bundle import (
     EngineInfo,
     FileInfo,
     Manifest,
+    MergedInfo,
     ModelInfo,
     SamplingDefaults,
     TargetInfo,
@@ -36,6 +37,7 @@ from .graphs.decode import build_decode
 from .graphs.draft import build_draft
 from .graphs.drafter import DraftGraph, DraftShape, draft_shape
 from .graphs.embed import build_embed
+from .graphs.merge import merge
 from .graphs.target import TargetShape, build_target, target_shape
 from .graphs.text import build_text
 from .graphs.weights import PRECISIONS, WeightFile
@@ -70,10 +72,16 @@ class Stage:
     engines: dict[str, EngineInfo] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     overflowed: list[str] = field(default_factory=list)
+    merged: MergedInfo | None = None
 
     def save(self, g: GraphBuilder, name: str, weights: list[str]) -> None:
         g.save(self.folder / f"{name}.onnx")
         self.engines[name] = EngineInfo(f"{name}.onnx", weights, self.precision)
+
+    def merge(self, name: str, engines: list[str]) -> None:
+        """Writes the graphs of `engines`, which are saved already, as one more model."""
+        merge({engine: self.folder / self.engines[engine].file for engine in engines}, self.folder / f"{name}.onnx")
+        self.merged = MergedInfo(f"{name}.onnx", engines)
 
     def close(self, *weights: WeightFile) -> None:
         for file in weights:
@@ -177,6 +185,8 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
                 g = GraphBuilder(name, files["drafter"], files["target"].tensors)
                 build_draft(DraftGraph(g, parts.drafter, target, drafted), tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
+            if len(options.trees) > 1:
+                stage.merge("draft", [f"draft.{tree.name}" for tree in options.trees])
             np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
             if parts.states is not None:
                 parts.states.save(stage.folder / STATES)
@@ -223,6 +233,7 @@ def _manifest(
         sampling=replace(options.sampling, top_k=min(options.sampling.top_k, options.max_top_k)),
         engines=stage.engines,
         files=stage.files(),
+        merged=stage.merged,
         trees=[TreeInfo.of(tree, f"draft.{tree.name}") for tree in options.trees] if drafter else [],
         drafter=drafter_info,
         text=text,

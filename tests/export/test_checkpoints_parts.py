@@ -13,15 +13,13 @@ from safetensors.torch import save_file
 from cascade_trt.export.checkpoints.source import read_json
 from cascade_trt.export.checkpoints.t5 import check_text_matches, open_t5, t5_shapes
 from cascade_trt.export.checkpoints.vq import check_vq_matches, open_vq, vq_shapes
-from cascade_trt.export.families.llamagen.model import LlamaGenConfig
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
 from cascade_trt.export.models.vq import VQConfig, VQModel
+from cascade_trt.runtime.bundle import ConditionInfo
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.plan import TokenPlan
 
-TARGET = LlamaGenConfig(
-    dim=64, n_layer=2, n_head=2, ffn_dim=96, vocab_size=48, grid=4, prefix_len=5, condition="text",
-    caption_dim=12,
-)  # fmt: skip
+PLAN, CONDITION = TokenPlan(4, 4, 48), ConditionInfo("features", 5, width=12)
 VQ16 = VQConfig()
 VQ8 = VQConfig(ch_mult=(1, 2, 2, 4))
 SMALL = VQConfig(codebook_size=48, codebook_dim=4, z_channels=16, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1)
@@ -95,9 +93,9 @@ def test_group_norm_needs_multiples_of_32(tmp_path: Path) -> None:
 
 
 def test_codes_and_tokens_must_agree() -> None:
-    check_vq_matches(TARGET, SMALL)
+    check_vq_matches(PLAN, SMALL)
     with pytest.raises(CascadeError, match="16384 codes, the transformer 48 tokens"):
-        check_vq_matches(TARGET, VQ16)
+        check_vq_matches(PLAN, VQ16)
 
 
 # Text encoder
@@ -150,8 +148,8 @@ def test_bad_text_folders_are_sentences(tmp_path: Path) -> None:
 
 
 def test_features_must_have_the_width_that_the_target_reads() -> None:
-    check_text_matches(TARGET, T5)
+    check_text_matches(CONDITION, T5)
     with pytest.raises(CascadeError, match="features of 16, the checkpoint reads 12"):
-        check_text_matches(TARGET, replace(T5, d_model=16))
+        check_text_matches(CONDITION, replace(T5, d_model=16))
     with pytest.raises(CascadeError, match="draws classes"):
-        check_text_matches(replace(TARGET, condition="class"), T5)
+        check_text_matches(ConditionInfo("class", 1, classes=3), T5)

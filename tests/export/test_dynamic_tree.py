@@ -39,19 +39,20 @@ def drafted(bundle: Path, name: str, prompts: int, seed: int, temperature: float
     manifest = read_manifest(bundle)
     model, drafter, tree = manifest.model, manifest.drafter, manifest.tree(name).tree()
     assert drafter is not None
-    rng, rows = np.random.default_rng(seed), 2 * prompts
+    rng, rows, length = np.random.default_rng(seed), 2 * prompts, model.condition.length
     session = ort.InferenceSession(bundle / f"draft.{name}.onnx", providers=["CPUExecutionProvider"])
-    cache = np.zeros((rows, drafter.n_head, drafter.slots, drafter.head_dim), np.float32)
+    cache = np.zeros((rows, drafter.n_kv_head, drafter.slots, drafter.head_dim), np.float32)
     noise = rng.choice([0.0, 0.5, 1.0]) * rng.gumbel(size=(prompts, tree.depth + 1, VOCAB))
     inputs = {
-        "hidden": rng.normal(size=(rows, model.prefix_len, model.dim)).astype(np.float32),
-        "path": np.tile(np.arange(model.prefix_len), (prompts, 1)),
-        "tokens": rng.integers(0, VOCAB, (prompts, model.prefix_len)),
-        "count": np.full(prompts, model.prefix_len),
-        "positions": np.tile(np.arange(model.prefix_len), (rows, 1)),
+        "hidden": rng.normal(size=(rows, length, model.dim)).astype(np.float32),
+        "path": np.tile(np.arange(length), (prompts, 1)),
+        "tokens": rng.integers(0, VOCAB, (prompts, length)),
+        "count": np.full(prompts, length),
+        "positions": np.tile(np.arange(length), (rows, 1)),
         "write_index": np.zeros(rows, np.int64), "cache_mask": np.ones((rows, drafter.slots), bool),
         "prompt_of_row": np.arange(rows) % prompts, "noise": noise.astype(np.float32),
-        "guidance": np.concatenate([np.eye(prompts) * 2, np.eye(prompts) * -1], axis=1).astype(np.float32),
+        "rows_of_prompt": np.stack([np.arange(prompts), prompts + np.arange(prompts)], axis=1),
+        "guidance": np.tile(np.float32([2, -1]), (prompts, 1)),
         "temperature": np.full(prompts, temperature, np.float32),
         **{f"past_{kind}.{step}": cache for kind in ("key", "value") for step in range(tree.depth)},
     }  # fmt: skip
@@ -130,12 +131,11 @@ def test_strict_topk_has_the_targets_law(pipe: Pipeline) -> None:
 
 
 def features(pipe: Pipeline, prompts: int) -> dict[str, np.ndarray]:
-    model = pipe.manifest.model
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=(1, model.prefix_len, model.caption_dim or 0)).astype(np.float32)
+    condition, rng = pipe.manifest.model.condition, np.random.default_rng(3)
+    values = rng.normal(size=(1, condition.length, condition.width)).astype(np.float32)
     return {
         "features": np.repeat(values, prompts, axis=0),
-        "features_mask": np.ones((prompts, model.prefix_len), bool),
+        "features_mask": np.ones((prompts, condition.length), bool),
     }
 
 

@@ -20,6 +20,7 @@ CONFIGS = {
     "one-block": (replace(SMALL, z_channels=8, codebook_dim=4, ch_mult=(1, 2), num_res_blocks=1), 5),
     "few-groups": (replace(SMALL, ch=16, z_channels=8, ch_mult=(2, 1), groups=8), 4),
     "no-upsample": (replace(SMALL, ch=64, z_channels=8, ch_mult=(1,)), 4),
+    "oblong": (replace(SMALL, z_channels=16, ch_mult=(1, 2, 2)), (3, 5)),
 }
 
 
@@ -38,17 +39,17 @@ def random_model(config: VQConfig) -> VQModel:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_decoders(export_graph, name, precision, tolerance):
     config, grid = CONFIGS[name]
+    rows, columns = grid if isinstance(grid, tuple) else (grid, grid)
     model = random_model(config)
-    graph = export_graph(build_decode, model.state_dict(), config, grid, precision=precision)
-    side = grid * config.factor
+    graph = export_graph(build_decode, model.state_dict(), config, rows, columns, precision=precision)
     reference = model.double()  # a group of few values can be ill-conditioned: float32 PyTorch is 2e-5 off too
     for prompts in (1, 3):
-        codes = torch.randint(0, config.codebook_size, (prompts, grid * grid))
+        codes = torch.randint(0, config.codebook_size, (prompts, rows * columns))
         with torch.no_grad():
-            expected = reference.decode_codes(codes).numpy()
+            expected = reference.decode_codes(codes, rows).numpy()
         image = graph(codes=codes.numpy())
         assert image.dtype == np.float32
-        assert image.shape == (prompts, 3, side, side)
+        assert image.shape == (prompts, 3, rows * config.factor, columns * config.factor)
         assert np.abs(image - expected).max() <= tolerance * np.abs(expected).max()
 
 
@@ -58,7 +59,7 @@ def test_fixture_picture(export_graph, llamagen_fixture, precision, tolerance):
     tensors = torch.load(llamagen_fixture / "vq.pt", weights_only=True)["model"]
     golden = np.load(llamagen_fixture / "golden.npz")
     config = VQConfig(codebook_size=512, z_channels=64, ch_mult=(1, 1))
-    graph = export_graph(build_decode, tensors, config, 8, precision=precision)
+    graph = export_graph(build_decode, tensors, config, 8, 8, precision=precision)
     codes = golden["greedy_tokens"].astype(np.int64)
     assert np.abs(graph(codes=codes[:1]) - golden["image"]).max() <= tolerance
     assert np.abs(graph(codes=codes)[:1] - golden["image"]).max() <= tolerance
@@ -66,7 +67,7 @@ def test_fixture_picture(export_graph, llamagen_fixture, precision, tolerance):
 
 def test_pictures_of_a_batch_do_not_mix(export_graph):
     config, grid = CONFIGS["vq8-like"]
-    graph = export_graph(build_decode, random_model(config).state_dict(), config, grid)
+    graph = export_graph(build_decode, random_model(config).state_dict(), config, grid, grid)
     codes = np.random.default_rng(0).integers(0, config.codebook_size, (4, grid * grid))
     one_by_one = np.concatenate([graph(codes=codes[i : i + 1]) for i in range(4)])
     assert np.abs(graph(codes=codes) - one_by_one).max() <= 1e-5 * np.abs(one_by_one).max()

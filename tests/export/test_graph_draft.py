@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import FIXTURE
 
-from cascade_trt.export.models.drafter import Drafter, DrafterConfig
+from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 from cascade_trt.runtime.backends.ort import OrtBackend
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.tree import TREE_NAMES, AnyTree, DynamicTree, Tree, get_tree
@@ -21,7 +21,7 @@ ROUNDING = 20 * np.finfo(np.float32).eps  # of a law, relative to its scale, for
 
 
 class Draft:
-    """One draft engine, fed call by call; keeps its cache."""
+    """One draft engine, fed call by call; keeps its cache. `guidance` [P, R] mixes each slot's rows, 0 elsewhere."""
 
     def __init__(self, bundle: Path, tree: AnyTree, rows: int, guidance: np.ndarray) -> None:
         options = ort.SessionOptions()
@@ -30,9 +30,11 @@ class Draft:
         self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         drafter = read_manifest(bundle).drafter
         assert drafter is not None
-        self._tree, self._rows, self._guidance = tree, rows, guidance
+        self._tree, self._rows = tree, rows
+        self._rows_of_prompt = np.stack([np.flatnonzero(weights) for weights in guidance])
+        self._guidance = np.take_along_axis(guidance, self._rows_of_prompt, axis=1)
         self._slots = drafter.slots
-        shape = (rows, drafter.n_head, drafter.slots, drafter.head_dim)
+        shape = (rows, drafter.n_kv_head, drafter.slots, drafter.head_dim)
         self.cache = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
 
     def inputs(
@@ -47,7 +49,7 @@ class Draft:
             "positions": np.tile(start + np.arange(pairs), (self._rows, 1)),
             "write_index": np.full(self._rows, start), "cache_mask": np.ones((self._rows, self._slots), bool),
             "prompt_of_row": np.arange(self._rows) % prompts, "noise": noise, "guidance": self._guidance,
-            "temperature": np.ones(prompts, np.float32),
+            "rows_of_prompt": self._rows_of_prompt, "temperature": np.ones(prompts, np.float32),
         }  # fmt: skip
 
     def __call__(self, *given, **more) -> dict[str, np.ndarray]:
@@ -212,17 +214,23 @@ def test_steps_may_share_the_caches_memory(tiny_bundle: Path, name: str) -> None
              rng.integers(0, VOCAB, (1, pairs)), np.array([2]), PREFIX)  # fmt: skip
     apart = draft(*given)
 
-    inputs = draft.inputs(*given)
-    outputs = {name: np.zeros_like(array) for name, array in apart.items()}
-    for kind, array in zip(("key", "value"), cache, strict=True):
-        for step in range(tree.depth):
-            inputs[f"past_{kind}.{step}"] = outputs[f"present_{kind}.{step}"] = array
-    OrtBackend(1).load(tiny_bundle / f"draft.{name}.onnx").bind(inputs, outputs).run()
+    backend = OrtBackend(1)
+    shared = backend.cache(1, 2, cache[0].shape[1], *cache[0].shape[2:], "float32")
+    past, present = shared.bindings(0, 2, tree.depth)
+    memory = [past[f"past_{kind}.0"].host for kind in ("key", "value")]
+    for mine, array in zip(memory, cache, strict=True):
+        mine[:] = array
+    inputs = {key: backend.buffer(array.shape, str(array.dtype), "in") for key, array in draft.inputs(*given).items()}
+    for key, array in draft.inputs(*given).items():
+        inputs[key].host[:] = array
+    outputs = {key: backend.buffer(array.shape, str(array.dtype), "out")
+               for key, array in apart.items() if not key.startswith("present_")}  # fmt: skip
+    call = backend.load(tiny_bundle / f"draft.{name}.onnx").bind({**inputs, **past}, {**outputs, **present})
+    call.run(fetch=tuple(outputs))
     last = tree.depth - 1
-    for key, array in apart.items():
-        if not key.startswith("present_"):
-            np.testing.assert_array_equal(outputs[key], array, key)
-    np.testing.assert_array_equal(cache[0], apart[f"present_key.{last}"])
-    np.testing.assert_array_equal(cache[1], apart[f"present_value.{last}"])
+    for key, buffer in outputs.items():
+        np.testing.assert_array_equal(buffer.host, apart[key], key)
+    np.testing.assert_array_equal(memory[0], apart[f"present_key.{last}"])
+    np.testing.assert_array_equal(memory[1], apart[f"present_value.{last}"])
     committed = PREFIX + 2
-    np.testing.assert_array_equal(apart["present_key.0"][:, :, :committed], cache[0][:, :, :committed])
+    np.testing.assert_array_equal(apart["present_key.0"][:, :, :committed], memory[0][:, :, :committed])

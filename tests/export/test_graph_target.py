@@ -11,11 +11,12 @@ import pytest
 from support import Golden
 
 from cascade_trt.runtime.bundle import Manifest, read_manifest
-from cascade_trt.runtime.calls import Layout
 from cascade_trt.runtime.tree import get_tree
 
 ROWS = 4  # both prompts with their caption, then both without
-OUTPUTS = ("logits", "ids", "log_sum_exp", "hidden", "similarity")
+ALONE = np.arange(ROWS)[:, None]  # rows_of_prompt where every row is a slot of its own
+PAIRS = np.array([[0, 2], [1, 3]])  # and where each caption has its row without one
+OUTPUTS = ("drawn", "logits", "ids", "states", "hidden", "similarity")
 
 
 def session(bundle: Path, engine: str) -> ort.InferenceSession:
@@ -25,39 +26,53 @@ def session(bundle: Path, engine: str) -> ort.InferenceSession:
 
 
 class Target:
-    """The engine fed call by call. Guidance is the identity, so every row's own logits come out."""
+    """The engine fed call by call; `rows` [P, G] says which rows make a slot, `guidance` [G] how they are mixed."""
 
-    def __init__(self, bundle: Path, mask: np.ndarray, guidance: np.ndarray | None = None) -> None:
+    def __init__(
+        self, bundle: Path, mask: np.ndarray, rows: np.ndarray = ALONE, guidance: tuple[float, ...] = (1.0,)
+    ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self._session, self._embed = session(bundle, "target"), session(bundle, "embed")
         slots = self.manifest.target.slots
         self._cache_mask = np.ones((ROWS, slots), bool)
         self._cache_mask[:, : mask.shape[1]] = mask
-        self._guidance = np.eye(ROWS, dtype=np.float32) if guidance is None else guidance
+        self._rows, self._guidance = rows, np.tile(np.float32(guidance), (len(rows), 1))
         model = self.manifest.model
         names = [f"{kind}.{i}" for i in range(model.n_layer) for kind in ("key", "value")]
-        shape = (ROWS, model.n_head, slots, model.head_dim)
+        shape = (ROWS, model.n_kv_head, slots, model.head_dim)
         self.cache = {name: np.zeros(shape, np.float32) for name in names}
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         return self._embed.run(None, {"ids": ids.astype(np.int64)})[0]
 
     def __call__(
-        self, embeds: np.ndarray, start: int, visible: np.ndarray | None = None, depths: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """Nodes from slot `start` on: a causal chunk, unless `visible` [N, N] or [R, N, N] says otherwise."""
+        self, embeds: np.ndarray, start: int, visible: np.ndarray | None = None, depths: np.ndarray | None = None,
+        **sampler: np.ndarray,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Nodes from slot `start` on: a causal chunk, unless `visible` [N, N] or [R, N, N] says otherwise.
+
+        Draws are greedy unless `sampler` has other inputs.
+        """
         nodes = embeds.shape[1]
         tree_mask = np.zeros((ROWS, nodes, self.manifest.target.window + 1), bool)
         tree_mask[:, :, :nodes] = np.tri(nodes, dtype=bool) if visible is None else visible
         inputs = {
             "embeds": embeds, "positions": np.tile(start + (np.arange(nodes) if depths is None else depths), (ROWS, 1)),
             "write_index": np.full(ROWS, start), "tree_mask": tree_mask, "cache_mask": self._cache_mask,
-            "guidance": self._guidance, "temperature": np.ones(len(self._guidance), np.float32),
+            "rows_of_prompt": self._rows, "guidance": self._guidance, **self._sampler(nodes), **sampler,
         }  # fmt: skip
         past = {f"past_{name}": array for name, array in self.cache.items()}
         got = self._session.run([*OUTPUTS, *(f"present_{name}" for name in self.cache)], inputs | past)
         self.cache = dict(zip(self.cache, got[len(OUTPUTS) :], strict=True))
         return dict(zip(OUTPUTS, got, strict=False))
+
+    def _sampler(self, nodes: int) -> dict[str, np.ndarray]:
+        slots = len(self._rows)
+        return {
+            "temperature": np.ones(slots, np.float32), "top_k": np.ones(slots, np.int64),
+            "top_p": np.ones(slots, np.float32), "depths": np.zeros((slots, nodes), np.int64),
+            "noise": np.zeros((slots, 1, self.manifest.model.vocab_size), np.float32),
+        }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +150,22 @@ def test_a_tree_node_is_its_path(tiny_bundle: Path, prefix: tuple[np.ndarray, np
 
 
 def test_what_the_head_returns(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray]) -> None:
-    """Guidance mixes the rows; log-sum-exp covers the vocabulary; similarity is the cosine of guided states."""
+    """Guidance mixes the rows; states are the mixed ones, similarity their cosines; a greedy draw is the first id."""
     embeds, mask = prefix
     own = prefill(Target(tiny_bundle, mask), embeds, mask, 120)
-    mixed = prefill(Target(tiny_bundle, mask, Layout(2, True).guidance(3.0)), embeds, mask, 120)
+    mixed = prefill(Target(tiny_bundle, mask, PAIRS, (3.0, -2.0)), embeds, mask, 120)
     rows = in_vocabulary_order(own)
     np.testing.assert_allclose(in_vocabulary_order(mixed), rows[2:] + 3 * (rows[:2] - rows[2:]), rtol=0, atol=1e-4)
     assert (np.diff(mixed["logits"]) <= 0).all()
-    wanted = np.log(np.exp(mixed["logits"].astype(np.float64)).sum(-1))
-    np.testing.assert_allclose(mixed["log_sum_exp"], wanted, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(mixed["drawn"], mixed["ids"][..., 0])
     state = own["hidden"][2:] + 3 * (own["hidden"][:2] - own["hidden"][2:])
+    np.testing.assert_allclose(mixed["states"], state, rtol=0, atol=1e-5)
     unit = state / np.linalg.norm(state, axis=-1, keepdims=True)
     np.testing.assert_allclose(mixed["similarity"], unit @ unit.transpose(0, 2, 1), rtol=0, atol=1e-5)
 
 
 def test_masked_and_later_slots_have_no_say(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray]) -> None:
-    """Whatever an earlier picture left in padded slots, or behind the newest token, changes nothing."""
+    """Whatever an earlier image left in padded slots, or behind the newest token, changes nothing."""
     embeds, mask = prefix
     results = []
     for leftover in (0.0, 50.0):

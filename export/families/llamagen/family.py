@@ -60,7 +60,10 @@ def target_model(source: TensorSource, config: LlamaGenConfig, variant: str) -> 
         names["condition.classes"] = "cls_embedding.embedding_table"
     tensors = renamed(source, {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in names.items()})
     if config.condition == "text":
-        tensors |= renamed(source, {"condition.null_features": "cls_embedding.uncond_embedding"})
+        null, length = "cls_embedding.uncond_embedding", config.prefix_len
+        tensors["condition.null_features"] = Derived(
+            (length, config.caption_dim), lambda: source.load(null)[:length]
+        )
     stack = StackSpec(
         dim=config.dim, n_layer=config.n_layer, n_head=config.n_head, n_kv_head=config.n_head,
         head_dim=config.head_dim, ffn_dim=config.ffn_dim, eps=config.norm_eps, pairing=ADJACENT,
