@@ -152,9 +152,9 @@ def test_other_schema_and_damaged_manifest(text_bundle: Path, tmp_path: Path) ->
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"schema": 99}))
     refused(generate("red", "--bundle", copy), "schema version 99", "build the bundle again")
-    del manifest["model"]["grid"]
+    del manifest["model"]["plan"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    refused(generate("red", "--bundle", copy), "grid")
+    refused(generate("red", "--bundle", copy), "plan")
     (copy / "manifest.json").write_text("{")
     refused(generate("red", "--bundle", copy), "cannot be read")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import random_features
 
+from cascade_trt.runtime.bundle import MANIFEST
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 
@@ -45,7 +50,11 @@ def test_temperature_zero_is_plain_decoding(small_vocabulary: Pipeline) -> None:
         np.testing.assert_array_equal(output.codes, plain.codes)
 
 
-def test_a_bundle_without_a_table(small_vocabulary: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_vocabulary, "_neighbours", None)
+def test_a_bundle_without_a_table(small_vocabulary: Pipeline, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_vocabulary.folder, tmp_path / "bundle"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["neighbours"] is not None
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"neighbours": None}))
+    pipe = Pipeline.load(folder, threads=1, warm=False)
     with pytest.raises(CascadeError, match="neighbour table"):
-        small_vocabulary.generate(**random_features(small_vocabulary, 1), rule="lantern")
+        pipe.generate(**random_features(pipe, 1), rule="lantern")

@@ -6,22 +6,31 @@ import numpy as np
 import pytest
 
 from cascade_trt.runtime import loop
-from cascade_trt.runtime.noise import Stream
-from cascade_trt.runtime.rules import Draws
-from cascade_trt.runtime.rules.exact import draw_token
+from cascade_trt.runtime.lane import Lane
+from cascade_trt.runtime.sampling import kept
 
 
 def watch_leads(patch: pytest.MonkeyPatch) -> dict[tuple[int, int], float]:
     """By how much the drawn token leads the second in plain decoding, relative to the largest logit (or 1, if that is
-    larger), for each (seed, position)."""
+    larger), for each (seed, position).
+
+    The graph draws; on the CPU its logits can be read although nobody fetched them. Position 0 is drawn by the call
+    on the prefix, which is the same one for every rule.
+    """
     leads: dict[tuple[int, int], float] = {}
+    take_drawn = loop.take_drawn
 
-    def watched(ids: np.ndarray, logits: np.ndarray, draws: Draws) -> int:
-        second, first = np.sort(logits + draws.gumbel(Stream.TOKEN, ids))[-2:]
-        leads[draws.seed, draws.position] = float(first - second) / max(1.0, float(np.abs(logits).max()))
-        return draw_token(ids, logits, draws)
+    def watched(lane: Lane, sequences: loop.Sequences) -> list[int]:
+        for slot, sequence in loop.occupied(sequences):
+            count = kept(lane.logits[slot, 0], sequence.sampling)
+            ids, logits = lane.kept_ids[slot, 0, :count], lane.logits[slot, 0, :count]
+            scores = logits + lane.noise[slot, 0, ids]
+            assert lane.drawn[slot, 0] == ids[scores.argmax()]  # these are the scores that the graph drew by
+            second, first = np.sort(scores)[-2:]
+            leads[sequence.seed, sequence.done] = float(first - second) / max(1.0, float(np.abs(logits).max()))
+        return take_drawn(lane, sequences)
 
-    patch.setattr(loop, "draw_token", watched)
+    patch.setattr(loop, "take_drawn", watched)
     return leads
 
 
