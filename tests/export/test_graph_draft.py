@@ -6,63 +6,17 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from graph_calls import Draft
 from support import FIXTURE
 
 from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 from cascade_trt.runtime.backends.ort import OrtBackend
-from cascade_trt.runtime.bundle import read_manifest
-from cascade_trt.runtime.tree import TREE_NAMES, AnyTree, DynamicTree, Tree, get_tree
+from cascade_trt.runtime.tree import TREE_NAMES, DynamicTree, Tree, get_tree
 
 PREFIX, DIM, VOCAB, SCALE = 120, 128, 512, 3.0
 ROUNDING = 20 * np.finfo(np.float32).eps  # of a law, relative to its scale, for each level that it rests on
-
-
-class Draft:
-    """One draft engine, fed call by call; keeps its cache. `guidance` [P, R] mixes each slot's rows, 0 elsewhere."""
-
-    def __init__(self, bundle: Path, tree: AnyTree, rows: int, guidance: np.ndarray) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        file = bundle / f"draft.{tree.name}.onnx"
-        self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        drafter = read_manifest(bundle).drafter
-        assert drafter is not None
-        self._tree, self._rows = tree, rows
-        self._rows_of_prompt = np.stack([np.flatnonzero(weights) for weights in guidance])
-        self._guidance = np.take_along_axis(guidance, self._rows_of_prompt, axis=1)
-        self._slots = drafter.slots
-        shape = (rows, drafter.n_kv_head, drafter.slots, drafter.head_dim)
-        self.cache = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
-
-    def inputs(
-        self, hidden: np.ndarray, path: np.ndarray, tokens: np.ndarray, count: np.ndarray, start: int,
-        noise: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        prompts, pairs = path.shape
-        if noise is None:
-            noise = np.zeros((prompts, self._tree.depth + 1, VOCAB), np.float32)
-        return {
-            "hidden": hidden, "path": path, "tokens": tokens, "count": count,
-            "positions": np.tile(start + np.arange(pairs), (self._rows, 1)),
-            "write_index": np.full(self._rows, start), "cache_mask": np.ones((self._rows, self._slots), bool),
-            "prompt_of_row": np.arange(self._rows) % prompts, "noise": noise, "guidance": self._guidance,
-            "rows_of_prompt": self._rows_of_prompt, "temperature": np.ones(prompts, np.float32),
-        }  # fmt: skip
-
-    def __call__(self, *given, **more) -> dict[str, np.ndarray]:
-        got = self.run(self.inputs(*given, **more))
-        self.cache = [got["present_key.0"], got["present_value.0"]]
-        return got
-
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One call, without a trace in the cache."""
-        for step in range(self._tree.depth):
-            inputs |= {f"past_key.{step}": self.cache[0], f"past_value.{step}": self.cache[1]}
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, inputs), strict=True))
 
 
 @pytest.fixture(scope="module")
