@@ -1,28 +1,48 @@
 """cascade-trt: speculative decoding of autoregressive image models on exported engines.
 
-from cascade_trt import Pipeline
+from cascade_trt import DrawOptions, Pipeline, Request
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .runtime.batch import Batch, CancelledError, Job, TimedOutError
     from .runtime.errors import CascadeError
-    from .runtime.pipeline import Output, Pipeline
+    from .runtime.options import DrawOptions
+    from .runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError
+    from .runtime.request import Request
 
 __version__ = "0.1.0"
-__all__ = ["CascadeError", "Output", "Pipeline", "__version__"]
+__all__ = [
+    "Batch",
+    "CancelledError",
+    "CascadeError",
+    "DrawOptions",
+    "Interrupted",
+    "Job",
+    "Output",
+    "Pipeline",
+    "Request",
+    "TimedOutError",
+    "UnfinishedError",
+    "__version__",
+]
+
+_HOMES = {
+    "batch": ("Batch", "CancelledError", "Job", "TimedOutError"),
+    "errors": ("CascadeError",),
+    "options": ("DrawOptions",),
+    "pipeline": ("Interrupted", "Output", "Pipeline", "UnfinishedError"),
+    "request": ("Request",),
+}
 
 
 def __getattr__(name: str) -> object:
     """Loads the runtime on first use, so that importing the package costs nothing."""
-    if name in ("Pipeline", "Output"):
-        from .runtime import pipeline
-
-        return getattr(pipeline, name)
-    if name == "CascadeError":
-        from .runtime.errors import CascadeError
-
-        return CascadeError
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".runtime.{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
