@@ -31,6 +31,7 @@ from .rules.registry import PLAIN
 from .slots import TokenSequence
 from .stats import Stats
 
+_CANCELLED = "the image was cancelled."
 _NOT_FINITE = (
     "this image left the range of the engines' numbers and was given up: check its features and settings, or build the "
     "bundle with --precision bf16 or fp32."
@@ -130,7 +131,7 @@ class Job:
     def due(self) -> CascadeError | None:
         """Why the job must end now, if it must."""
         if self._cancelled:
-            return CancelledError("the image was cancelled.")
+            return CancelledError(_CANCELLED)
         if self._deadline is not None and time.monotonic() > self._deadline:
             return TimedOutError(f"the image was not done within its timeout of {self.drawing.timeout:g} s.")
         return None
@@ -167,7 +168,8 @@ class Batch:
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
         self._queue: deque[Job] = deque()
         self._slots: list[Entry | None] = []
-        self._turn = threading.Lock()
+        self._turn = threading.Lock()  # held by the thread that steps
+        self._queued = threading.Lock()  # held while the queue is looked at or changed
 
     @property
     def slots(self) -> int:
@@ -203,7 +205,8 @@ class Batch:
         if drawing.sampling.guidance_scale != 1 and lane.rows == 1:
             raise CascadeError("this batch was made without guidance: set guidance_scale=1, or make another batch.")
         job = Job(self, drawing)
-        self._queue.append(job)
+        with self._queued:
+            self._queue.append(job)
         return job
 
     def step(self) -> list[Job]:
@@ -237,18 +240,23 @@ class Batch:
 
     def drain(self) -> None:
         """Cancels everything; the slots are free afterwards."""
-        for job in [*self._queue, *(entry.job for entry in self._slots if entry is not None)]:
+        with self._queued:
+            waiting = list(self._queue)
+        for job in waiting:
             job.cancel()
         with self._turn:
+            for entry in self._slots:
+                if entry is not None:
+                    entry.job.cancel()
             self._drop_due()
 
     def drop_queued(self, job: Job) -> None:
         """Takes a cancelled job out of the queue, if it is still there."""
-        try:
+        with self._queued:
+            if job not in self._queue:
+                return
             self._queue.remove(job)
-        except ValueError:
-            return
-        job.end(job.due() or CancelledError("the image was cancelled."))
+        job.end(CancelledError(_CANCELLED))
 
     def preview(self, sequence: TokenSequence | None) -> Image.Image:
         """The image of a sequence so far."""
@@ -261,11 +269,11 @@ class Batch:
     # one step -----------------------------------------------------------------------------------------------
     def _drop_due(self) -> list[Job]:
         """Ends jobs that were cancelled or are out of time, in slots and in the queue."""
-        ended = []
-        for job in list(self._queue):
-            if (reason := job.due()) is not None:
+        with self._queued:
+            due = [(job, reason) for job in self._queue if (reason := job.due()) is not None]
+            for job, _ in due:
                 self._queue.remove(job)
-                ended.append(job.end(reason))
+        ended = [job.end(reason) for job, reason in due]
         for slot, entry in enumerate(self._slots):
             if entry is not None and (reason := entry.job.due()) is not None:
                 ended.append(entry.job.end(reason))
@@ -275,12 +283,13 @@ class Batch:
     def _seat(self) -> None:
         """Gives free slots to queued jobs; with an empty queue closes holes with the last slot's image."""
         slots = self._slots
-        while self._queue and (None in slots or len(slots) < self.slots):
-            entry = Entry(self._queue.popleft())
-            if None in slots:
-                slots[slots.index(None)] = entry
-            else:
-                slots.append(entry)
+        with self._queued:
+            while self._queue and (None in slots or len(slots) < self.slots):
+                entry = Entry(self._queue.popleft())
+                if None in slots:
+                    slots[slots.index(None)] = entry
+                else:
+                    slots.append(entry)
         while None in slots:
             hole, entry = slots.index(None), slots.pop()
             if entry is not None:

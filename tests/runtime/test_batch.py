@@ -128,6 +128,20 @@ def test_many_images_through_few_slots(small_vocabulary: Pipeline, tree: str) ->
     assert batch.stats.images == 16
 
 
+@pytest.mark.parametrize("which", ["tiny", "tiny_apart"])
+@pytest.mark.usefixtures("spoilt")
+def test_dynamic_trees(request: pytest.FixtureRequest, which: str) -> None:
+    """Chosen anew for every slot in every round."""
+    pipe: Pipeline = request.getfixturevalue(which)
+    happenings = [(0, 1, 0), (1, 2, 1), ("steps", 3), (2, 3, 3), ("cancel", 1), (3, 4, 9), (4, 5, 10)]
+    assert play(pipe, pipe.batch(2, tree="eagle2_60"), happenings, Alone(pipe, "eagle2_60")) == 4
+
+
+@pytest.fixture(scope="module")
+def tiny_apart(tiny: Pipeline) -> Pipeline:
+    return Pipeline.load(tiny.folder, backend=ApartBackend())
+
+
 def test_plain_batches(small_vocabulary: Pipeline) -> None:
     """Without a tree, jobs of different settings share a batch as well."""
     batch = small_vocabulary.batch(2, rule="ar")
