@@ -111,8 +111,11 @@ def catch_up(
     """Reads the pairs (hidden [R, M, D], tokens [R, M]) causally into `slots` [R, M]; returns features [R, M, D]."""
     g = d.g
     every = g.constant(blocks.cache_positions(d.shape.slots)[None], "slots")
-    causal = g.op("LessOrEqual", every, g.op("Unsqueeze", slots, g.constant([2])))  # [R, M, S]
+    own = g.op("Unsqueeze", slots, g.constant([2]))  # [R, M, 1]
+    causal = g.op("LessOrEqual", every, own)  # [R, M, S]
     visible = g.op("And", causal, g.reshape(cache_mask, [-1, 1, d.shape.slots]))
+    if not d.drafter.sees_padding:  # a padded pair sees itself: with nothing to see, its state would be NaN
+        visible = g.op("Or", visible, g.op("Equal", every, own))
     mask = g.op("Unsqueeze", visible, g.constant([1]))  # [R, 1, M, S]
     return d.layer(d.fused_input(tokens, hidden), lambda qkv: cache.attend(qkv, positions, mask))
 

@@ -56,11 +56,11 @@ class _Merged:
         self._take_weights(graph)
         self._take_inputs(name, graph)
         _rename(name, graph)
-        number = _constant(f"{name}:number", np.array(self.count, np.int64))
-        self.initializers[f"{name}:number"] = number
+        number = _constant(f"{CHOICE}:{name}:number", np.array(self.count, np.int64))
+        self.initializers[f"{CHOICE}:{name}:number"] = number
         self.count += 1
-        chosen = ir.node("Equal", [self.choice, number], name=f"{name}:chosen")
-        chosen.outputs[0].name = f"{name}:is_chosen"
+        chosen = ir.node("Equal", [self.choice, number], name=f"{CHOICE}:{name}")
+        chosen.outputs[0].name = f"{CHOICE}:{name}:is"
         branches = {"then_branch": graph, "else_branch": _nothing(name, graph)}
         run = ir.node("If", [chosen.outputs[0]], branches, num_outputs=len(outputs), name=name)
         for value, inner, output in zip(run.outputs, graph.outputs, outputs, strict=True):
@@ -91,14 +91,13 @@ class _Merged:
 
 
 def _rename(prefix: str, graph: ir.Graph) -> None:
-    """Names in a branch must differ from those of the root and of other branches."""
+    """Names in a branch must differ from those of the root and of other branches. What has none keeps none: an
+    output without a name is one that is left out."""
     graph.name = prefix
-    for value in list(graph.initializers.values()):
-        value.name = f"{prefix}:{value.name}"
-    for node in graph:
-        node.name = f"{prefix}{node.name}"
-        for value in node.outputs:
-            value.name = f"{prefix}:{value.name}"
+    nodes = list(graph)
+    for named in (*graph.initializers.values(), *nodes, *(value for node in nodes for value in node.outputs)):
+        if named.name:
+            named.name = f"{prefix}:{named.name}"
 
 
 def _nothing(name: str, graph: ir.Graph) -> ir.Graph:
