@@ -108,9 +108,9 @@ def io_problems(report: LayerReport, manifest: Manifest, engine: str) -> list[st
     precision = manifest.engines[engine].precision
     model, drafter = manifest.model, manifest.drafter
     if engine == "target":
-        layers, heads, slots, dim = model.n_layer, model.n_head, manifest.target.slots, model.head_dim
+        layers, heads, slots, dim = model.n_layer, model.n_kv_head, manifest.target.slots, model.head_dim
     elif drafter is not None and (tree := manifest.tree_of(engine)) is not None:
-        layers, heads, slots, dim = tree.depth, drafter.n_head, drafter.slots, drafter.head_dim
+        layers, heads, slots, dim = tree.depth, drafter.n_kv_head, drafter.slots, drafter.head_dim
     else:
         return problems
     paired = aliases(report)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from cascade_trt.engines.tensorrt.loader import Flavour
+from cascade_trt.runtime.backends.host import HostBuffer
 from cascade_trt.runtime.backends.ort import OrtBackend
 
 SCRATCH_SHAPE = (2, 8, 5)
@@ -129,16 +130,16 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == HostDevice.stream
-        arrays = {}
+        arrays: dict[str, HostBuffer] = {}
         for name in self.engine.names:
             shape, dtype = self.get_tensor_shape(name), self.engine.get_tensor_dtype(name)
             count = int(np.prod(shape))
             memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(self.addresses[name])
-            arrays[name] = np.frombuffer(memory, dtype, count).reshape(shape)
-        arrays.pop("scratch.0")[:] = 1
+            arrays[name] = HostBuffer(np.frombuffer(memory, dtype, count).reshape(shape))
+        arrays.pop("scratch.0").host[:] = 1
         for name in arrays:
             if name.startswith("present_"):
                 assert self.addresses[name] == self.addresses[name.replace("present_", "past_", 1)]
         inputs = {name: arrays.pop(name) for name in self.engine.inputs}
-        self.engine.session.bind(inputs, arrays).run()
+        self.engine.session.bind(inputs, arrays).run(tuple(arrays))
         return True

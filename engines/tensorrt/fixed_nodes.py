@@ -58,13 +58,15 @@ class FixedNodes:
         return self._engine.dtype(name)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> TimedCall:
-        """Raises CascadeError when the engine has no profile for the rows of `inputs`."""
+        """Raises CascadeError when the engine has no profile for the rows of `inputs`, ValueError for `similarity`
+        without `states`: cosines of nodes in different pieces are made from these."""
         own = {name: self._resized(given) for name, given in inputs.items() if name in (*_OF_NODES, "tree_mask")}
         own |= {name: HostBuffer(inputs[name].host.copy()) for name in ("write_index", "cache_mask")}
         answers = {name: self._resized(wanted) for name, wanted in outputs.items() if name in _BY_NODE}
         if "similarity" in outputs:
-            slots, nodes = outputs["similarity"].shape[:2]
-            assert nodes <= self._fixed, "cosines of nodes in different pieces; the runtime reads a tree's only"
+            if "states" not in outputs:
+                raise ValueError("similarity is bound without states")
+            slots = outputs["similarity"].shape[0]
             answers["similarity"] = host_buffer((slots, self._fixed, self._fixed), "float32")
         call = self._engine.bind({**inputs, **own}, {**outputs, **answers})
         return FixedNodesCall(call, inputs, outputs, own, answers)
@@ -86,15 +88,15 @@ class FixedNodesCall:
 
     def run(self, fetch: Sequence[str] = ()) -> None:
         restore = self._later_slots()
-        for piece in self._pieces():
+        found = self._pieces()
+        for piece in found:
             self._prepare(piece)
             self._call.run(fetch)
             for name, answer in self._answers.items():
                 if name in _BY_NODE:
                     self._outputs[name][:, piece.start : piece.start + piece.count] = answer[:, : piece.count]
         if "similarity" in self._outputs:
-            nodes = self._outputs["similarity"].shape[1]
-            self._outputs["similarity"][:] = self._answers["similarity"][:, :nodes, :nodes]
+            self._write_similarity(found)
         for cache, row, start, slots in restore:
             cache[row, :, start : start + slots.shape[1]] = slots
 
@@ -126,6 +128,17 @@ class FixedNodesCall:
         own["cache_mask"][:] = given["cache_mask"]
         for row, first in enumerate(given["write_index"]):
             own["cache_mask"][row, first : first + start] = mask[row, start, :start]
+
+    def _write_similarity(self, found: list[Piece]) -> None:
+        """Cosines [P, N, N] between all nodes of the call: the engine's, or of its pieces' states."""
+        similarity = self._outputs["similarity"]
+        if len(found) == 1:
+            nodes = similarity.shape[1]
+            similarity[:] = self._answers["similarity"][:, :nodes, :nodes]
+            return
+        states = self._outputs["states"]  # [P, N, F]
+        unit = states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-12)
+        similarity[:] = unit @ unit.transpose(0, 2, 1)
 
     def _later_slots(self) -> list[tuple[np.ndarray, int, int, np.ndarray]]:
         """(cache, row, slot, entries [H, slots, Dh]) that padding overwrites: copies of what lies there now."""

@@ -17,7 +17,10 @@ Dims = dict[str, int]  # dimension name -> size
 
 
 def guided(manifest: Manifest) -> bool:
-    """Whether the bundle draws with guidance: rows are pairs then. (A scale of 1 runs on pairs as well.)"""
+    """Whether the bundle draws with guidance: rows are pairs then.
+
+    The runtime draws with single rows where a call asks for a scale of 1, which no profile of such a bundle serves.
+    """
     return manifest.sampling.guidance_scale != 1
 
 

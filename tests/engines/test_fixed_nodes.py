@@ -12,7 +12,8 @@ from support import build, random_features, save_checkpoints
 from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes, Piece, pieces
 from cascade_trt.engines.tensorrt.profiles import engine_profiles, largest_tree
 from cascade_trt.engines.tensorrt.run import PlanEngine
-from cascade_trt.engines.verify import Call, compare_calls, engines_of, record, replace_engines, time_calls
+from cascade_trt.engines.verify import Call, compare_calls, record, time_calls
+from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
@@ -21,7 +22,7 @@ SIZES = [9, 5, 1]  # of the engine; calls have 20 nodes (prefix), 9 (tree) and 1
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A bundle for two prompts whose prefix, padded by a different length in each, is longer than its tree."""
+    """A bundle of two slots whose prefix, padded by a different length in each prompt, is longer than its tree."""
     folder = tmp_path_factory.mktemp("fixed")
     checkpoints = save_checkpoints(folder / "checkpoints", prefix_len=20)
     build(*checkpoints, "--precision", "fp16", "--tree", "small_9", "--batch", "2", "--out", folder / "b")
@@ -44,15 +45,14 @@ def with_fixed(pipe: Pipeline, fixed: int, folder: Path) -> Pipeline:
     profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": fixed})
     plan = fake_trt.write_plan(folder / "target.plan", graph, profiles)
     target = FixedNodes(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), fixed)
-    engines = engines_of(other)
-    replace_engines(other, lambda name: target if name == "target" else engines[name])  # type: ignore[arg-type]
+    other.wrap_engines(lambda name, engine: target if name == "target" else engine)
     return other
 
 
-def test_the_largest_tree_and_its_only_profile(pipe: Pipeline) -> None:
+def test_the_largest_tree_and_its_only_number_of_nodes(pipe: Pipeline) -> None:
     assert largest_tree(pipe.manifest) == 9
     profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": 9})
-    assert profiles == [{"P": p, "R": 2 * p, "N": 9} for p in (1, 2)]
+    assert profiles == [{"P": p, "R": 2 * p, "G": 2, "N": 9, "L": rows} for p in (1, 2) for rows in (1, 5)]
 
 
 @pytest.mark.parametrize("fixed", SIZES)
@@ -61,12 +61,46 @@ def test_outputs_and_caches_are_those_of_the_plain_call(
 ) -> None:
     """Every slot of every cache, those after the call's last node included."""
     wanted = [call for call in calls if call.engine == "target"]
-    assert {call.inputs["embeds"].shape[1] for call in wanted} == {20, 9, 1}
+    # The prefix fills one slot; trees and plain decoding come with both, until one image is done.
+    shapes = {call.inputs["embeds"].shape[:2] for call in wanted}
+    assert {(2, 20), (4, 9), (4, 1)} <= shapes <= {(2, 20), (4, 9), (4, 1), (2, 9), (2, 1)}
     other = with_fixed(pipe, fixed, tmp_path)
     found = compare_calls(wanted, other, "fp32")
     assert len(found) == sum(len(call.outputs) for call in wanted)
     assert all(item.passed for item in found), [item for item in found if not item.passed]
+    assert {item.tensor for item in found} >= {"drawn", "ids", "states", "similarity", "hidden", "present_value.1"}
     assert all(milliseconds > 0 for _, milliseconds in time_calls(wanted, other))
+
+
+@pytest.mark.parametrize("fixed", SIZES)
+def test_every_piece_draws_with_the_noise_of_its_own_nodes(
+    pipe: Pipeline, calls: list[Call], tmp_path: Path, fixed: int
+) -> None:
+    """Rows of noise in no order, and so loud that each row has its winner: `drawn` names the rows that were read."""
+    call = next(c for c in calls if c.engine == "target" and c.inputs["embeds"].shape[1] == 9)
+    slots, levels, vocab = call.inputs["noise"].shape
+    rng = np.random.default_rng(0)
+    winners = np.stack([rng.choice(vocab, levels, replace=False) for _ in range(slots)])  # [P, L]
+    noise = np.zeros((slots, levels, vocab), np.float32)
+    np.put_along_axis(noise, winners[..., None], 1e4, axis=2)
+    depths = rng.integers(0, levels, (slots, 9))
+    everything = {"top_k": np.full(slots, vocab), "top_p": np.ones(slots, np.float32)}
+    inputs = {**call.inputs, **everything, "noise": noise, "depths": depths}
+    assert pipe.manifest.target.top_k == vocab  # so the winner is kept, whatever its logit
+    one, two = (run(some, inputs, call.outputs) for some in (pipe, with_fixed(pipe, fixed, tmp_path)))
+    np.testing.assert_array_equal(two["drawn"], np.take_along_axis(winners, depths, axis=1))
+    np.testing.assert_array_equal(two["drawn"], one["drawn"])
+    np.testing.assert_allclose(two["states"], one["states"], rtol=0, atol=2e-3 * np.abs(one["states"]).max())
+
+
+def run(pipe: Pipeline, inputs: dict[str, np.ndarray], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The target's outputs but for its cache, which is a copy."""
+    given = {name: HostBuffer(array.copy()) for name, array in inputs.items()}
+    wanted = {name: array for name, array in like.items() if not name.startswith("present_")}
+    outputs = {name: host_buffer(array.shape, array.dtype.name) for name, array in wanted.items()}
+    present = {name: given[name.replace("present_", "past_", 1)] for name in like.keys() - wanted.keys()}
+    pipe.engines()["target"].bind(given, {**outputs, **present}).run(tuple(outputs))
+    return {name: buffer.host for name, buffer in outputs.items()}
 
 
 @pytest.mark.parametrize("rule", ["ar", "exact"])
@@ -83,6 +117,16 @@ def test_padding_that_would_leave_the_cache_is_refused(pipe: Pipeline, calls: li
     call = Call(call.engine, {**call.inputs, "write_index": np.full(4, end - 8)}, call.outputs)
     with pytest.raises(ValueError, match="beyond the cache's"):
         compare_calls([call], with_fixed(pipe, 9, tmp_path), "fp16")
+
+
+def test_cosines_without_the_states_that_they_are_made_of_are_refused(
+    pipe: Pipeline, calls: list[Call], tmp_path: Path
+) -> None:
+    call = next(call for call in calls if call.engine == "target")
+    like = {name: array for name, array in call.outputs.items() if name != "states"}
+    like["similarity"] = np.zeros((1, 20, 20), np.float32)
+    with pytest.raises(ValueError, match="without states"):
+        run(with_fixed(pipe, 9, tmp_path), call.inputs, like)
 
 
 def test_a_causal_prefix_is_cut_every_so_many_nodes() -> None:

@@ -12,8 +12,9 @@ from support import build, random_features, save_checkpoints
 from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
-from cascade_trt.engines.verify import compare_calls, engines_of, record, replace_engines, time_calls
+from cascade_trt.engines.verify import compare_calls, record, time_calls
 from cascade_trt.runtime.backends import Engine
+from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
@@ -22,29 +23,30 @@ ENGINE, PAIRS = "draft.small_9", 5  # of its steady call
 
 @pytest.fixture(scope="module", params=[3, 5, 10, 13])
 def pipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A bundle for two prompts; the prefix is shorter than the steady call, as long, twice as long, or between."""
+    """A bundle of two slots; the prefix is shorter than the steady call, as long, twice as long, or between."""
     folder = tmp_path_factory.mktemp("pairs")
     checkpoints = save_checkpoints(folder / "checkpoints", prefix_len=request.param)
     build(*checkpoints, "--precision", "fp16", "--tree", "small_9", "--batch", "2", "--out", folder / "b")
     return Pipeline.load(folder / "b", threads=1, warm=False)
 
 
-def with_fixed(pipe: Pipeline, folder: Path) -> Pipeline:
-    """The bundle of `pipe` once more, its drafter on a plan of PAIRS pairs."""
+def with_fixed(pipe: Pipeline, folder: Path, more: list[dict[str, int]] | None = None) -> Pipeline:
+    """The bundle of `pipe` once more, its drafter on a plan of PAIRS pairs, with `more` profiles than the bundle's."""
     other, graph = Pipeline.load(pipe.folder, threads=1, warm=False), pipe.folder / pipe.manifest.engines[ENGINE].file
     profiles = engine_profiles(pipe.manifest, ENGINE, {"fixed_pairs": PAIRS})
     assert {profile["M"] for profile in profiles} == {PAIRS}
-    plan = fake_trt.write_plan(folder / "draft.plan", graph, profiles)
+    plan = fake_trt.write_plan(folder / "draft.plan", graph, [*profiles, *(more or [])])
     drafter = FixedPairs(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), PAIRS)
-    engines = engines_of(other)
-    replace_engines(other, lambda name: drafter if name == ENGINE else engines[name])  # type: ignore[arg-type]
+    other.wrap_engines(lambda name, engine: drafter if name == ENGINE else engine)
     return other
 
 
 def test_outputs_and_caches_are_those_of_the_plain_call(pipe: Pipeline, tmp_path: Path) -> None:
     """Trees and laws, and every slot that a later call sees; steps have memory of their own."""
     calls = [call for call in record(pipe, random_features(pipe, 2), 2, seed=0) if call.engine == ENGINE]
-    assert {call.inputs["path"].shape[1] for call in calls} == {pipe.manifest.model.prefix_len, PAIRS}
+    length = pipe.manifest.model.condition.length  # of the prefix, which fills one slot
+    shapes = {call.inputs["path"].shape for call in calls}
+    assert {(1, length), (2, PAIRS)} <= shapes <= {(1, length), (2, PAIRS), (1, PAIRS)}
     other = with_fixed(pipe, tmp_path)
     found = compare_calls(calls, other, "fp32")
     assert {item.tensor for item in found} >= {"tree_tokens", "embeds", "log_q", "present_key.0", "present_value.3"}
@@ -60,19 +62,25 @@ def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path) -> None:
 
 
 def test_prompts_of_different_lengths_end_at_their_own_root(pipe: Pipeline, tmp_path: Path) -> None:
-    """The runtime's first call never is one, but the graph takes it."""
-    length = pipe.manifest.model.prefix_len
-    call = next(call for call in record(pipe, random_features(pipe, 2), 1, seed=0) if call.engine == ENGINE)
+    """Two slots in a first call, which the runtime never makes, but the graph takes it."""
+    length = pipe.manifest.model.condition.length
+    calls = record(pipe, random_features(pipe, 2), 2, seed=0)
+    calls = [call for call in calls if call.engine == ENGINE and call.inputs["path"].shape == (1, length)]
+    one, two = (call for call in calls[:2])
+    inputs = {name: np.concatenate([one.inputs[name], two.inputs[name]]) for name in one.inputs}
+    inputs |= {"rows_of_prompt": np.array([[0, 1], [2, 3]]), "prompt_of_row": np.array([0, 0, 1, 1])}
+    like = {name: np.concatenate([one.outputs[name], two.outputs[name]]) for name in one.outputs}
+    fixed = with_fixed(pipe, tmp_path, [{"P": 2, "R": 4, "G": 2, "M": PAIRS, "N_hidden": length}])
     for count in ([length, 1], [max(length - 2, 1), length]):
-        inputs = {**call.inputs, "count": np.array(count)}
-        outputs = [run(engines_of(some)[ENGINE], inputs, call.outputs) for some in (pipe, with_fixed(pipe, tmp_path))]
+        given = {**inputs, "count": np.array(count)}
+        outputs = [run(some.engines()[ENGINE], given, like) for some in (pipe, fixed)]
         for name in ("tree_tokens", "log_q"):
             np.testing.assert_allclose(outputs[0][name], outputs[1][name], rtol=0, atol=1e-2)
 
 
 def run(engine: Engine, inputs: dict[str, np.ndarray], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    inputs = {name: array.copy() for name, array in inputs.items()}
-    past = {name: name.replace("present_", "past_", 1) for name in like}
-    outputs = {name: inputs.get(past[name], np.zeros_like(array)) for name, array in like.items()}
-    engine.bind(inputs, outputs).run()
-    return outputs
+    given = {name: HostBuffer(array.copy()) for name, array in inputs.items()}
+    outputs = {name: given.get(name.replace("present_", "past_", 1)) or host_buffer(array.shape, array.dtype.name)
+               for name, array in like.items()}  # fmt: skip
+    engine.bind(given, outputs).run(tuple(outputs))
+    return {name: buffer.host for name, buffer in outputs.items()}

@@ -2,66 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import onnx
 import pytest
 from support import random_features
 
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
+from cascade_trt.runtime.backends import BoundCall, Buffer, Engine
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.pipeline import Pipeline
 
 
 def test_one_profile_for_each_shape(plain_bundle: Path) -> None:
     manifest = read_manifest(plain_bundle)
-    assert engine_profiles(manifest, "target") == [{"P": 1, "R": 2, "N": n} for n in (9, 6, 1)]
+    one = {"P": 1, "R": 2, "G": 2}
     depth = manifest.trees[0].tree().depth
-    assert engine_profiles(manifest, "draft.small_9") == [
-        {"P": 1, "R": 2, "M": 6, "N_hidden": 6}, {"P": 1, "R": 2, "M": depth + 1, "N_hidden": 9},
+    assert engine_profiles(manifest, "target") == [
+        one | {"N": 9, "L": depth + 1}, one | {"N": 6, "L": 1}, one | {"N": 1, "L": 1},
     ]  # fmt: skip
+    assert engine_profiles(manifest, "draft.small_9") == [
+        one | {"M": 6, "N_hidden": 6}, one | {"M": depth + 1, "N_hidden": 9},
+    ]  # fmt: skip
+    assert engine_profiles(manifest, "embed") == [one | {"N": 1}]
     for engine in ("condition", "decode"):
-        assert engine_profiles(manifest, engine) == [{"P": 1, "R": 2}]
-    two = replace(manifest, batch=2)
-    assert [p["R"] for p in engine_profiles(two, "decode")] == [2, 4]
+        assert engine_profiles(manifest, engine) == [one]
     plain = replace(manifest, sampling=replace(manifest.sampling, guidance_scale=1.0))
-    assert engine_profiles(plain, "decode") == [{"P": 1, "R": 1}]
+    assert engine_profiles(plain, "decode") == [{"P": 1, "R": 1, "G": 1}]
+
+
+def test_a_slot_is_filled_by_itself(plain_bundle: Path) -> None:
+    """Calls on the prefix, conditions and images are those of one slot, however many there are."""
+    manifest = replace(read_manifest(plain_bundle), batch=3)
+    length, depth = manifest.model.condition.length, manifest.trees[0].tree().depth
+    target = engine_profiles(manifest, "target")
+    assert [p["P"] for p in target if p["N"] == length] == [1]
+    steady = [(p["P"], p["R"], p["N"], p["L"]) for p in target if p["N"] != length]
+    assert steady == [(slots, 2 * slots, *call) for slots in (1, 2, 3) for call in ((9, depth + 1), (1, 1))]
+    drafter = engine_profiles(manifest, "draft.small_9")
+    assert [(p["P"], p["M"], p["N_hidden"]) for p in drafter] == [
+        (1, length, length), *((slots, depth + 1, 9) for slots in (1, 2, 3)),
+    ]  # fmt: skip
+    assert [p["P"] for p in engine_profiles(manifest, "embed")] == [1, 2, 3]
+    for engine in ("condition", "decode"):
+        assert [p["P"] for p in engine_profiles(manifest, engine)] == [1]
 
 
 @pytest.mark.parametrize("rule", ["ar", "exact"])
-def test_the_runtime_binds_no_other_shape(plain_bundle: Path, rule: str) -> None:
-    """Every shape that a drawing binds is in a profile of its engine."""
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_runtime_binds_no_other_shape(plain_bundle: Path, rule: str, batch: int) -> None:
+    """Every shape that a drawing binds is in a profile of its engine, for every engine and input."""
     pipe = Pipeline.load(plain_bundle, threads=1, warm=False)
-    seen: dict[str, list[dict[str, np.ndarray]]] = {}
+    pipe.manifest = replace(pipe.manifest, batch=batch)  # the graphs leave the number of slots open
+    seen: dict[str, list[Mapping[str, Buffer]]] = {}
 
     class Spy:
-        def __init__(self, name: str, engine: object) -> None:
+        def __init__(self, name: str, engine: Engine) -> None:
             self.name, self.engine = name, engine
 
-        def __getattr__(self, attribute: str) -> object:
-            return getattr(self.engine, attribute)
+        def dtype(self, name: str) -> str:
+            return self.engine.dtype(name)
 
-        def bind(self, inputs: dict, outputs: dict) -> object:
-            seen.setdefault(self.name, []).append(inputs)
-            return self.engine.bind(inputs, outputs)  # type: ignore[attr-defined]
+        def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
+            seen.setdefault(self.name, []).append({**inputs, **outputs})
+            return self.engine.bind(inputs, outputs)
 
-    engines = pipe._engines
-    drafters = {tree: Spy(f"draft.{tree}", engine) for tree, engine in engines.draft.items()}
-    pipe._engines = replace(
-        engines, target=Spy("target", engines.target), embed=Spy("embed", engines.embed), draft=drafters
-    )
-    pipe.generate(**random_features(pipe, 1), rule=rule)
-    assert "target" in seen
-    manifest = read_manifest(plain_bundle)
+    pipe.wrap_engines(Spy)
+    pipe.generate(**random_features(pipe, 4), rule=rule)
+    assert set(seen) == {"condition", "target", "decode", "embed" if rule == "ar" else "draft.small_9"}
+    assert {bound["rows_of_prompt"].shape[0] for bound in seen["target"]} >= {1, batch}
     for name, calls in seen.items():
-        profiles = engine_profiles(manifest, name)
-        for inputs in calls:
-            if name == "target":
-                r, n = inputs["embeds"].shape[:2]
-                assert {"P": 1, "R": r, "N": n} in profiles
-            elif name == "embed":
-                assert {"P": 1, "R": inputs["ids"].shape[0], "N": inputs["ids"].shape[1]} in profiles
-            else:
-                sizes = {"M": inputs["path"].shape[1], "N_hidden": inputs["hidden"].shape[1]}
-                assert {"P": 1, "R": inputs["hidden"].shape[0], **sizes} in profiles
+        profiles = engine_profiles(pipe.manifest, name)
+        graph = onnx.load(plain_bundle / pipe.manifest.engines[name].file, load_external_data=False).graph
+        shapes = {value.name: value.type.tensor_type.shape.dim for value in [*graph.input, *graph.output]}
+        for bound in calls:
+            sizes: dict[str, set[int]] = {}
+            for tensor, buffer in bound.items():
+                for dim, size in zip(shapes[tensor], buffer.shape, strict=True):
+                    sizes.setdefault(dim.dim_param or str(dim.dim_value), set()).add(size)
+            open_sizes = {dim: size for dim, (size,) in sizes.items() if not dim.isdigit()}
+            assert any(open_sizes.items() <= profile.items() for profile in profiles), (name, open_sizes)

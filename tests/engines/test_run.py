@@ -18,7 +18,8 @@ from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes
 from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
-from cascade_trt.engines.verify import compare_calls, record, replace_engines, time_calls, use_plans
+from cascade_trt.engines.verify import compare_calls, record, time_calls, use_plans
+from cascade_trt.runtime.backends.host import host_buffer
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 
@@ -37,7 +38,7 @@ def plan_engine(pipe: Pipeline, name: str, folder: Path) -> PlanEngine:
 @pytest.mark.parametrize("rule", ["ar", "exact"])
 def test_a_drawing_on_plans_is_the_same(plain_bundle: Path, pipe: Pipeline, tmp_path: Path, rule: str) -> None:
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
-    replace_engines(other, lambda name: plan_engine(other, name, tmp_path))
+    other.wrap_engines(lambda name, _: plan_engine(other, name, tmp_path))
     given = random_features(pipe, 1)
     one, two = (pipeline.generate(**given, rule=rule, seed=3) for pipeline in (pipe, other))
     assert (one.codes == two.codes).all()
@@ -48,7 +49,7 @@ def test_recorded_calls_agree(plain_bundle: Path, pipe: Pipeline, tmp_path: Path
     pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
     calls = record(pipe, random_features(pipe, 1), 2, seed=0)
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
-    replace_engines(other, lambda name: plan_engine(other, name, tmp_path))
+    other.wrap_engines(lambda name, _: plan_engine(other, name, tmp_path))
     found = compare_calls(calls, other, "fp16")
     assert {item.engine for item in found} == {"condition", "target", "embed", "draft.small_9", "decode"}
     assert all(item.passed and item.value in (0.0, 1.0) for item in found)
@@ -59,16 +60,19 @@ def test_recorded_calls_agree(plain_bundle: Path, pipe: Pipeline, tmp_path: Path
 
 def test_scratch_outputs_get_memory_and_shapes_must_be_known(pipe: Pipeline, tmp_path: Path) -> None:
     engine = plan_engine(pipe, "embed", tmp_path)
-    ids, embeds = np.zeros((2, 1), np.int64), np.zeros((2, 1, pipe.manifest.model.dim), np.float16)
+    ids, embeds = host_buffer((2, 1), "int64"), host_buffer((2, 1, pipe.manifest.model.dim), "float16")
     call = engine.bind({"ids": ids}, {"embeds": embeds})
     device = engine._device
     assert isinstance(device, fake_trt.HostDevice)
     assert len(device.buffers) == 3 and 2 * np.prod(fake_trt.SCRATCH_SHAPE) in map(len, device.buffers.values())
     call.run()
-    assert np.abs(embeds).max() > 0 and engine.input_dtype("ids") == np.int64
+    assert np.abs(embeds.host).max() > 0
+    assert (engine.dtype("ids"), engine.dtype("embeds")) == ("int64", "float16")
+    with pytest.raises(ValueError, match="not among the bound outputs"):
+        call.run(("logits",))
     target = plan_engine(pipe, "target", tmp_path)
     with pytest.raises(CascadeError, match=r"target.plan has no profile for embeds \[2, 4, 64\]"):
-        target.bind({"embeds": np.zeros((2, 4, 64), np.float16)}, {})
+        target.bind({"embeds": host_buffer((2, 4, 64), "float16")}, {})
 
 
 def test_failures_are_sentences(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +80,13 @@ def test_failures_are_sentences(pipe: Pipeline, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(CascadeError, match=r"tensorrt-rtx 1.7.1.116 does not load .*odd.plan.*doctor"):
         PlanEngine(fake_trt.flavour(), tmp_path / "odd.plan", fake_trt.HostDevice())
     engine = plan_engine(pipe, "embed", tmp_path)
-    call = engine.bind({"ids": np.zeros((2, 1), np.int64)}, {"embeds": np.zeros((2, 1, 64), np.float16)})
+    call = engine.bind({"ids": host_buffer((2, 1), "int64")}, {"embeds": host_buffer((2, 1, 64), "float16")})
     monkeypatch.setattr(fake_trt.FakeContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(CascadeError, match="could not run the engine"):
         call.run()
     monkeypatch.setattr(fake_trt.FakeEngine, "get_tensor_dtype", lambda *_: None)
     with pytest.raises(CascadeError, match="ids is bfloat16"):
-        engine.input_dtype("ids")
+        engine.dtype("ids")
 
 
 def test_cudas_refusal_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
@@ -116,11 +120,11 @@ def test_use_plans_asks_the_doctor_first(
     pipe.manifest = replace(pipe.manifest, plans=plans)
     before = pipe.generate(**random_features(pipe, 1), seed=1)
     use_plans(pipe, "rtx:sm89")
-    assert all(isinstance(engine, PlanEngine) for engine in verify.engines_of(pipe).values())
+    assert all(isinstance(engine, PlanEngine) for engine in pipe.engines().values())
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
     # Ampere's target takes one number of nodes, its drafter one of pairs.
     monkeypatch.setattr(verify, "judge_bundle", lambda *_: [Verdict("rtx:sm86", USABLE, "fits.")])
     use_plans(pipe, "rtx:sm86")
-    assert isinstance(verify.engines_of(pipe)["target"], FixedNodes)
-    assert isinstance(verify.engines_of(pipe)["draft.small_9"], FixedPairs)
+    assert isinstance(pipe.engines()["target"], FixedNodes)
+    assert isinstance(pipe.engines()["draft.small_9"], FixedPairs)
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
