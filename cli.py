@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -260,7 +259,3 @@ def calibrate_thresholds(**options: Any) -> None:
     from .commands.calibrate_thresholds import run
 
     run(**options)
-
-
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=1))

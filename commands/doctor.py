@@ -17,7 +17,7 @@ def run(bundles: tuple[Path, ...], as_json: bool) -> None:
     machine = look_around()
     verdicts = {str(bundle): judge_bundle(bundle, machine) for bundle in found}
     if as_json:
-        from ..cli import print_json
+        from .output import print_json
 
         listed = {bundle: [dataclasses.asdict(item) for item in items] for bundle, items in verdicts.items()}
         print_json({"machine": dataclasses.asdict(machine), "bundles": listed})

@@ -42,7 +42,7 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
     whole = compare_drawings(reference, other, given, seed)
     failed = next((item for item in differences if not item.passed), None)
     if as_json:
-        from ..cli import print_json
+        from .output import print_json
 
         print_json({"calls": len(calls), "outputs": [dataclasses.asdict(item) for item in differences],
                     "drawing": dataclasses.asdict(whole), "milliseconds": dict(times)})  # fmt: skip

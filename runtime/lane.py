@@ -8,7 +8,7 @@ slots (`Backend.sizes`) is bound once. A slot is filled by calls of its own on v
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,14 +17,16 @@ from .backends import Backend, BoundCall, Buffer
 from .bundle import Manifest
 from .conditioner import Prefix
 from .engines import Engines
-from .filler import SAMPLER, SETTINGS, Filler
 from .noise import NoiseWindow
+from .scratch import TARGET_SCRATCH, Scratch
 from .slots import Memory, SlotBuffers
 from .tree import AnyTree, DynamicTree, Tree
 
-_TARGET_INPUTS = ("embeds", "positions", "write_index", "tree_mask", "cache_mask", "depths", *SETTINGS, *SAMPLER)
+_SETTINGS = ("guidance", "temperature")
+_SAMPLER = ("top_k", "top_p")
+_TARGET_INPUTS = ("embeds", "positions", "write_index", "tree_mask", "cache_mask", "depths", *_SETTINGS, *_SAMPLER)
 _TARGET_OUTPUTS = ("drawn", "logits", "ids", "states", "hidden", "similarity")
-_DRAFT_INPUTS = ("path", "tokens", "count", *SETTINGS)
+_DRAFT_INPUTS = ("path", "tokens", "count", *_SETTINGS)
 _CHOSEN = ("parents", "sources", "depths", "ancestors")  # what the graph of a dynamic tree chooses
 
 
@@ -56,7 +58,7 @@ class Lane:
         prompt_of_row.host[:] = np.arange(slots * rows) // rows
         return {"rows_of_prompt": rows_of_prompt, "prompt_of_row": prompt_of_row}
 
-    def index(self, slots: int) -> dict[str, Buffer]:
+    def _index(self, slots: int) -> dict[str, Buffer]:
         """The indices of a call on `slots` slots, by name."""
         rows_of_prompt, prompt_of_row = self._constants.values()
         return {
@@ -128,7 +130,7 @@ class Lane:
         return () if self._is_static else _CHOSEN
 
     @cached_property
-    def forced_names(self) -> tuple[str, ...]:
+    def _forced(self) -> tuple[str, ...]:
         return ("forced",) if self.plan.has_forced else ()
 
     # calls on the slots at the front ------------------------------------------------------------------------
@@ -145,16 +147,21 @@ class Lane:
 
     def _run(self, kind: str, slots: int, fetch: Sequence[str]) -> None:
         size = next(size for size in self._backend.sizes(self.memory.slots) if size >= slots)
-        if (kind, size) not in self._bound:
-            self._bound[kind, size] = {"target": self._bind_target, "embed": self._bind_embed,
-                                       "draft": self._bind_draft}[kind](size)  # fmt: skip
+        bind = {"target": self._bind_target, "embed": self._bind_embed, "draft": self._bind_draft}[kind]
+        call = self._bound_for(kind, size, bind)
         started = time.perf_counter()
-        self._bound[kind, size].run(fetch)
+        call.run(fetch)
         self.engine_seconds += time.perf_counter() - started
 
+    def _bound_for(self, kind: str, number: int, bind: Callable[[int], BoundCall]) -> BoundCall:
+        """The call of a kind on so many slots, or for this slot; bound once."""
+        if (kind, number) not in self._bound:
+            self._bound[kind, number] = bind(number)
+        return self._bound[kind, number]
+
     def _bind_target(self, slots: int) -> BoundCall:
-        inputs = self._buffers.part((*_TARGET_INPUTS, "noise", *self.forced_names), 0, slots)
-        inputs["rows_of_prompt"] = self.index(slots)["rows_of_prompt"]
+        inputs = self._buffers.part((*_TARGET_INPUTS, "noise", *self._forced), 0, slots)
+        inputs["rows_of_prompt"] = self._index(slots)["rows_of_prompt"]
         past, present = self.memory.target.bindings(0, slots * self.rows)
         outputs = self._buffers.part(_TARGET_OUTPUTS, 0, slots)
         return self._engines["target"].bind({**inputs, **past}, {**outputs, **present})
@@ -166,13 +173,13 @@ class Lane:
     def _bind_draft(self, slots: int) -> BoundCall:
         given = self._buffers.part((*_DRAFT_INPUTS, "pair_positions", "pair_index", "pair_mask", "hidden"), 0, slots)
         inputs = {"positions": given.pop("pair_positions"), "write_index": given.pop("pair_index"),
-                  "cache_mask": given.pop("pair_mask"), **given, **self.index(slots)}  # fmt: skip
-        return self.bind_drafter(inputs, 0, slots)
+                  "cache_mask": given.pop("pair_mask"), **given, **self._index(slots)}  # fmt: skip
+        return self._bind_drafter(inputs, 0, slots)
 
-    def bind_drafter(self, inputs: Mapping[str, Buffer], start: int, stop: int) -> BoundCall:
+    def _bind_drafter(self, inputs: Mapping[str, Buffer], start: int, stop: int) -> BoundCall:
         """The draft engine with its inputs of a call, its noise, outputs and cache being those of the slots."""
         assert self.tree is not None and self.memory.drafter is not None  # lanes without a tree draft nothing
-        noise = self._buffers.part(("noise", *self.forced_names), start, stop)
+        noise = self._buffers.part(("noise", *self._forced), start, stop)
         outputs = self._buffers.part(("tree_tokens", "log_q", "embeds", *self._chosen), start, stop)
         # The catch-up, then each level but the last, update the cache.
         past, present = self.memory.drafter.bindings(start * self.rows, stop * self.rows, self.tree.depth)
@@ -185,27 +192,43 @@ class Lane:
 
         One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's mask).
         """
-        length, rows = self.prefix_len, slice(slot * self.rows, (slot + 1) * self.rows)
-        self.cache_mask[rows, :length] = prefix.mask
-        self._filler.load(prefix, noise, int(self.plan.forced[0]))
-        call = self._filler.target(slot)
-        call.run(("drawn",))
-        return int(self._filler.drawn[0, -1])
+        self.cache_mask[self._rows_of(slot), : self.prefix_len] = prefix.mask
+        self._scratch.load(prefix, noise, int(self.plan.forced[0]))
+        self._bound_for("prefill", slot, self._bind_prefill).run(("drawn",))
+        return int(self._scratch.drawn[0, -1])
 
     def first_draft(self, slot: int, token: int) -> None:
         """Reads the prefix, `token` behind it, into the drafter's cache, and drafts the slot's first tree."""
-        drafter, rows = self.memory.drafter, slice(slot * self.rows, (slot + 1) * self.rows)
+        drafter, rows = self.memory.drafter, self._rows_of(slot)
         assert drafter is not None and self.manifest.drafter is not None  # lanes without a tree draft nothing
-        drafter.clear(rows.start, rows.stop)
+        drafter.clear(rows.start, rows.stop)  # nobody watches whether a drafter's numbers are finite
         if not self.manifest.drafter.sees_padding:
             self.pair_mask[rows, : self.prefix_len] = self.cache_mask[rows, : self.prefix_len]
-        self._filler.tokens[0, -1] = token
-        self._filler.draft(slot).run(("tree_tokens", *self._chosen, "log_q"))
+        self._scratch.tokens[0, -1] = token
+        self._bound_for("first draft", slot, self._bind_first_draft).run(("tree_tokens", "log_q", *self._chosen))
         self.read_trees([slot])
 
     @cached_property
-    def _filler(self) -> Filler:
-        return Filler(self, self._backend, self._engines, self._buffers)
+    def _scratch(self) -> Scratch:
+        return Scratch(self._backend, self._engines, self.manifest, self.rows)
+
+    def _bind_prefill(self, slot: int) -> BoundCall:
+        inputs = self._scratch.part((*TARGET_SCRATCH, *self._forced))
+        inputs |= self._buffers.part(("cache_mask", *_SETTINGS, *_SAMPLER), slot, slot + 1)
+        inputs["rows_of_prompt"] = self._index(1)["rows_of_prompt"]
+        past, present = self.memory.target.bindings(slot * self.rows, (slot + 1) * self.rows)
+        outputs = self._scratch.part(("drawn", "hidden"))
+        return self._engines["target"].bind({**inputs, **past}, {**outputs, **present})
+
+    def _bind_first_draft(self, slot: int) -> BoundCall:
+        inputs = self._scratch.part(("hidden", "path", "tokens", "count", "slots", "write_index"))
+        inputs["positions"] = inputs.pop("slots")
+        inputs |= self._buffers.part(_SETTINGS, slot, slot + 1)
+        inputs["cache_mask"] = self._buffers.part(("pair_mask",), slot, slot + 1)["pair_mask"]
+        return self._bind_drafter({**inputs, **self._index(1)}, slot, slot + 1)
+
+    def _rows_of(self, slot: int) -> slice:
+        return slice(slot * self.rows, (slot + 1) * self.rows)
 
     def read_trees(self, slots: Sequence[int]) -> None:
         """Reads the trees that the graph has chosen for `slots`; static ones stay as they are."""
@@ -215,8 +238,7 @@ class Lane:
             parents = self.parents[p].tolist()
             self.trees[p] = Tree(self.trees[p].name, tuple(parents))
             self.law_rows[p] = dict(zip(parents[1:], self.sources[p, 1:].tolist(), strict=True))
-            rows = slice(p * self.rows, (p + 1) * self.rows)
-            self.tree_mask[rows, :, : len(parents)] = self.ancestors[p]
+            self.tree_mask[self._rows_of(p), :, : len(parents)] = self.ancestors[p]
 
     # slots as a whole ---------------------------------------------------------------------------------------
     def move(self, source: int, to: int, done: int) -> None:
