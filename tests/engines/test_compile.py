@@ -75,7 +75,8 @@ def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -
     """The largest tree's, in every profile of the target and where users of the manifest look; drafters, of pairs."""
     added = add_plans(bundle, [SM89, SM86], quiet)
     plans = {plan.target: plan for plan in added.manifest.plans if plan.engine == "target"}
-    assert plans["rtx:sm86"].fixed_nodes == 9 and plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "N": 9}]
+    assert plans["rtx:sm86"].fixed_nodes == 9
+    assert plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "G": 2, "N": 9, "L": rows} for rows in (1, 5)]
     assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 3
     assert {plan.fixed_nodes for plan in added.manifest.plans if plan.engine != "target"} == {None}
     drafters = {plan.target: plan for plan in added.manifest.plans if plan.engine == "draft.small_9"}
