@@ -20,23 +20,32 @@ def double_query_heads(trt: Any, network: Any) -> None:
     """Every query head twice, in each attention: queries [R, H, N, D], keys [R, H, S, D], masks [R, 1, N, S].
 
     The second answer is dropped. The kernel reads the cache in place only if the queries are an input or output of
-    the engine, so they are shown as outputs `scratch.i` [R, 2 H, N, D] that nobody reads.
+    the engine, so they are shown as outputs `scratch.i` [R, 2 H, N, D] that nobody reads. A model whose queries share
+    key heads anyway keeps its queries [R, H, N, D], and they are shown.
     """
     layers = _layers(network)
     for index, (attention, end) in enumerate(_attentions(trt, layers)):
         queries, keys = attention.get_input(0), attention.get_input(1)
         heads, dim = keys.shape[1], keys.shape[3]
+        if queries.shape[1] > heads:
+            _show(network, queries, index)
+            continue
         answer = end.get_output(0)
         readers = _readers(layers, answer)
         once = _reshape(network, queries, (0, heads, 1, -1, dim))
         grouped = network.add_concatenation([once] * _GROUP)
         grouped.axis = 2
         doubled = _reshape(network, grouped.get_output(0), (0, _GROUP * heads, -1, dim))
-        doubled.name = f"{SCRATCH}{index}"
-        network.mark_output(doubled)
+        _show(network, doubled, index)
         attention.set_input(0, doubled)
         both = _reshape(network, answer, (0, heads, _GROUP, -1, dim))
         _replace(readers, network.add_gather(both, _zero(trt, network), 2).get_output(0))  # [R, H, N, D]
+
+
+def _show(network: Any, queries: Any, index: int) -> None:
+    """Makes the queries of attention `index` an output."""
+    queries.name = f"{SCRATCH}{index}"
+    network.mark_output(queries)
 
 
 def nodes_as_query_heads(trt: Any, network: Any, dimension: str, size: int) -> None:
