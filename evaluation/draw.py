@@ -104,7 +104,7 @@ def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> di
 def _counts(output: Output, number: int) -> dict[str, str]:
     """One image's own tokens and rounds, and its share of its output's calls and time."""
     stats, rounds = output.stats, int(output.rounds[number])
-    count = max(1, stats.images)
+    count = len(output.images)
     own = {"tokens": output.codes.shape[1] - 1, "rounds": rounds, "relaxed": _relaxed(output.causes[number])}
     shared = {name: getattr(stats, name) / count for name in ("target_calls", "total_seconds")}
     return {name: repr(value) for name, value in (own | shared).items()}
