@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from support import FIXTURE, build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
 
 from cascade_trt.cli import cli
-from cascade_trt.export.families.llamagen import presets
+from cascade_trt.export.families.llamagen import family, presets
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
@@ -70,7 +71,10 @@ def test_manifest_and_parity(tiny_bundle: Path) -> None:
     for engine, report in manifest.parity.items():
         for output, difference in report["outputs"].items():
             assert difference["relative"] < 2e-5, (engine, output)
-    assert set(manifest.parity["target"]["outputs"]) == {"hidden", "logits", "log_sum_exp", "similarity"}
+    target = manifest.parity["target"]
+    assert set(target["outputs"]) == {"hidden", "logits", "similarity", "states"}
+    drawn = target["drawn"]
+    assert 0 < drawn["nodes"] == drawn["equal"] + drawn["ties"] and drawn["ties"] <= 1
 
 
 def test_info(tiny_bundle: Path) -> None:
@@ -275,6 +279,8 @@ def test_dummy_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = presets.Preset("small", 64, 2, 1, 4, "text", 8, 2.0, 10, "nothing", vocab_size=32, caption_dim=16,
                            vq_ch_mult=(1, 1))  # fmt: skip
     monkeypatch.setitem(presets.PRESETS, "small", small)
+    known = family.FAMILY.presets | {"small"}
+    monkeypatch.setattr(family, "FAMILY", replace(family.FAMILY, presets=known))
     out = tmp_path / "small"
     printed = build("small", "--dummy-weights", "--tree", "chain_2", "--out", out)
     assert "5 engines" in printed

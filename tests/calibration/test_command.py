@@ -113,7 +113,7 @@ def test_a_table_of_states_serves_tau_draw(text_bundle: Path, tmp_path: Path) ->
 
 def test_watching_states_changes_nothing(small_vocabulary: Pipeline) -> None:
     given, model = random_features(small_vocabulary, 2), small_vocabulary.manifest.model
-    watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.dim))
+    watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.features))
     seen = small_vocabulary.generate(**given, rule=watch, tree="naive_extend_57")
     plain = small_vocabulary.generate(**given, rule="exact", tree="naive_extend_57")
     np.testing.assert_array_equal(seen.codes, plain.codes)
