@@ -13,7 +13,7 @@ time: past_key.i becomes present_key.i in time i. All of them may be the same me
 | path | int64 [P, M] | rows of `hidden` to read, padded at the end with any valid row |
 | tokens | int64 [P, M] | the token that follows each; the last valid one is the tree's root |
 | count | int64 [P] | how many of the M are valid |
-| positions | int64 [R, M] | row of the drafter's rotary table of each pair |
+| positions | int64 [R, M] | row of the drafter's rotary table of each pair; they follow each other |
 | write_index | int64 [R] | first drafter cache slot that this call writes |
 | cache_mask | bool [R, S] | slots that may be seen at all |
 | prompt_of_row | int64 [R] | the slot that a row belongs to |
