@@ -176,6 +176,15 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class MergedInfo:
+    """A file that holds the graphs of several engines, which each have a file of their own, too. ONNX Runtime keeps
+    the weights that they share once when it loads this one. `engines` are in the order of the graphs in it."""
+
+    file: str
+    engines: list[str]
+
+
+@dataclass(frozen=True)
 class PlanInfo:
     """A TensorRT engine compiled from one graph, and everything that it depends on.
 
@@ -236,6 +245,7 @@ class Manifest:
     sampling: SamplingDefaults
     engines: dict[str, EngineInfo]
     files: dict[str, FileInfo]
+    merged: MergedInfo | None = None
     trees: list[TreeInfo] = field(default_factory=list)
     drafter: DrafterInfo | None = None
     text: TextInfo | None = None
@@ -248,6 +258,16 @@ class Manifest:
     rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]
     states: str | None = None  # file with CASCADE's table of states (calibrate states)
+
+    def __post_init__(self) -> None:
+        if self.merged is None:
+            return
+        file, names = self.merged.file, self.merged.engines
+        wrong = [f"holds {name}, which is none of its engines" for name in names if name not in self.engines]
+        wrong += ["names an engine twice"] if len(set(names)) < len(names) else []
+        wrong += ["is none of its files"] if file not in self.files else []
+        if wrong:
+            raise CascadeError(f"the merged graph {file} of bundle {self.name} {wrong[0]}: build the bundle again.")
 
     def tree_of(self, engine: str) -> AnyTree | None:
         """The tree that `engine` drafts; None for an engine that drafts none."""

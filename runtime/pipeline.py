@@ -121,9 +121,10 @@ class Pipeline:
         """Loads the bundle in `folder` into a backend, given by name or as one of your own (`runtime/backends`).
 
         threads is per engine (None: one for each core). `warm` loads every engine of the usual calls and runs them
-        once, so that the first image is not slower than the others. Drafters of further trees are loaded when a call
-        first asks for them. Raises CascadeError for a missing, changed or outdated bundle, and for a backend that is
-        not installed or cannot take the bundle's precision.
+        once, so that the first image is not slower than the others. Drafters of further trees are loaded with the
+        first tree's, whose weights they share, and bound when a call first asks for them. Raises CascadeError for a
+        missing, changed or outdated bundle, and for a backend that is not installed or cannot take the bundle's
+        precision.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)

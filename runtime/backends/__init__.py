@@ -111,6 +111,14 @@ class Backend(Protocol):
         """Raises CascadeError when the backend refuses the graph."""
         ...
 
+    def load_merged(self, path: Path, names: Sequence[str]) -> Mapping[str, Engine]:
+        """The engines of a file that `export/graphs/merge.py` wrote, `names` in the order of its graphs.
+
+        They behave like engines of graphs of their own; weights that they share are in memory once. Raises
+        CascadeError when the backend refuses the file, or the file holds other graphs.
+        """
+        ...
+
     def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> Buffer:
         """A zeroed buffer."""
         ...

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CascadeError
 from . import Buffer, Kind
 from .host import HostBuffer, HostCache, host_buffer
@@ -20,6 +22,7 @@ _DTYPES = {
 }  # fmt: skip
 _BFLOAT16 = 16  # ONNX's number of the type, which numpy cannot name
 _ERRORS_ONLY = 3
+_CHOICE = "graph"  # input of a merged model: the number of the graph that a call runs
 
 
 class OrtBackend:
@@ -42,6 +45,23 @@ class OrtBackend:
 
     def load(self, path: Path) -> OrtEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph."""
+        return OrtEngine(self._ort, self._session(path))
+
+    def load_merged(self, path: Path, names: Sequence[str]) -> Mapping[str, OrtEngine]:
+        """One session for all: ONNX Runtime packs weights once for each session, and sessions cannot share them.
+
+        Raises CascadeError when ONNX Runtime refuses the file, or it holds other graphs or in another order.
+        """
+        session = self._session(path)
+        given = [value.name for value in session.get_inputs()]
+        held = list(dict.fromkeys(name.split("/")[0] for name in given if name != _CHOICE))
+        if held != list(names) or _CHOICE not in given:
+            raise CascadeError(
+                f"{path.name} holds the graphs {', '.join(held)}, not {', '.join(names)}: build the bundle again."
+            )
+        return {name: OrtEngine(self._ort, session, f"{name}/", number) for number, name in enumerate(names)}
+
+    def _session(self, path: Path) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         # Drafter and target take turns. A pool that goes on spinning after its call takes the other's cores:
@@ -50,14 +70,13 @@ class OrtBackend:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = str(error).strip().splitlines()[0]
             raise CascadeError(
                 f"ONNX Runtime on this CPU cannot load {path.name} ({reason}): "
                 "build the bundle with --precision fp32 to use it here."
             ) from error
-        return OrtEngine(self._ort, session)
 
     def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> HostBuffer:  # noqa: ARG002 - one memory here
         return host_buffer(shape, dtype)
@@ -70,13 +89,16 @@ class OrtBackend:
 
 
 class OrtEngine:
-    """A session, with the dtypes of what it reads and writes."""
+    """A session, with the dtypes of what it reads and writes; or graph `number` of a merged one, whose names there
+    begin with `prefix`."""
 
-    def __init__(self, ort: Any, session: Any) -> None:
-        self._ort = ort
-        self._session = session
-        self._inputs = {value.name: _DTYPES[value.type] for value in session.get_inputs()}
-        self._outputs = {value.name: _DTYPES[value.type] for value in session.get_outputs()}
+    def __init__(self, ort: Any, session: Any, prefix: str = "", number: int | None = None) -> None:
+        self._ort, self._session, self._prefix = ort, session, prefix
+        self._choice = None if number is None else ort.OrtValue.ortvalue_from_numpy(np.array(number, np.int64))
+        self._inputs, self._outputs = (
+            {value.name.removeprefix(prefix): _DTYPES[value.type] for value in values if value.name.startswith(prefix)}
+            for values in (session.get_inputs(), session.get_outputs())
+        )
 
     def dtype(self, name: str) -> str:
         return (self._inputs | self._outputs)[name]
@@ -92,10 +114,12 @@ class OrtEngine:
                 values[key] = self._value(buffer)
             return values[key]
 
+        if self._choice is not None:
+            binding.bind_ortvalue_input(_CHOICE, self._choice)
         for name, buffer in inputs.items():
-            binding.bind_ortvalue_input(name, shared(buffer))
+            binding.bind_ortvalue_input(self._prefix + name, shared(buffer))
         for name, buffer in outputs.items():
-            binding.bind_ortvalue_output(name, shared(buffer))
+            binding.bind_ortvalue_output(self._prefix + name, shared(buffer))
         return OrtCall(self._session, binding, {**inputs, **outputs}, frozenset(outputs))
 
     def _value(self, buffer: Buffer) -> Any:

@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cascade_trt.runtime.backends import Backend, Buffer
+from cascade_trt.export.graphs.merge import merge
+from cascade_trt.runtime.backends import Backend, Buffer, Engine
 from cascade_trt.runtime.errors import CascadeError
 
 LAYERS, ROWS, HEADS, SLOTS, DIM = 2, 6, 2, 12, 4
@@ -45,6 +46,14 @@ def scatter_graph(folder: Path) -> Path:
     node = helper.make_node("TensorScatter", ["past_key.0", "written", "write_index"], ["present_key.0"], axis=2)
     output = helper.make_tensor_value_info("present_key.0", TensorProto.FLOAT, cache)
     return _save(folder / "scatter.onnx", [node], inputs, [output])
+
+
+def merged_graphs(folder: Path) -> tuple[Path, list[str]]:
+    """Both graphs as one file, and their names in it."""
+    graphs = {"draft.sums": sums_graph(folder), "draft.scatter": scatter_graph(folder)}
+    merge(graphs, folder / "draft.onnx")
+    onnx.checker.check_model(folder / "draft.onnx", full_check=True)
+    return folder / "draft.onnx", list(graphs)
 
 
 class Contract:
@@ -178,6 +187,82 @@ class Contract:
         (tmp_path / "odd.onnx").write_bytes(b"odd")
         with pytest.raises(CascadeError, match="odd.onnx"):
             backend.load(tmp_path / "odd.onnx")
+
+    # several graphs in one file -----------------------------------------------------------------------------
+    def merged(self, backend: Backend, folder: Path) -> tuple[Engine, Engine]:
+        """The engines of the sums and of the scatter, out of one file."""
+        path, names = merged_graphs(folder)
+        engines = backend.load_merged(path, names)
+        assert list(engines) == names
+        return engines["draft.sums"], engines["draft.scatter"]
+
+    @pytest.mark.parametrize("left_out", ["sum", "difference", None])
+    def test_a_merged_engine_runs_alone(self, backend: Backend, tmp_path: Path, left_out: str | None) -> None:
+        """The others are neither bound nor run."""
+        engine, _ = self.merged(backend, tmp_path)
+        x, y = (backend.buffer((2, 3), "float32", "in") for _ in range(2))
+        outputs = {name: backend.buffer((2, 3), "float32", "out") for name in ("sum", "difference") if name != left_out}
+        call = engine.bind({"x": x, "y": y}, outputs)
+        for value in (1.0, 5.0):
+            x.host[:], y.host[:] = value, 2 * value
+            call.run(fetch=tuple(outputs))
+            for name, buffer in outputs.items():
+                np.testing.assert_array_equal(buffer.host, np.full((2, 3), {"sum": 3, "difference": -1}[name] * value))
+
+    def test_merged_engines_take_turns_in_place(self, backend: Backend, tmp_path: Path) -> None:
+        """Each call runs its own graph, whichever ran before; a cache's other rows are left as they were, and bound
+        sizes differ from call to call."""
+        sums, scatter = self.merged(backend, tmp_path)
+        cache = backend.cache(1, ROWS, HEADS, SLOTS, DIM, "float32")
+        wanted = self.fill(backend, cache, tmp_path)
+        writes = []
+        for rows, nodes in ((2, 3), (1, 5)):
+            past, present = cache.bindings(2, 2 + rows)
+            written = backend.buffer((rows, HEADS, nodes, DIM), "float32", "in")
+            index = backend.buffer((rows,), "int64", "in")
+            given = {"past_key.0": past["past_key.0"], "written": written, "write_index": index}
+            call = scatter.bind(given, {"present_key.0": present["present_key.0"]})
+            writes.append((call, written, index, rows, nodes))
+        x, y, total = (backend.buffer((4, 2), "float32", kind) for kind in ("in", "in", "out"))
+        add = sums.bind({"x": x, "y": y}, {"sum": total})
+        for step, value in enumerate((1.0, 2.0, 3.0, 4.0)):
+            call, written, index, rows, nodes = writes[step % 2]
+            written.host[:], index.host[:], x.host[:] = value, step, value
+            call.run()
+            add.run(fetch=("sum",))
+            wanted[2 : 2 + rows, :, step : step + nodes] = value
+            np.testing.assert_array_equal(total.host, np.full((4, 2), value))
+            np.testing.assert_array_equal(self.keys(backend, cache, tmp_path), wanted)
+
+    def test_a_merged_engine_knows_its_own_names_only(self, backend: Backend, tmp_path: Path) -> None:
+        sums, scatter = self.merged(backend, tmp_path)
+        assert sums.dtype("x") == sums.dtype("difference") == scatter.dtype("past_key.0") == "float32"
+        assert scatter.dtype("write_index") == "int64"
+        for engine, odd in ((sums, "written"), (scatter, "x"), (sums, "graph"), (sums, "draft.sums/x")):
+            with pytest.raises(KeyError):
+                engine.dtype(odd)
+        x, y, total = (backend.buffer((1, 2), "float32", kind) for kind in ("in", "in", "out"))
+        with pytest.raises(ValueError, match="y"):
+            sums.bind({"x": x}, {"sum": total})
+        with pytest.raises(ValueError, match="written"):
+            sums.bind({"x": x, "y": y, "written": x}, {"sum": total})
+        with pytest.raises(ValueError, match="present_key"):
+            sums.bind({"x": x, "y": y}, {"present_key.0": total})
+
+    @pytest.mark.parametrize(
+        "names", [["draft.scatter", "draft.sums"], ["draft.sums"], ["draft.sums", "draft.other"], []]
+    )
+    def test_other_names_than_the_file_holds_are_refused(self, backend: Backend, tmp_path: Path, names) -> None:
+        path, _ = merged_graphs(tmp_path)
+        with pytest.raises(CascadeError, match="draft.onnx holds the graphs draft.sums, draft.scatter"):
+            backend.load_merged(path, names)
+
+    def test_a_single_graph_is_no_merged_one(self, backend: Backend, tmp_path: Path) -> None:
+        with pytest.raises(CascadeError, match="sums.onnx"):
+            backend.load_merged(sums_graph(tmp_path), ["x", "y"])
+        (tmp_path / "odd.onnx").write_bytes(b"odd")
+        with pytest.raises(CascadeError, match="odd.onnx"):
+            backend.load_merged(tmp_path / "odd.onnx", ["x", "y"])
 
     # caches -------------------------------------------------------------------------------------------------
     def test_bindings_are_views_of_one_block(self, backend: Backend) -> None:
