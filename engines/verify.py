@@ -19,6 +19,7 @@ from ..runtime.backends.host import HostBuffer, host_buffer, host_dtype
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
+from ..runtime.sampling import Sampling, kept
 from .doctor import USABLE, judge_bundle, look_around
 from .tensorrt.loader import import_tensorrt, require_polygraphy
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 # the fixture and the random XL model (docs/tensorrt.md).
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 _CHOSEN = ("parents", "sources", "depths", "ancestors")  # by the draft graph of a dynamic tree
-INTEGERS = ("drawn", "ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
-_LEAST_AGREEMENT = 0.8
+_DRAWN = "drawn"
+INTEGERS = (_DRAWN, "ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
+_LEAST_AGREEMENT = 0.8  # of draws all: which of them are ties can be told
 _BEST = 16  # of the ids, which are sorted by logit, as many are compared, as sets
 
 
@@ -151,7 +153,8 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """One output of one recorded call: its largest difference as a share of its scale, or share of equal ids."""
+    """One output of one recorded call: its largest difference as a share of its scale, or the share of integers that
+    are equal (draws: or a tie)."""
 
     call: int
     engine: str
@@ -163,18 +166,22 @@ class Difference:
 
 def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list[Difference]:
     """Runs every recorded call on `pipeline`'s engines; the differences, in the order of the calls."""
-    engines = pipeline.engines()
+    engines, tolerance = pipeline.engines(), TOLERANCES[precision]
     found = []
     for number, call in enumerate(calls):
         if call.engine not in engines:
             raise CascadeError(f"the bundle has no engine {call.engine}: build both bundles with the same trees.")
-        outputs = _replay(call, engines[call.engine])
+        outputs = _replay(call, engines[call.engine], pipeline.manifest.target.top_k)
         for name, expected in call.outputs.items():
+            if name == _DRAWN:
+                share = _share_drawn(call, outputs, tolerance)
+                found.append(Difference(number, call.engine, name, share, 1.0, share == 1))
+                continue
             drafted = name == "embeds" and "tree_tokens" in outputs
             if drafted and (call.outputs["tree_tokens"] != outputs["tree_tokens"]).any():
                 continue  # of other tokens, and those are judged by themselves
             wanted, actual = (_committed(call, name, array) for array in (expected, outputs[name]))
-            found.append(_judge(number, call.engine, name, wanted, actual, TOLERANCES[precision]))
+            found.append(_judge(number, call.engine, name, wanted, actual, tolerance))
     return found
 
 
@@ -200,15 +207,23 @@ def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]
     return list(times.items())
 
 
-def _replay(call: Call, engine: Engine) -> dict[str, np.ndarray]:
-    """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing."""
-    bound, outputs = _bound(call, engine)
+def _replay(call: Call, engine: Engine, top_k: int) -> dict[str, np.ndarray]:
+    """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing.
+
+    Beside the target's draws come the logits and ids [P, N, K] that they were drawn from, recorded or not.
+    """
+    more = {}
+    if (drawn := call.outputs.get(_DRAWN)) is not None:
+        more = {name: host_buffer((*drawn.shape, top_k), engine.dtype(name)) for name in ("logits", "ids")}
+    bound, outputs = _bound(call, engine, more)
     bound.run(tuple(outputs))
     return {name: buffer.host for name, buffer in outputs.items()}
 
 
-def _bound(call: Call, engine: Engine) -> tuple[BoundCall, dict[str, HostBuffer]]:
-    """The call on `engine`, not run yet, and the buffers that it will write."""
+def _bound(
+    call: Call, engine: Engine, more: Mapping[str, HostBuffer] | None = None
+) -> tuple[BoundCall, dict[str, HostBuffer]]:
+    """The call on `engine`, not run yet, and the buffers that it will write: the recorded outputs and `more`."""
     inputs = {name: HostBuffer(np.ascontiguousarray(array.astype(host_dtype(engine.dtype(name)))), engine.dtype(name))
               for name, array in call.inputs.items()}  # fmt: skip
     outputs = {}
@@ -218,7 +233,29 @@ def _bound(call: Call, engine: Engine) -> tuple[BoundCall, dict[str, HostBuffer]
             outputs[name] = inputs[past]
         else:
             outputs[name] = host_buffer(array.shape, engine.dtype(name))
+    outputs |= more or {}
     return engine.bind(inputs, outputs), outputs
+
+
+def _share_drawn(call: Call, outputs: Mapping[str, np.ndarray], tolerance: float) -> float:
+    """The share of nodes at which the engine drew the recorded token, or one that ties with it.
+
+    They tie when differences of the logits that are allowed would have made it draw the recorded one: it is nearly
+    among the kept ones, and nearly wins their race.
+    """
+    logits, ids, given = outputs["logits"], outputs["ids"], call.inputs
+    slack = 2 * tolerance * float(np.abs(logits).max(initial=0))
+    good = call.outputs[_DRAWN] == outputs[_DRAWN]  # [P, N]
+    for slot, node in np.argwhere(~good).tolist():
+        sampling = Sampling(1.0, 1.0, int(given["top_k"][slot]), float(given["top_p"][slot]))
+        ranked, names = logits[slot, node], ids[slot, node]
+        race = ranked + given["noise"][slot, given["depths"][slot, node], names]  # [K]
+        count = kept(ranked, sampling)
+        at = np.flatnonzero(names == call.outputs[_DRAWN][slot, node])
+        if len(at) and outputs[_DRAWN][slot, node] >= 0:
+            near = race[at[0]] >= race[:count].max() - slack and ranked[at[0]] >= ranked[count - 1] - slack
+            good[slot, node] = near
+    return float(good.mean())
 
 
 def _judge(

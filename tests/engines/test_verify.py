@@ -12,6 +12,7 @@ import pytest
 from support import build, random_features, save_checkpoints
 
 from cascade_trt.engines.verify import Call, compare_calls, compare_drawings, record
+from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
@@ -61,6 +62,45 @@ def test_the_first_tensor_that_differs_is_named(pipes: tuple[Pipeline, Pipeline]
     wrong[place].outputs["hidden"] += 1
     failed = [item for item in compare_calls(wrong, pipes[0], "fp32") if not item.passed]
     assert (failed[0].call, failed[0].engine, failed[0].tensor) == (place, "target", "hidden")
+
+
+def test_every_draw_must_be_the_recorded_one_or_a_tie(pipes: tuple[Pipeline, Pipeline], calls: list[Call]) -> None:
+    """Also in calls of a single node, and on the prefix, whose logits are not recorded. Where two tokens run alone,
+    the second may stand for the first only if the tolerance of the logits covers its distance."""
+    pipe = pipes[0]
+    for call in (call for call in calls if call.engine == "target"):
+        drawn = call.outputs["drawn"].copy()
+        drawn[0, -1] = (drawn[0, -1] + 1) % pipe.manifest.model.vocab_size
+        (found,) = [x for x in compare_calls([replaced(call, drawn)], pipe, "fp32") if x.tensor == "drawn"]
+        assert not found.passed and found.value == 1 - 1 / drawn.size
+    call = next(call for call in calls if call.engine == "target" and "logits" in call.outputs)
+    ids, logits = call.outputs["ids"][0, 0], call.outputs["logits"][0, 0]
+    depth, limit = call.inputs["depths"][0, 0], 2 * 1e-4 * np.abs(call.outputs["logits"]).max()
+    for distance, passed in ((0.9 * limit, True), (1.1 * limit, False)):
+        noise = call.inputs["noise"].copy()
+        noise[0, depth] = -1e4
+        noise[0, depth, ids[:2]] = -logits[0], -logits[1] - distance  # the first two run alone
+        drawn = draws(pipe, call, noise)
+        assert drawn[0, 0] == ids[0]
+        drawn[0, 0] = ids[1]
+        swapped = replaced(call, drawn, noise)
+        (found,) = [x for x in compare_calls([swapped], pipe, "fp32") if x.tensor == "drawn"]
+        assert found.passed is passed
+
+
+def replaced(call: Call, drawn: np.ndarray, noise: np.ndarray | None = None) -> Call:
+    """`call` as if the reference had drawn other tokens, or with other noise."""
+    inputs = call.inputs if noise is None else {**call.inputs, "noise": noise}
+    return Call(call.engine, inputs, {**call.outputs, "drawn": drawn})
+
+
+def draws(pipe: Pipeline, call: Call, noise: np.ndarray) -> np.ndarray:
+    """What the target draws [P, N] in `call` with other noise."""
+    given = {name: HostBuffer(array.copy()) for name, array in {**call.inputs, "noise": noise}.items()}
+    drawn = host_buffer(call.outputs["drawn"].shape, "int64")
+    present = {name: given[name.replace("present_", "past_", 1)] for name in call.outputs if "present_" in name}
+    pipe.engines()["target"].bind(given, {"drawn": drawn, **present}).run(("drawn",))
+    return drawn.host
 
 
 def test_the_command(plain_bundle: Path, exact_bundle: Path, tmp_path: Path) -> None:
