@@ -54,7 +54,7 @@ def test_picture_i_depends_on_its_own_seed_only(small_vocabulary: Pipeline) -> N
 
 
 def test_more_prompts_than_the_batch(small_vocabulary: Pipeline) -> None:
-    """Seven prompts run as batches of three, three and one."""
+    """Seven prompts share three slots: each of the last four joins when a slot is free."""
     given = random_features(small_vocabulary, 7)
     seen: list[tuple[int, int]] = []
     output = small_vocabulary.generate(**given, seed=0, callback=lambda done, total: seen.append((done, total)))
