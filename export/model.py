@@ -23,7 +23,7 @@ What a readout's features or a conditioner read has names of the family's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -217,6 +217,3 @@ class DrafterModel:
         dim = self.stack.dim
         shapes = self.stack.shapes(self.weights) | {"embedding.weight": (plan.tokens, dim), "fc.weight": (dim, 2 * dim)}
         return shapes | ({"fc.bias": (dim,)} if self.fc_bias else {})
-
-
-Given = Mapping[str, np.ndarray]

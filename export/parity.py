@@ -224,7 +224,7 @@ def _target(
         "similarity": (got["similarity"], unit @ unit.transpose(1, 2)),
     }
     report = _judge("target", precision, pairs)
-    report["drawn"] = _judge_drawn(got["drawn"][0], logits[0].numpy(), inputs, _LIMITS[precision], manifest)
+    report["drawn"] = judge_drawn(got["drawn"][0], logits[0].numpy(), inputs, _LIMITS[precision], manifest)
     return report, states.numpy()
 
 
@@ -254,7 +254,7 @@ def _target_inputs(
     return inputs | ({"forced": np.full((1, rows), -1, np.int64)} if plan.has_forced else {})
 
 
-def _judge_drawn(
+def judge_drawn(
     drawn: np.ndarray, logits: np.ndarray, inputs: Mapping[str, np.ndarray], limit: float, manifest: Manifest
 ) -> dict[str, Any]:
     """The engine's draws int64 [N] against those of runtime/sampling.py on PyTorch's logits [N, V], noise and all.

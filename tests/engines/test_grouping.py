@@ -46,6 +46,18 @@ def attention(heads: int, queries: np.ndarray, keys: np.ndarray, values: np.ndar
     return np.asarray(session.run(["y"], feeds)[0])
 
 
+def test_nodes_of_queries_that_share_key_heads() -> None:
+    """The same of four query heads on two key heads: a model's own groups, each N times as large."""
+    queries, keys, values, mask = tensors()
+    keys, values = keys[:, :2], values[:, :2]
+    once = attention(4, queries, keys, values, mask)
+    second = attention(1, queries[:, 1:2], keys[:, :1], values[:, :1], mask)  # reads the first key head
+    np.testing.assert_allclose(once[:, 1:2], second, rtol=0, atol=1e-6)
+    masks = np.repeat(mask, 4, axis=1).reshape(2, 24, 1, 20)
+    apart = attention(24, queries.reshape(2, 24, 1, 16), keys, values, masks)
+    np.testing.assert_allclose(apart.reshape(2, 4, 6, 16), once, rtol=0, atol=1e-6)
+
+
 def tensors() -> tuple[np.ndarray, ...]:
     """Queries [2, 4, 6, 16], keys and values [2, 4, 20, 16], and a mask [2, 1, 6, 20] that leaves no row empty."""
     rng = np.random.default_rng(0)

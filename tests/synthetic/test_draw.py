@@ -1,0 +1,127 @@
+"""Drawing with a family that is unlike LlamaGen in everything: the runtime knows plans and conditions, no family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from apart import ApartBackend, ApartCall
+from support import random_features
+
+from cascade_trt.runtime.options import DrawOptions
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Request
+from cascade_trt.runtime.rules import Cause
+from synthetic.family import PLAN, build_synthetic
+
+TREES = ("small_9", "chain", "naive_extend_57", "dynamic_12x4x3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_synthetic(tmp_path_factory.mktemp("synthetic"), TREES)[0]
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Pipeline:
+    return Pipeline.load(folder, threads=1)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_exact_draws_the_images_of_plain_decoding(pipe: Pipeline, tree: str) -> None:
+    given = random_features(pipe, 5)
+    for scale in (1.0, 2.5):
+        plain = pipe.generate(**given, seed=3, rule="ar", guidance_scale=scale)
+        output = pipe.generate(**given, seed=3, rule="exact", tree=tree, guidance_scale=scale)
+        np.testing.assert_array_equal(output.codes, plain.codes)
+        assert output.stats.tau > 1  # some guesses are right
+
+
+@pytest.mark.parametrize("rule", ["strict", "strict-topk", "exact", "cascade:children=topk,tau_pos=off,tau_seq=off"])
+def test_greedy_is_one_image(pipe: Pipeline, rule: str) -> None:
+    given = random_features(pipe, 2)
+    plain = pipe.generate(**given, temperature=0, rule="ar")
+    for tree in TREES:
+        output = pipe.generate(**given, temperature=0, rule=rule, tree=tree)
+        np.testing.assert_array_equal(output.codes, plain.codes)
+
+
+@pytest.mark.parametrize("rule", ["cascade:tau_pos=0.2,tau_seq=0.2", "lantern", "lantern++", "gsd", "cool:delta=3"])
+def test_relaxed_rules_draw_codes(pipe: Pipeline, rule: str) -> None:
+    """They look at the mixed features of the readout, and are never asked about a forced token."""
+    output = pipe.generate(**random_features(pipe, 4), rule=rule, tree="small_9")
+    assert output.codes.min() >= 0 and output.codes.max() < PLAN.codes
+    assert output.stats.relaxed_share > 0
+
+
+def test_images_hold_codes_only_and_their_shape_is_the_plans(pipe: Pipeline) -> None:
+    """Forced tokens are in no image and no statistic."""
+    output = pipe.generate(**random_features(pipe, 2), rule="exact", tree="small_9")
+    assert output.codes.shape == (2, PLAN.rows * PLAN.columns) and PLAN.length > PLAN.image_tokens
+    assert output.codes.min() >= 0 and output.codes.max() < PLAN.codes
+    side = pipe.manifest.model.pixels
+    assert output.images[0].size == (PLAN.columns * side, PLAN.rows * side)
+    assert (output.causes != Cause.FORCED).all()
+    assert sum(output.stats.causes.values()) == output.codes.size
+    assert output.stats.tokens == 2 * PLAN.image_tokens  # the token of the prefill is a forced one here
+
+
+def test_forced_tokens_cost_no_draw(pipe: Pipeline) -> None:
+    """A walk goes on through a row's end: more positions than codes come from as many calls."""
+    batch = pipe.batch(1, rule="exact", tree="chain")
+    given = random_features(pipe, 1)
+    job = batch.submit(Request(features=given["features"][0], features_mask=given["features_mask"][0], seed=1))
+    jumps, before = [], 0
+    while not job.done:
+        batch.step()
+        jumps.append(range(before, job.progress.tokens))
+        before = job.progress.tokens
+    forced = np.flatnonzero(PLAN.forced >= 0)
+    inside = [at for at in forced for jump in jumps if at in jump and at != jump[0] and at != jump[-1]]
+    assert before == PLAN.length and inside  # at least one row's end was passed within a round
+
+
+def test_rows_of_other_lengths_change_nothing_for_their_neighbours(pipe: Pipeline) -> None:
+    """Prefixes of one slot to all of them, drawn together and alone, each with its own unconditional row."""
+    given = random_features(pipe, 6)
+    together = pipe.generate(**given, seed=2, rule="exact", tree="small_9").codes
+    for p in range(6):
+        one = {name: array[p : p + 1] for name, array in given.items()}
+        np.testing.assert_array_equal(pipe.generate(**one, seed=2 + p, rule="ar").codes[0], together[p])
+
+
+def test_jobs_of_all_kinds_in_one_batch(pipe: Pipeline) -> None:
+    given = random_features(pipe, 4)
+    kinds = [DrawOptions(), DrawOptions(rule="ar"), DrawOptions(top_p=0.7), DrawOptions(rule="strict"),
+             DrawOptions(guidance_scale=1.0), DrawOptions(rule="cascade:children=coupled,tau_pos=0.3")]  # fmt: skip
+    batch = pipe.batch(3, tree="small_9")
+    jobs = []
+    for number, options in enumerate(kinds):
+        features, mask = (given[name][number % 4] for name in ("features", "features_mask"))
+        jobs.append(batch.submit(Request(features=features, features_mask=mask, seed=number, options=options)))
+        batch.step()
+    for number, (job, options) in enumerate(zip(jobs, kinds, strict=True)):
+        one = {name: array[number % 4 : number % 4 + 1] for name, array in given.items()}
+        alone = pipe.generate(**one, seed=number, options=options.updated({"tree": "small_9"}))
+        np.testing.assert_array_equal(job.result().codes, alone.codes[0])
+
+
+def test_on_a_device_with_memory_of_its_own(pipe: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ApartCall, "spoils", True)
+    given, apart = random_features(pipe, 3), Pipeline.load(folder, backend=ApartBackend())
+    for rule, tree in (("ar", None), ("exact", "small_9"), ("exact", "dynamic_12x4x3"), ("strict", "chain")):
+        wanted = pipe.generate(**given, seed=5, rule=rule, tree=tree).codes
+        np.testing.assert_array_equal(apart.generate(**given, seed=5, rule=rule, tree=tree).codes, wanted)
+
+
+def test_a_preview_ends_inside_a_row(pipe: Pipeline) -> None:
+    batch = pipe.batch(1, rule="ar")
+    job = batch.submit(Request(features=random_features(pipe, 1)["features"][0], seed=1))
+    while job.progress.tokens < PLAN.length // 2:
+        batch.step()
+    preview, side = np.asarray(job.preview()), pipe.manifest.model.pixels
+    drawn = int((PLAN.forced[: job.progress.tokens] < 0).sum())
+    row, column = divmod(drawn, PLAN.columns)
+    assert (preview[row * side : (row + 1) * side, column * side :] == 232).all()
+    assert not (preview[: row * side] == 232).all()
