@@ -35,9 +35,9 @@ def sums_graph(folder: Path) -> Path:
     return _save(folder / "sums.onnx", nodes, [value("x"), value("y")], [value("sum"), value("difference")])
 
 
-def scatter_graph(folder: Path) -> Path:
+def scatter_graph(folder: Path, slots: int = SLOTS) -> Path:
     """The cache update of our graphs: `written` [R, H, N, Dh] goes to `write_index` [R] of past_key.0."""
-    cache = ["R", HEADS, SLOTS, DIM]
+    cache = ["R", HEADS, slots, DIM]
     inputs = [
         helper.make_tensor_value_info("past_key.0", TensorProto.FLOAT, cache),
         helper.make_tensor_value_info("written", TensorProto.FLOAT, ["R", HEADS, "N", DIM]),
