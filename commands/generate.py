@@ -58,8 +58,7 @@ class _Writer:
         self._sheet: Path | None = None
         self.images: dict[int, Any] = {}
         self.seeds: dict[int, int] = {}
-        self.warnings: list[str] = []
-        self.stats: Stats | None = None
+        self._outputs: dict[int, Output] = {}
 
     @property
     def files(self) -> list[Path]:
@@ -80,11 +79,20 @@ class _Writer:
             path = self._path(str(subject), seed)
             save_png(image, path, text)
             self._files[place], self.images[place], self.seeds[place] = path, image, seed
-        self.warnings += output.warnings
-        if self.stats is None:
-            self.stats = output.stats
-        else:
-            self.stats.add(output.stats)
+        self._outputs[min(output.places)] = output
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for place in sorted(self._outputs) for warning in self._outputs[place].warnings]
+
+    @property
+    def stats(self) -> Stats:
+        """Of all outputs together; there is at least one."""
+        first, *others = self._outputs.values()
+        stats = first.stats.copy()
+        for output in others:
+            stats.add(output.stats)
+        return stats
 
     def sheet(self) -> None:
         path = self._out.with_stem(f"{self._out.stem}-grid") if self._single else self._out / "grid.png"
@@ -124,12 +132,15 @@ def _draw(
             bar.update(task, completed=done)
 
         for output in pipe.stream(**what, seed=seed, callback=advance, options=options):
-            writer.write(output)
+            try:
+                writer.write(output)
+            except KeyboardInterrupt:  # these images are drawn: they are written before it goes on
+                writer.write(output)
+                raise
 
 
 def _report(writer: _Writer, as_json: bool) -> None:
     stats = writer.stats
-    assert stats is not None  # there are files
     for warning in writer.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if as_json:

@@ -182,9 +182,15 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
+        if self._drawing == threading.get_ident():  # an open stream of the caller's: waiting for it would never end
+            self._shut()
+            return
         with self._exclusive():
-            self._reset()
-            self._engines.close()
+            self._shut()
+
+    def _shut(self) -> None:
+        self._reset()
+        self._engines.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -263,8 +269,8 @@ class Pipeline:
             return Output.of(finished, run.stats, self.manifest.model.plan.image_tokens)
 
         try:
-            for place, drawn in run.images():
-                finished[place] = drawn
+            for images in run.rounds():
+                finished |= images
         except KeyboardInterrupt:
             raise Interrupted(output()) from None
         except CascadeError as error:
@@ -285,10 +291,10 @@ class Pipeline:
         callback: Callback | None = None,
         **settings: Unpack[DrawSettings],
     ) -> Iterator[Output]:
-        """As `generate`, but hands out each image as soon as it is drawn, in an output of its own.
+        """As `generate`, but hands out images as soon as they are drawn: an output holds those of one round.
 
-        `output.places[0]` says which of the requested images it is: they come as they are done, not in order. The
-        request is checked whole before this returns. `output.stats` is what the run has cost since the image before,
+        `output.places` says which of the requested images they are: they come as they are done, not in order. The
+        request is checked whole before this returns. `output.stats` is what the run has cost since the output before,
         so that the outputs' stats add up to the run's. Ctrl-C and CascadeError are raised after the images that were
         finished.
         """
@@ -298,12 +304,12 @@ class Pipeline:
 
         def outputs() -> Iterator[Output]:
             before, started = run.stats.copy(), time.perf_counter()
-            for place, drawn in run.images():
+            for images in run.rounds():
                 now = time.perf_counter()
                 run.stats.total_seconds += now - started
                 stats = run.stats.since(before)
                 before, started = run.stats.copy(), now
-                yield Output.of({place: drawn}, stats, self.manifest.model.plan.image_tokens)
+                yield Output.of(images, stats, self.manifest.model.plan.image_tokens)
 
         return outputs()
 
@@ -332,8 +338,8 @@ class _Run:
         self.stats = Stats(PLAIN if first.rule is None else first.rule.name, first.tree)
         self.started = False
 
-    def images(self) -> Iterator[tuple[int, Drawn]]:
-        """Finished images with their places, as they are done."""
+    def rounds(self) -> Iterator[dict[int, Drawn]]:
+        """Finished images by their places, as they are done: those of each round in which any was."""
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
             lane = pipe._lane(1 if first.sampling.guidance_scale == 1 else 2, first.tree)
@@ -341,27 +347,29 @@ class _Run:
             batch.stats = self.stats
             jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             self.started = True
-            failed: list[Job] = []
             handed: set[int] = set()
+
+            def finished() -> dict[int, Drawn]:
+                """Those that were not handed out yet."""
+                found = {place: job.result() for job, place in jobs.items()
+                         if job.done and not job.failed and place not in handed}  # fmt: skip
+                handed.update(found)
+                return found
+
             try:
                 while not batch.idle:
                     ended = batch.step()
                     self._report(jobs)
-                    for job in ended:
-                        if job.failed:
-                            failed.append(job)
-                        else:
-                            handed.add(jobs[job])
-                            yield jobs[job], job.result()
+                    if ended and (images := finished()):
+                        yield images
             except KeyboardInterrupt:
-                for job, place in jobs.items():  # done in the very round that was interrupted
-                    if job.done and not job.failed and place not in handed:
-                        yield place, job.result()
+                if images := finished():  # done in the very round that was interrupted
+                    yield images
                 raise
             finally:
                 batch.drain()
-            for job in failed:
-                job.result()  # raises its reason
+            for job in jobs:
+                job.result()  # raises the reason where one failed
 
     def _report(self, jobs: Mapping[Job, int]) -> None:
         if self._callback is not None:

@@ -121,8 +121,10 @@ def test_images_stream_as_they_are_done(small_vocabulary: Pipeline) -> None:
     outputs = list(small_vocabulary.stream(**given, seed=3))
     assert sorted(place for output in outputs for place in output.places) == list(range(7))
     for output in outputs:
-        np.testing.assert_array_equal(output.codes[0], wanted.codes[output.places[0]])
-        assert output.seeds == [3 + output.places[0]] and output.stats.images == 1
+        np.testing.assert_array_equal(output.codes, wanted.codes[output.places])
+        assert output.seeds == [3 + place for place in output.places]
+        assert output.stats.images == len(output.images) == len(output.places)
+    assert len(outputs) > 2  # not all at once
     total = outputs[0].stats.copy()
     for output in outputs[1:]:
         total.add(output.stats)
@@ -155,6 +157,16 @@ def test_an_open_stream_holds_the_pipeline(small_vocabulary: Pipeline) -> None:
     assert len(small_vocabulary.batch(1).submit(Request(features=given["features"][0])).result().codes) == 36
     stream.close()  # type: ignore[attr-defined]
     assert len(small_vocabulary.generate(**given).images) == 4
+
+
+def test_a_pipeline_with_an_open_stream_can_be_closed(small_vocabulary: Pipeline) -> None:
+    """As it is where an exception leaves a `with` block in the middle of a stream."""
+    given = random_features(small_vocabulary, 4)
+    with Pipeline.load(small_vocabulary.folder, threads=1, warm=False) as pipe:
+        stream = pipe.stream(**given)
+        next(stream)
+    with pytest.raises(CascadeError, match="closed"):
+        pipe.generate(**given)
 
 
 def test_options_in_one_object(small_vocabulary: Pipeline) -> None:
