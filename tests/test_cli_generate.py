@@ -78,6 +78,11 @@ def test_several_pictures_a_sheet_and_json(text_bundle: Path, tmp_path: Path) ->
     assert report["stats"]["tau"] >= 1
     assert Image.open(tmp_path / "grid.png").size == (28, 28)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    pipe = Pipeline.load(text_bundle)  # whatever the order in which they were done, each is under its own name
+    for name, prompt, seed in zip(names, ("red", "red", "apple", "apple"), range(4), strict=False):
+        expected = pipe.generate([prompt], seed=seed).images[0]
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), np.asarray(expected))
+    assert report["seeds"] == [0, 1, 2, 3]
 
 
 def test_one_png_by_name(text_bundle: Path, tmp_path: Path) -> None:
@@ -112,6 +117,8 @@ def test_a_long_prompt_is_cut_with_a_warning(text_bundle: Path, tmp_path: Path) 
         (["red", "--temperature", "-1"], ["temperature must"]),
         (["red", "--temperature", "nan"], ["temperature must"]),
         (["red", "--guidance-scale", "-0.5"], ["guidance_scale must"]),
+        (["red", "--timeout", "0"], ["timeout must be"]),
+        (["red", "--timeout", "1e-9"], ["not done within its timeout of 1e-09 s"]),
         (["red", "--rule", "magic"], ["unknown rule 'magic'", "exact"]),
         (["red", "--tree", "chain"], ["pair_4", "--tree chain"]),
         (["red", "--num-images", "0"], ["--num-images"]),
