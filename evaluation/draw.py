@@ -21,7 +21,7 @@ from .captions import Caption, write_captions
 from .paired import interval
 
 OTHER_SEED = 1 << 20  # added for a second set of plain decoding: how far apart equal settings lie
-_COUNTS = ("tokens", "rounds", "relaxed", "target_calls", "total_seconds")
+_COUNTS = ("tokens", "codes", "rounds", "relaxed", "target_calls", "total_seconds")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def speed(images: Sequence[Image.Image]) -> dict[str, Any]:
         # Pictures being equally long, the mean of rounds a token is 1 / tau.
         low, high = interval(counts["rounds"] / counts["tokens"], np.mean)
         found |= {"tau": sums["tokens"] / sums["rounds"], "tau_interval": [1 / high, 1 / low],
-                  "relaxed_share": sums["relaxed"] / (sums["tokens"] + len(images))}  # fmt: skip
+                  "relaxed_share": sums["relaxed"] / (sums["codes"] or sums["tokens"] + len(images))}  # fmt: skip
     return found
 
 
@@ -105,7 +105,8 @@ def _counts(output: Output, number: int) -> dict[str, str]:
     """One image's own tokens and rounds, and its share of its output's calls and time."""
     stats, rounds = output.stats, int(output.rounds[number])
     count = len(output.images)
-    own = {"tokens": output.codes.shape[1] - 1, "rounds": rounds, "relaxed": _relaxed(output.causes[number])}
+    own = {"tokens": stats.tokens / count, "rounds": rounds, "relaxed": _relaxed(output.causes[number]),
+           "codes": output.codes.shape[1]}  # fmt: skip
     shared = {name: getattr(stats, name) / count for name in ("target_calls", "total_seconds")}
     return {name: repr(value) for name, value in (own | shared).items()}
 

@@ -371,7 +371,7 @@ class Batch:
         rule = PLAIN if sequence.rule is None else sequence.rule.name
         stats = Stats(rule, self.stats.tree if sequence.rule is not None else None)
         stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
-        stats.tokens = len(codes) - int(sequence.plan.forced[0] < 0)  # the prefill's own token does not count
+        stats.tokens = sequence.plan.codes_of_rounds
         stats.total_seconds = job.progress.seconds
         stats.count_causes(causes)
         self.stats.images += 1

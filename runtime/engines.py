@@ -25,8 +25,7 @@ class Engines(Mapping[str, Engine]):
 
     def __getitem__(self, name: str) -> Engine:
         """Raises CascadeError when the backend refuses the graph, KeyError when the bundle has none of this name."""
-        if not self._open:
-            raise CascadeError("this pipeline is closed: load the bundle again.")
+        self.check_open()
         if name not in self._loaded:
             engine = self._load(name)
             self._loaded[name] = engine if self._wrap is None else self._wrap(name, engine)
@@ -38,6 +37,11 @@ class Engines(Mapping[str, Engine]):
         if not self._of_merged:
             self._of_merged = self._backend.load_merged(self._folder / self._merged.file, self._merged.engines)
         return self._of_merged[name]
+
+    def check_open(self) -> None:
+        """Raises CascadeError after `close`."""
+        if not self._open:
+            raise CascadeError("this pipeline is closed: load the bundle again.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -266,7 +266,7 @@ def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None])
         sequence.tokens[done : done + count] = walked.tokens
         sequence.causes[done : done + count] = walked.causes
         sequence.done = done + count
-        sequence.rounds += 1
+        sequence.rounds += any(cause != Cause.FORCED for cause in walked.causes)
         lane.path[slot] = walked.path[-1]
         lane.path[slot, :count] = walked.path[:count]
         lane.pair_tokens[slot] = walked.tokens[-1]
@@ -297,8 +297,9 @@ def take_drawn(lane: Lane, sequences: Sequences) -> list[int]:
         if token < 0:
             failed.append(slot)
             continue
+        forced = sequence.plan.forced[position] >= 0
         sequence.tokens[position] = token
-        sequence.causes[position] = Cause.FORCED if sequence.plan.forced[position] >= 0 else Cause.DRAWN
+        sequence.causes[position] = Cause.FORCED if forced else Cause.DRAWN
         sequence.done += 1
-        sequence.rounds += 1
+        sequence.rounds += not forced
     return failed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -182,15 +182,10 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
-        if self._drawing == threading.get_ident():  # an open stream of the caller's: waiting for it would never end
-            self._shut()
-            return
-        with self._exclusive():
-            self._shut()
-
-    def _shut(self) -> None:
-        self._reset()
-        self._engines.close()
+        own = self._drawing == threading.get_ident()  # an open stream of the caller's: it would wait for itself
+        with nullcontext() if own else self._lock:
+            self._reset()
+            self._engines.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -316,6 +311,7 @@ class Pipeline:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Waits until no other thread draws. Raises CascadeError where the caller would wait for itself."""
+        self._engines.check_open()
         if self._drawing == threading.get_ident():
             raise CascadeError(
                 "this pipeline is drawing: finish or close its open stream first, and draw with a second pipeline or "

@@ -67,6 +67,11 @@ class TokenPlan:
         return self.columns + (self.row_end is not None)
 
     @property
+    def codes_of_rounds(self) -> int:
+        """Codes that decoding rounds draw: all, but for one that the prefill draws."""
+        return self.image_tokens - int(self.forced[0] < 0)
+
+    @property
     def has_forced(self) -> bool:
         return bool(np.any(self.forced >= 0))
 

@@ -25,7 +25,7 @@ class TokenSequence:
 
     `done` tokens are decided, the tree's root included; `emit` alone advances it. The root is not in the target's
     cache yet, so that has T + done - 1 committed slots. `first` int64 [G]: row of the rotary table of slot 0.
-    `rounds` counts the decoding calls of the target that the image took part in.
+    `rounds` counts the decoding calls of the target that drew a code of the image.
     """
 
     seed: int

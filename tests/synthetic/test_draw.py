@@ -126,3 +126,13 @@ def test_a_preview_ends_inside_a_row(pipe: Pipeline) -> None:
     row, column = divmod(drawn, PLAN.columns)
     assert (preview[row * side : (row + 1) * side, column * side :] == 232).all()
     assert not (preview[: row * side] == 232).all()
+
+
+def test_tau_counts_codes_and_the_calls_that_drew_them(pipe: Pipeline) -> None:
+    """Plain decoding has one code a call that drew; the calls for row ends are in no statistic of the image."""
+    given = random_features(pipe, 3)
+    output = pipe.generate(**given, rule="ar")
+    assert output.stats.tau == 1 and (output.rounds == PLAN.image_tokens).all()
+    batch = pipe.batch(1, tree="small_9")  # plain decoding beside a tree: the root's draw in each round
+    job = batch.submit(Request(features=given["features"][0], options=DrawOptions(rule="ar")))
+    assert job.result().stats.tau == 1
