@@ -43,6 +43,8 @@ class Lane:
         self._buffers = SlotBuffers(backend, memory.slots, rows)
         self._constants = self._index_slots()
         self._bound: dict[tuple[str, int], BoundCall] = {}
+        self._sizes = backend.sizes(memory.slots)
+        self._binders = {"target": self._bind_target, "embed": self._bind_embed, "draft": self._bind_draft}
         self._allocate_target()
         if tree is None:
             self.ids = self._buffers.add("ids_in", (1,), "int64", "in", by_row=True)
@@ -146,9 +148,8 @@ class Lane:
         self._run("draft", slots, ("tree_tokens", *self._chosen, *fetch))
 
     def _run(self, kind: str, slots: int, fetch: Sequence[str]) -> None:
-        size = next(size for size in self._backend.sizes(self.memory.slots) if size >= slots)
-        bind = {"target": self._bind_target, "embed": self._bind_embed, "draft": self._bind_draft}[kind]
-        call = self._bound_for(kind, size, bind)
+        size = next(size for size in self._sizes if size >= slots)
+        call = self._bound_for(kind, size, self._binders[kind])
         started = time.perf_counter()
         call.run(fetch)
         self.engine_seconds += time.perf_counter() - started

@@ -21,7 +21,7 @@ import numpy as np
 from .conditioner import Prefix
 from .lane import Lane
 from .noise import Stream, gumbel
-from .rules import LOG_Q, LOGITS, SIMILARITY, STATES, Cause, Draws, Node, Rule
+from .rules import LOG_Q, LOGITS, SIMILARITY, STATES, Cause, Draws, Node
 from .sampling import Sampling, kept
 from .slots import TokenSequence
 
@@ -49,7 +49,7 @@ def occupied(sequences: Sequences) -> Iterable[tuple[int, TokenSequence]]:
 
 def needs(sequences: Sequences) -> set[str]:
     """What the rules of the images read beside the target's draws."""
-    return {name for _, sequence in occupied(sequences) if sequence.rule is not None for name in sequence.rule.needs}
+    return {name for _, sequence in occupied(sequences) for name in sequence.needs}
 
 
 def stream_of(sequence: TokenSequence) -> Stream | None:
@@ -134,7 +134,7 @@ def accept(lane: Lane, sequences: Sequences) -> dict[int, Accepted | None]:
 
 def walk(lane: Lane, slot: int, sequence: TokenSequence) -> Accepted:
     """Follows the rule's decisions from the root until one is a bonus token."""
-    step = _step_by_draws(lane, slot) if not _reads_nodes(sequence.rule) else _step_by_rule(lane, slot, sequence)
+    step = _step_by_rule(lane, slot, sequence) if sequence.needs else _step_by_draws(lane, slot)
     forced, tree = sequence.plan.forced, lane.trees[slot]
     path, tokens, causes, node = [0], [], [], 0
     while True:
@@ -153,11 +153,6 @@ def walk(lane: Lane, slot: int, sequence: TokenSequence) -> Accepted:
             return Accepted(path, tokens, causes)
         node = child
         path.append(node)
-
-
-def _reads_nodes(rule: Rule | None) -> bool:
-    """Whether a rule looks at more than the target's draws."""
-    return rule is not None and bool(rule.needs)
 
 
 Step = Callable[[int, list[Cause]], tuple[int, int | None, Cause]]
@@ -220,7 +215,7 @@ class Views:
                 at, after = carriers[0], after + 1
             return None if after >= plan.length else self.of(at, relaxed_run + 1 if relaxed else 0)
 
-        has_law = LOG_Q in rule.needs and node in law_rows
+        has_law = LOG_Q in sequence.needs and node in law_rows
         if has_law and not np.isfinite(lane.log_q[slot, law_rows[node], 0]):
             raise NotFiniteError  # a softmax that is not finite is nowhere finite
         seen = Node(
@@ -230,12 +225,12 @@ class Views:
             tokens=[int(drafted[child]) for child in tree.children[node]],
             nodes=tree.children[node],
             log_q=lane.log_q[slot, law_rows[node]] if has_law else None,
-            similarity=lane.similarity[slot] if SIMILARITY in rule.needs else None,
+            similarity=lane.similarity[slot] if SIMILARITY in sequence.needs else None,
             tree=tree,
             drafted=drafted,
             row_start=bool(plan.row_starts[position]),
             relaxed_run=relaxed_run,
-            tree_states=lane.states[slot] if STATES in rule.needs else None,
+            tree_states=lane.states[slot] if STATES in sequence.needs else None,
             behind=behind,
         )
         coupled = rule.noise is Stream.TOKEN

@@ -71,7 +71,7 @@ class TokenPlan:
         """Codes that decoding rounds draw: all, but for one that the prefill draws."""
         return self.image_tokens - int(self.forced[0] < 0)
 
-    @property
+    @cached_property
     def has_forced(self) -> bool:
         return bool(np.any(self.forced >= 0))
 

@@ -35,12 +35,14 @@ class TokenSequence:
     first: np.ndarray
     tokens: np.ndarray = field(init=False)
     causes: np.ndarray = field(init=False)
+    needs: frozenset[str] = field(init=False)  # of the rule, which may work it out anew at each look
     done: int = 0
     rounds: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = np.zeros(self.plan.length, np.int32)
         self.causes = np.zeros(self.plan.length, np.int8)
+        self.needs = frozenset() if self.rule is None else self.rule.needs
 
     @property
     def room(self) -> int:
