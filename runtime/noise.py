@@ -1,6 +1,6 @@
 """Counter-based random numbers: a draw depends on (seed, position, token id) and on nothing else.
 
-So a picture is the same for the same seed whatever the tree, the batch or the backend. The generator is
+So an image is the same for the same seed whatever the tree, the batch or the backend. The generator is
 Philox4x64 (Salmon et al., 2011), keyed with the seed and the place of use; only its raw 64-bit stream is used,
 which numpy keeps stable between versions.
 """
@@ -80,7 +80,7 @@ class NoiseWindow:
     """Gumbel noise of the next positions of every prompt, float32 [P, rows, V], kept while positions advance.
 
     Row d holds the noise of position start + d. When the window moves on, rows it still needs are moved
-    instead of computed again, so each position's noise is computed once a picture.
+    instead of computed again, so each position's noise is computed once an image.
     """
 
     def __init__(self, noise: np.ndarray) -> None:

@@ -192,7 +192,7 @@ def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if not isinstance(given, (Sequence, np.ndarray)) or not all(
         isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in given
     ):
-        raise CascadeError("a seed must be a whole number, or a list of one for each picture.")
+        raise CascadeError("a seed must be a whole number, or a list of one for each image.")
     seeds = [int(seed) + i for i in range(count)] if given is not seed else [int(s) for s in given]  # type: ignore[arg-type]
     if len(seeds) != count:
         raise CascadeError(f"there are {len(seeds)} seeds for {count} images: give one each, or one in all.")

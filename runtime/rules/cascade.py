@@ -11,14 +11,14 @@ verification of the tree has computed anyway.
 
 The third signal is ours (docs/rules.md has the measurements). On the coupled tree the target's own draw t is known
 even where it was not drafted, and what a child must be interchangeable with is t. The state behind t was not
-computed, but what t mostly does to a state is known from other pictures: the row S[t] of the bundle's table of states.
+computed, but what t mostly does to a state is known from other images: the row S[t] of the bundle's table of states.
 
 * Interchangeability with the draw: a child's price is (1 - cos(S[x], S[t])) * lost(x) / 2, lost(x) being the nats by
   which t won the draw from it: a child is as good as t if it is like t, or if it was nearly drawn itself. It may
   pass if its price is at most (1 - tau_draw) * gain(x), and of those that may the one with most left passes. So
   tau_draw is the cosine that a child needs which lost by two nats and brings one token. The price is multiplied by
   (usage[x] / usage[t])^balance, usage being how common a token is: drafters prefer common tokens, and without this
-  factor pictures lose their grain.
+  factor images lose their grain.
 * Looking ahead: all nodes are verified, and all draws are known, so what a child brings need not be guessed. gain(x) is
   the number of tokens that the walk takes from x on, by this very rule, less what its further stand-ins cost, in
   tokens; `ahead` in [0, 1] discounts what lies further down.
@@ -102,7 +102,7 @@ class Cascade(Relaxed):
         return (1 - self.tau_draw) * gains - self.prices(node, children, scores)
 
     def _brings(self, node: Node, child: int, relaxed: bool) -> float:
-        """How many tokens the walk gains with a child: the one drawn behind it (none where the picture ends), and with
+        """How many tokens the walk gains with a child: the one drawn behind it (none where the image ends), and with
         `ahead` what follows."""
         if node.behind is None or not self.ahead:
             return 1.0

@@ -1,4 +1,4 @@
-"""`exact`: the Gumbel-coupled tree, token for token the picture of plain decoding.
+"""`exact`: the Gumbel-coupled tree, token for token the image of plain decoding.
 
 The target's token at a position is argmax(log p + g), g being the noise of (seed, position): the same draw that
 plain decoding makes. The drafter adds the same g to log q before its top-k, so its children are the tokens the

@@ -37,8 +37,8 @@ CHILDREN = {"sampled": Stream.DRAFT, "topk": None, "coupled": Stream.TOKEN}
 class Relaxed(ABC):
     """`guard`: a relaxed token needs p(x) >= guard * max p, and always p(x) > 0 under the sampler.
 
-    `cap`: most relaxed tokens in a row on one path (0: no limit). A token that starts a picture's row is never
-    relaxed with `row_ends`: its neighbours in the sequence are not its neighbours in the picture.
+    `cap`: most relaxed tokens in a row on one path (0: no limit). A token that starts an image's row is never
+    relaxed with `row_ends`: its neighbours in the sequence are not its neighbours in the image.
     """
 
     children: str = "sampled"

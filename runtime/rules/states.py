@@ -17,7 +17,7 @@ class StateTable:
     """`rows` float16 [V, D]: the mean of the target's guided, final states right behind each token, less the mean of
     all states, with length 1 (0: a token seen too rarely). `usage` float32 [V]: each token's share of all, above 0.
 
-    Tokens with similar rows are followed by much the same, whatever else a picture shows.
+    Tokens with similar rows are followed by much the same, whatever else an image shows.
     """
 
     rows: np.ndarray
