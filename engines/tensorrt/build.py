@@ -158,8 +158,8 @@ def refusal(graph: str, targets: Sequence[Target], precision: str, errors: list[
         )
     if "FP32 GEMM is not supported" in text:
         return (
-            f"{name} (Turing) has no fp32 matrix products in TensorRT-RTX, which {graph} needs for the cosines of its states: "
-            "use ONNX Runtime with CUDA, or TensorRT, on this GPU."
+            f"{name} (Turing) has no fp32 matrix products in TensorRT-RTX, which {graph} needs for the cosines of its "
+            "states: use ONNX Runtime with CUDA, or TensorRT, on this GPU."
         )
     if "bf16" in text.lower() and targets[0].architecture == "sm75":
         return f"{name} has no bfloat16 kernels: build the bundle with --precision fp16 for it."
