@@ -99,7 +99,8 @@ class NoiseWindow:
         kept = 0
         if before is not None and before[:2] == (seed, stream) and 0 <= start - before[2] < rows:
             kept = rows - (start - before[2])
-            window[:kept] = window[rows - kept :].copy()
+            for row in range(kept):  # one by one: all at once would need memory for as many rows
+                window[row] = window[rows - kept + row]
         for row in range(kept, min(rows, end - start)):
             window[row] = gumbel(seed, start + row, stream, vocab)
 

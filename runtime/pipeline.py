@@ -126,6 +126,8 @@ class Pipeline:
         missing, changed or outdated bundle, and for a backend that is not installed or cannot take the bundle's
         precision.
         """
+        if threads is not None and not isinstance(backend, str):
+            raise CascadeError("threads are a backend's own: make the backend with them.")
         folder = Path(folder)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
@@ -252,7 +254,7 @@ class Pipeline:
         laid over `options`. callback(done, total) is told of progress in tokens. Images beyond the bundle's batch
         join as slots become free.
 
-        Raises CascadeError, before anything is drawn, for settings that the model or the bundle cannot serve;
+        Raises CascadeError, before anything is drawn, for what the model or the bundle cannot serve;
         UnfinishedError when an image was given up, Interrupted after Ctrl-C, both with what was finished.
         """
         given = (options or DrawOptions()).updated(settings)

@@ -134,10 +134,12 @@ def check_conditioning(
         raise CascadeError(f"{manifest.name} draws from text: give prompts, not class_ids.")
     if prompts is not None:
         return Conditioning(prompts=_check_prompts(manifest, prompts))
-    return _check_features(manifest, np.asarray(features), features_mask)
+    return _check_features(manifest, features, features_mask)
 
 
 def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str]:
+    if not isinstance(prompts, Sequence):
+        raise CascadeError(f"prompts must be a text or a list of texts, not {prompts!r}.")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CascadeError("prompts must be a non-empty list of texts.")
@@ -162,15 +164,16 @@ def _check_class_ids(class_ids: Sequence[int], classes: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray | None) -> Conditioning:
+def _check_features(manifest: Manifest, given: object, mask: np.ndarray | None) -> Conditioning:
     length, width = manifest.model.condition.length, manifest.model.condition.width
+    features = _numbers("features", given)
     if features.ndim != 3 or features.shape[1:] != (length, width) or not len(features):
         raise CascadeError(
             f"features must have the shape [P, {length}, {width}], not {list(features.shape)}."
         )
     if mask is None:
         mask = np.ones(features.shape[:2], bool)
-    mask = np.asarray(mask).astype(bool)
+    mask = _numbers("features_mask", mask).astype(bool)
     if mask.shape != features.shape[:2]:
         raise CascadeError(
             f"features_mask must have the shape {list(features.shape[:2])}, not {list(mask.shape)}."
@@ -184,6 +187,17 @@ def _check_features(manifest: Manifest, features: np.ndarray, mask: np.ndarray |
     mask = np.take_along_axis(mask, order, axis=1)
     features = np.take_along_axis(features, order[:, :, None], axis=1)
     return Conditioning(features=np.where(mask[:, :, None], features, 0), mask=mask)
+
+
+def _numbers(name: str, given: object) -> np.ndarray:
+    """An array of numbers or truth values. Raises CascadeError for anything else."""
+    try:
+        array = np.asarray(given)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "fiub":
+        raise CascadeError(f"{name} must be an array of numbers.")
+    return array
 
 
 def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:

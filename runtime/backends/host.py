@@ -84,14 +84,11 @@ class HostCache:
         return inputs, outputs
 
     def move(self, rows: Sequence[int], start: int, path: Sequence[int]) -> None:
-        moved = [(j, node) for j, node in enumerate(path) if node != j]
-        if not moved:
-            return
-        to = np.array([start + j for j, _ in moved])
-        source = np.array([start + node for _, node in moved])
-        for row in rows:
-            # [layers, 2, H, moved, Dh]: the gather is a copy, so reading ends before writing starts
-            self._block[:, :, row, :, to] = self._block[:, :, row, :, source]
+        for j, node in enumerate(path):
+            if node != j:
+                for row in rows:
+                    # [layers, 2, H, Dh]; later entries lie behind every slot that is written so far (path[j] >= j)
+                    self._block[:, :, row, :, start + j] = self._block[:, :, row, :, start + node]
 
     def copy_rows(self, source: int, to: int, count: int, slots: int) -> None:
         self._block[:, :, to : to + count, :, :slots] = self._block[:, :, source : source + count, :, :slots]

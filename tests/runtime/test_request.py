@@ -97,3 +97,21 @@ def test_nan_in_padding_is_harmless(tiny: Pipeline) -> None:
     checked = check_conditioning(tiny.manifest, None, features, mask, None)
     assert checked.features is not None
     assert np.isfinite(checked.features).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"features": "red"}, "features must be an array of numbers"),
+        ({"features": [[1, 2], [3]]}, "features must be an array of numbers"),
+        ({"features": np.ones((1, 6, 16)), "features_mask": "all"}, "features_mask must be an array of numbers"),
+        ({"features": np.ones((1, 6, 16), complex)}, "features must be an array of numbers"),
+        ({"features": np.ones((6, 16))}, r"features must have the shape \[P, 6, 16\]"),
+        ({"prompts": 5}, "prompts must be a text or a list of texts"),
+        ({"prompts": ["red", 5]}, "prompts must be a non-empty list of texts"),
+        ({"features": np.ones((1, 6, 16)), "seed": 1.5}, "a seed must be a whole number"),
+    ],
+)
+def test_odd_requests_are_sentences(small_vocabulary: Pipeline, given: dict, sentence: str) -> None:
+    with pytest.raises(CascadeError, match=sentence):
+        small_vocabulary.generate(**given)
