@@ -38,6 +38,9 @@ _NOT_FINITE = (
 )
 
 
+Failed = dict[int, CascadeError]  # slots whose images cannot go on, and why
+
+
 class CancelledError(CascadeError):
     """The job was cancelled before its image was done."""
 
@@ -121,6 +124,8 @@ class Job:
         Raises CancelledError, TimedOutError, or CascadeError when the image had to be given up.
         """
         while not self.done:
+            if self._batch.idle:
+                raise CascadeError("this job is no longer in its batch: submit it again.")
             self._batch.step()
         if isinstance(self._outcome, BaseException):
             raise self._outcome
@@ -212,24 +217,25 @@ class Batch:
     def step(self) -> list[Job]:
         """One round for every image in a slot; returns the jobs that ended in it, in the order of their slots.
 
-        An exception inside a round (Ctrl-C above all) ends the images in slots with it; the queue stays.
+        An exception inside a round (Ctrl-C above all) gives up the images in slots; the queue stays.
         """
         with self._turn:
-            ended = self._drop_due()
-            self._seat()
-            if self._slots:
-                try:
+            try:
+                ended = self._drop_due()
+                self._seat()
+                if self._slots:
                     self._round(ended)
-                except BaseException as error:
-                    self._give_up(error)
-                    raise
-            return ended
+                return ended
+            except BaseException as error:
+                self._give_up(error)
+                raise
 
     def _give_up(self, error: BaseException) -> None:
         """Ends the images in slots: a round that broke off leaves them in no state to go on from."""
+        reason = CascadeError(f"the round broke off before this image was done ({error!r}): submit it again.")
         for slot, entry in enumerate(self._slots):
             if entry is not None:
-                entry.job.end(error)
+                entry.job.end(reason)
                 self.lane.clear(slot)
         self._slots.clear()
 
@@ -270,10 +276,9 @@ class Batch:
     def _drop_due(self) -> list[Job]:
         """Ends jobs that were cancelled or are out of time, in slots and in the queue."""
         with self._queued:
-            due = [(job, reason) for job in self._queue if (reason := job.due()) is not None]
-            for job, _ in due:
+            ended = [job.end(reason) for job in self._queue if (reason := job.due()) is not None]
+            for job in ended:
                 self._queue.remove(job)
-        ended = [job.end(reason) for job, reason in due]
         for slot, entry in enumerate(self._slots):
             if entry is not None and (reason := entry.job.due()) is not None:
                 ended.append(entry.job.end(reason))
@@ -285,11 +290,13 @@ class Batch:
         slots = self._slots
         with self._queued:
             while self._queue and (None in slots or len(slots) < self.slots):
-                entry = Entry(self._queue.popleft())
-                if None in slots:
-                    slots[slots.index(None)] = entry
-                else:
-                    slots.append(entry)
+                entry = Entry(self._queue[0])  # it leaves the queue when it is seated: Ctrl-C in between loses no job
+                if not entry.job.done:
+                    if None in slots:
+                        slots[slots.index(None)] = entry
+                    else:
+                        slots.append(entry)
+                self._queue.popleft()
         while None in slots:
             hole, entry = slots.index(None), slots.pop()
             if entry is not None:
@@ -307,27 +314,35 @@ class Batch:
         if lane.tree is not None and drafted:
             with stats.stage("draft"):
                 loop.draft(lane, drafted)
-        failed = self._fill()
+        spoilt = self._end_failed(self._fill(), ended)
         sequences = [None if s is None or not s.room else s for s in self._sequences()]
         if any(s is not None for s in sequences):
-            failed += self._plain(sequences) if lane.tree is None else self._speculative(sequences)
+            failed = self._plain(sequences) if lane.tree is None else self._speculative(sequences)
+            spoilt += self._end_failed(failed, ended)
             stats.target_calls += 1
         stats.engine_seconds += lane.engine_seconds - before
-        for slot, error in failed:
-            ended.append(self._slots[slot].job.end(error))  # type: ignore[union-attr]
-            self._slots[slot] = None
+        for slot in spoilt:  # behind the calls, which write to every slot at the front
             lane.clear(slot)
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
                 ended.append(entry.job.end(self._finished(entry.job, entry.sequence)))
                 self._slots[slot] = None
 
+    def _end_failed(self, failed: Failed, ended: list[Job]) -> list[int]:
+        """Takes images that cannot go on out of their slots; returns these."""
+        for slot, error in failed.items():
+            entry = self._slots[slot]
+            assert entry is not None  # it was drawn in this round
+            ended.append(entry.job.end(error))
+            self._slots[slot] = None
+        return list(failed)
+
     def _sequences(self) -> list[TokenSequence | None]:
         return [None if entry is None else entry.sequence for entry in self._slots]
 
-    def _fill(self) -> list[tuple[int, CascadeError]]:
+    def _fill(self) -> Failed:
         """Prefills the slots of fresh jobs; returns those that could not be."""
-        failed = []
+        failed: Failed = {}
         for slot, entry in enumerate(self._slots):
             if entry is None or entry.sequence is not None:
                 continue
@@ -340,18 +355,18 @@ class Batch:
                 with self.stats.stage("prefill"):
                     loop.prefill(lane, slot, entry.sequence, prefix)
             except loop.NotFiniteError:
-                failed.append((slot, CascadeError(_NOT_FINITE)))
+                failed[slot] = CascadeError(_NOT_FINITE)
             except CascadeError as error:
-                failed.append((slot, error))
+                failed[slot] = error
         return failed
 
-    def _plain(self, sequences: loop.Sequences) -> list[tuple[int, CascadeError]]:
+    def _plain(self, sequences: loop.Sequences) -> Failed:
         with self.stats.stage("verify"):
             loop.decode_one(self.lane, sequences)
         with self.stats.stage("accept"):
-            return [(slot, CascadeError(_NOT_FINITE)) for slot in loop.take_drawn(self.lane, sequences)]
+            return {slot: CascadeError(_NOT_FINITE) for slot in loop.take_drawn(self.lane, sequences)}
 
-    def _speculative(self, sequences: loop.Sequences) -> list[tuple[int, CascadeError]]:
+    def _speculative(self, sequences: loop.Sequences) -> Failed:
         lane, stats = self.lane, self.stats
         with stats.stage("verify"):
             loop.verify(lane, sequences)
@@ -361,7 +376,7 @@ class Batch:
             loop.commit(lane, sequences, accepted)
         with stats.stage("emit"):
             loop.emit(lane, sequences, accepted)
-        return [(slot, CascadeError(_NOT_FINITE)) for slot, walked in accepted.items() if walked is None]
+        return {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
 
     def _finished(self, job: Job, sequence: TokenSequence) -> Drawn:
         """The image, and what it cost."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from support import random_features
 
 from cascade_trt.runtime.batch import Batch, CancelledError, Job, TimedOutError
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.lane import Lane
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.request import Request
@@ -371,5 +374,54 @@ def test_an_interrupted_round_ends_its_images_and_keeps_the_queue(small_vocabula
         batch.step()
     assert [job.failed for job in jobs] == [True, True, False]
     np.testing.assert_array_equal(jobs[2].result().codes, alone(2, 1, 0))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(CascadeError, match=r"the round broke off .*KeyboardInterrupt.*: submit it again"):
         jobs[0].result()
+
+
+def test_a_prefix_that_is_not_finite_ends_its_image_alone(small_vocabulary: Pipeline, alone, monkeypatch) -> None:
+    """Found in the prefill, behind the conditioning; the round goes on for the others."""
+    batch, prefill = small_vocabulary.batch(2, tree="small_9"), Lane.prefill
+    calls: list[int] = []
+
+    def second_fails(self: Lane, slot: int, *rest: Any) -> int:
+        calls.append(slot)
+        token = prefill(self, slot, *rest)
+        return -1 if len(calls) == 2 else token
+
+    monkeypatch.setattr(Lane, "prefill", second_fails)
+    jobs = [batch.submit(request_of(small_vocabulary, p, 1, DrawOptions())) for p in range(3)]
+    while not batch.idle:
+        batch.step()
+    with pytest.raises(CascadeError, match="left the range"):
+        jobs[1].result()
+    for prompt in (0, 2):
+        np.testing.assert_array_equal(jobs[prompt].result().codes, alone(prompt, 1, 0))
+
+
+@pytest.mark.parametrize("rule", ["exact", "ar"])
+def test_ctrl_c_at_any_instant(small_vocabulary: Pipeline, alone, rule: str) -> None:
+    """Every job ends, by an image that is right or with a sentence, and the batch draws on."""
+    tree = "small_9" if rule == "exact" else None
+    batch = small_vocabulary.batch(2, rule=rule, tree=tree)
+    rng, interrupted = np.random.default_rng(0), 0
+    for number in range(60):
+        jobs = [batch.submit(request_of(small_vocabulary, p, 1, DrawOptions())) for p in (0, 1, 2)]
+        timer = threading.Timer(float(rng.uniform(0, 0.03)), _thread.interrupt_main)
+        timer.start()
+        try:
+            while not batch.idle:
+                batch.step()
+            timer.join()
+            time.sleep(0.001)  # where it came too late, it comes here
+        except KeyboardInterrupt:
+            interrupted += 1
+        timer.join()
+        while not batch.idle:
+            batch.step()
+        for prompt, job in enumerate(jobs):
+            assert job.done, number
+            if not job.failed:
+                np.testing.assert_array_equal(job.result().codes, alone(prompt, 1, 0 if rule == "exact" else 1))
+    assert interrupted > 10
+    job = batch.submit(request_of(small_vocabulary, 3, 1, DrawOptions()))
+    np.testing.assert_array_equal(job.result().codes, alone(3, 1, 0))
