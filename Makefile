@@ -13,6 +13,8 @@ TORCH  := torch==2.13.0
 
 MODEL     ?= emoji
 PROMPT    ?=
+override PROMPT := $(value PROMPT)
+export PROMPT
 PRECISION ?= fp32
 BATCH     ?= 1
 TREE      ?=
@@ -61,7 +63,7 @@ build/emoji/manifest.json: $(VENV)/.export
 	@test -f $@ || $(BIN)/cascade-trt build emoji --out build/emoji
 
 generate: build/emoji/manifest.json
-	@$(BIN)/cascade-trt generate --seed $(SEED) --bundle '$(OUT)' -- "$(PROMPT)"
+	@$(BIN)/cascade-trt generate --seed $(SEED) --bundle '$(OUT)' -- "$$PROMPT"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

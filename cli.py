@@ -97,7 +97,8 @@ def doctor(bundles: tuple[Path, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--against", type=PATH, help="Bundle to compare with, as a rule the fp32 one. [default: itself]")
+@click.option("--against", type=PATH,
+              help="Bundle to compare with, as a rule the fp32 one. [default: itself, with --target]")
 @click.option("--target", help="Compare BUNDLE's TensorRT engines for this target, on its GPU. [default: ONNX Runtime]")
 @click.option("--rounds", type=int, default=4, show_default=True, help="Engine calls to record of each kind.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -123,7 +124,8 @@ def verify(**options: Any) -> None:
 @click.option("--temperature", type=float)
 @click.option("--top-k", type=int)
 @click.option("--top-p", type=float)
-@click.option("--timeout", type=float, help="Seconds until an image has to be done. [default: no limit]")
+@click.option("--timeout", type=float,
+              help="Seconds from the start, waiting included, until each image has to be done. [default: no limit]")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Images of each prompt.")
 @click.option("--grid", is_flag=True, help="Also write a contact sheet of all images.")
 @click.option("--out", type=PATH, default=Path("outputs"), show_default=True, help="Folder, or a .png file.")

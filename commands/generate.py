@@ -150,8 +150,8 @@ def _report(writer: _Writer, as_json: bool) -> None:
         return
     for path in writer.files:
         click.echo(path)
-    _CONSOLE.print(
-        f"{stats.images} image(s), {stats.images_per_second:.2f} images/s, rule {stats.rule}, "
+    click.echo(
+        f"{stats.images} image{'s' * (stats.images != 1)}, {stats.images_per_second:.2f} images/s, rule {stats.rule}, "
         f"tau {stats.tau:.2f} ({stats.target_calls} target calls)",
-        highlight=False,
+        err=True,
     )

@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,7 +86,7 @@ class Job:
         self._started: float | None = None
         self._ended: float | None = None
         self._cancelled = False
-        self._outcome: Drawn | BaseException | None = None
+        self._outcome: Drawn | CascadeError | None = None
 
     @property
     def done(self) -> bool:
@@ -95,7 +96,12 @@ class Job:
     @property
     def failed(self) -> bool:
         """Whether it ended without an image; `result` raises the reason."""
-        return isinstance(self._outcome, BaseException)
+        return self.reason is not None
+
+    @property
+    def reason(self) -> CascadeError | None:
+        """Why it ended without an image."""
+        return self._outcome if isinstance(self._outcome, CascadeError) else None
 
     @property
     def progress(self) -> Progress:
@@ -127,8 +133,8 @@ class Job:
             if self._batch.idle:
                 raise CascadeError("this job is no longer in its batch: submit it again.")
             self._batch.step()
-        if isinstance(self._outcome, BaseException):
-            raise self._outcome
+        if self.reason is not None:
+            raise self.reason
         assert isinstance(self._outcome, Drawn)
         return self._outcome
 
@@ -144,7 +150,7 @@ class Job:
     def start(self, sequence: TokenSequence) -> None:
         self._sequence, self._started = sequence, time.perf_counter()
 
-    def end(self, outcome: Drawn | BaseException) -> Job:
+    def end(self, outcome: Drawn | CascadeError) -> Job:
         if self._outcome is None:
             self._outcome, self._ended = outcome, time.perf_counter()
         return self
@@ -191,11 +197,14 @@ class Batch:
         """Jobs that wait for a slot."""
         return len(self._queue)
 
-    def submit(self, request: Request) -> Job:
-        """Queues one image; options that it leaves open are the batch's.
+    def submit(self, request: Request | str) -> Job:
+        """Queues one image, a text being its prompt; options that the request leaves open are the batch's.
 
         Raises CascadeError for a request that the bundle or this batch cannot serve.
         """
+        request = Request(request) if isinstance(request, str) else request
+        if not isinstance(request, Request) or not isinstance(request.options, DrawOptions):
+            raise CascadeError("submit takes a text or a Request, whose options are DrawOptions.")
         return self.enqueue(self._check(replace(request, options=request.options.over(self.defaults))))
 
     def enqueue(self, drawing: Drawing) -> Job:
@@ -219,7 +228,7 @@ class Batch:
 
         An exception inside a round (Ctrl-C above all) gives up the images in slots; the queue stays.
         """
-        with self._turn:
+        with self._turn, self._timed():
             try:
                 ended = self._drop_due()
                 self._seat()
@@ -229,6 +238,14 @@ class Batch:
             except BaseException as error:
                 self._give_up(error)
                 raise
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stats.total_seconds += time.perf_counter() - started
 
     def _give_up(self, error: BaseException) -> None:
         """Ends the images in slots: a round that broke off leaves them in no state to go on from."""

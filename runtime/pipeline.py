@@ -300,12 +300,9 @@ class Pipeline:
         run = _Run(self, drawings, callback)
 
         def outputs() -> Iterator[Output]:
-            before, started = run.stats.copy(), time.perf_counter()
+            before = run.stats.copy()
             for images in run.rounds():
-                now = time.perf_counter()
-                run.stats.total_seconds += now - started
-                stats = run.stats.since(before)
-                before, started = run.stats.copy(), now
+                stats, before = run.stats.since(before), run.stats.copy()
                 yield Output.of(images, stats, self.manifest.model.plan.image_tokens)
 
         return outputs()
@@ -366,8 +363,10 @@ class _Run:
                 raise
             finally:
                 batch.drain()
-            for job in jobs:
-                job.result()  # raises the reason where one failed
+            failed = [(place, job) for job, place in jobs.items() if job.failed]
+            if failed:
+                numbers = ", ".join(str(place + 1) for place, _ in failed)
+                raise CascadeError(f"{failed[0][1].reason} Not finished: {numbers} of {len(jobs)} image(s).")
 
     def _report(self, jobs: Mapping[Job, int]) -> None:
         if self._callback is not None:

@@ -11,6 +11,7 @@ from .bundle import Manifest
 from .errors import CascadeError
 from .noise import Stream
 from .rules import Rule, get_rule
+from .rules.base import NEEDS
 from .rules.cascade import Cascade
 from .rules.registry import PLAIN
 from .rules.states import StateTable
@@ -40,8 +41,7 @@ class Rulebook:
             if tree is not None:
                 manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
             return None, None
-        if isinstance(rule, str):
-            rule = self.rule(rule)
+        rule = self.rule(rule) if isinstance(rule, str) else _checked(rule)
         info = manifest.tree(tree)
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:
@@ -62,3 +62,13 @@ class Rulebook:
         """The table for CASCADE's tau_draw."""
         name = self._manifest.states
         return None if name is None else StateTable.load(self._folder / name)
+
+
+def _checked(rule: Rule) -> Rule:
+    """A rule object of the caller's. Raises CascadeError when it is not one."""
+    missing = [name for name in ("name", "noise", "needs", "decide") if not hasattr(rule, name)]
+    if missing:
+        raise CascadeError(f"the rule {rule!r} has no {', '.join(missing)}: see docs/adding-a-model.md.")
+    if unknown := set(rule.needs) - NEEDS:
+        raise CascadeError(f"rule {rule.name} needs {sorted(unknown)}: choose among {', '.join(sorted(NEEDS))}.")
+    return rule

@@ -15,7 +15,8 @@ from .backends import Backend, Buffer, Cache, Kind
 from .bundle import Manifest
 from .engines import Engines
 from .plan import TokenPlan
-from .rules import Rule
+from .rules import LOGITS, Rule
+from .rules.exact import Exact
 from .sampling import Sampling
 
 
@@ -35,14 +36,15 @@ class TokenSequence:
     first: np.ndarray
     tokens: np.ndarray = field(init=False)
     causes: np.ndarray = field(init=False)
-    needs: frozenset[str] = field(init=False)  # of the rule, which may work it out anew at each look
+    needs: frozenset[str] = field(init=False)  # of a rule that looks at nodes; empty where draws alone decide
     done: int = 0
     rounds: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = np.zeros(self.plan.length, np.int32)
         self.causes = np.zeros(self.plan.length, np.int8)
-        self.needs = frozenset() if self.rule is None else self.rule.needs
+        rule = self.rule
+        self.needs = frozenset() if rule is None or isinstance(rule, Exact) else rule.needs | {LOGITS}
 
     @property
     def room(self) -> int:

@@ -15,6 +15,7 @@ from ..sampling import probabilities
 from ..tree import Tree
 
 LOGITS, LOG_Q, SIMILARITY, STATES = "logits", "log_q", "similarity", "states"  # what a rule may need
+NEEDS = frozenset({LOGITS, LOG_Q, SIMILARITY, STATES})
 
 
 class Cause(IntEnum):
@@ -140,8 +141,8 @@ class Rule(Protocol):
 
     `name` spells the rule with its settings, so that `get_rule(name)` makes it again. `noise` names the stream
     of Gumbel noise that the drafter adds to log q, or None for its plain top-k. `needs` names what the rule reads
-    of a node beside the target's own draw: LOGITS (ids and logits), LOG_Q, SIMILARITY, STATES. Nothing else is
-    fetched from the engines.
+    of a node beside the target's own draw: LOGITS (ids and logits, which every rule but `exact` gets anyway), LOG_Q,
+    SIMILARITY, STATES. Nothing else is fetched from the engines.
     """
 
     @property

@@ -6,6 +6,7 @@ import _thread
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,17 @@ def test_another_thread_may_submit_and_cancel(small_vocabulary: Pipeline) -> Non
         batch.step()
     thread.join()
     assert [job.result().seed for job in kept] == [number for number in range(12) if number % 3 != 2]
+
+
+def test_a_text_is_a_request(text_bundle: Path) -> None:
+    pipe = Pipeline.load(text_bundle, threads=1)
+    batch = pipe.batch(2)
+    wanted = pipe.generate(["a red apple"]).codes[0]
+    np.testing.assert_array_equal(batch.submit("a red apple").result().codes, wanted)
+    assert batch.stats.images_per_second > 0
+    for odd in (5, None, ["a red apple"], Request("red", options={"rule": "ar"})):  # type: ignore[arg-type]
+        with pytest.raises(CascadeError, match="submit takes a text or a Request"):
+            batch.submit(odd)  # type: ignore[arg-type]
 
 
 def test_what_a_batch_cannot_serve_is_refused(small_vocabulary: Pipeline) -> None:

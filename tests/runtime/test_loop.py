@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cascade_trt.runtime import loop
 from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.plan import TokenPlan
-from cascade_trt.runtime.rules import LOG_Q, LOGITS, Cause, Decision, Draws, Node
+from cascade_trt.runtime.rules import LOG_Q, LOGITS, Cause, Decision, Draws, Node, Rule
+from cascade_trt.runtime.rules.exact import Exact
 from cascade_trt.runtime.sampling import Sampling
 from cascade_trt.runtime.slots import TokenSequence
 from cascade_trt.runtime.tree import Tree, tree_from_branching
@@ -93,7 +94,7 @@ def verified(tree: Tree, slots: int, rows: int = 2) -> Any:
     return lane
 
 
-def sequence(plan: TokenPlan, rule: Anything, done: int, rows: int = 2) -> TokenSequence:
+def sequence(plan: TokenPlan, rule: Rule, done: int, rows: int = 2) -> TokenSequence:
     """A sequence with `done` tokens; its rows' positions count from different places."""
     found = TokenSequence(9, SAMPLING, rule, plan, -np.arange(rows))
     found.done = done
@@ -137,17 +138,27 @@ def test_walk(tree: Tree, plan: TokenPlan, choices: list[int], data: st.DataObje
 def test_a_walk_follows_the_targets_draws_where_the_rule_asks_for_nothing_else() -> None:
     """`exact` goes from node to node by the drawn tokens; `ar` in a tree takes the first only."""
     tree = tree_from_branching("t", [[2], [1, 1]])  # nodes 1 and 2 below the root, 3 and 4 below them
-    plan, rule = TokenPlan(3, 3, VOCAB), Anything([0], needs=frozenset())
+    plan = TokenPlan(3, 3, VOCAB)
     lane = verified(tree, 1)
     lane.drawn[0] = [2, 0, 4, 0, 13]  # the root draws node 2's token, node 2 that of node 4, node 4 another
-    walked = loop.walk(lane, 0, sequence(plan, rule, 2))
+    lane.logits[:] = np.nan  # nobody looks
+    walked = loop.walk(lane, 0, sequence(plan, Exact(), 2))
     assert (walked.path, walked.tokens) == ([0, 2, 4], [2, 4, 13])
     assert walked.causes == [Cause.STRICT, Cause.STRICT, Cause.DRAWN]
-    assert rule.seen == []
     plain = TokenSequence(9, SAMPLING, None, plan, np.zeros(2, np.int64))
     plain.done = 2
     walked = loop.walk(lane, 0, plain)
     assert (walked.path, walked.tokens) == ([0], [2])
+
+
+def test_a_rule_without_needs_is_asked_all_the_same() -> None:
+    """Only `exact` is known to follow the draws; any other rule decides by itself, and finds ids and logits."""
+    tree = tree_from_branching("t", [[1]])
+    rule = Anything([1], needs=frozenset())  # takes no child
+    lane = verified(tree, 1)
+    lane.drawn[0] = lane.tree_tokens[0, 1]
+    walked = loop.walk(lane, 0, sequence(TokenPlan(3, 3, VOCAB), rule, 2))
+    assert walked.tokens == [VOCAB - 1] and len(rule.seen[0][0].ids) == VOCAB
 
 
 def test_a_node_that_is_not_finite_ends_only_its_image() -> None:
@@ -157,8 +168,7 @@ def test_a_node_that_is_not_finite_ends_only_its_image() -> None:
     lane.drawn[:] = lane.tree_tokens[:, [1, 2, 0]]  # each walk goes down to the leaf
     lane.drawn[1, 1] = -1  # visited
     lane.drawn[2, 0], lane.drawn[2, 1] = 19, -1  # leaves at the root, so the second node is not visited
-    rule = Anything([0], needs=frozenset())
-    accepted = loop.accept(lane, [sequence(plan, rule, 1) for _ in range(3)])
+    accepted = loop.accept(lane, [sequence(plan, Exact(), 1) for _ in range(3)])
     assert accepted[0] is not None and accepted[1] is None and accepted[2] is not None
     assert accepted[2].tokens == [19]
 

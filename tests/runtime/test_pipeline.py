@@ -12,9 +12,12 @@ from support import random_features
 
 from cascade_trt.runtime.batch import Batch, Job
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError
 from cascade_trt.runtime.request import Request
+from cascade_trt.runtime.rules import Decision, Draws, Node
+from cascade_trt.runtime.rules.exact import draw_token
 from cascade_trt.runtime.stats import STAGES
 
 
@@ -140,7 +143,7 @@ def test_a_timeout_keeps_the_images_that_were_done(small_vocabulary: Pipeline, m
     def pass_time(done: int, _total: int) -> None:
         clock[0] = 10.0 if done > 3 * 36 else 0.0
 
-    with pytest.raises(UnfinishedError, match="within its timeout of 5 s") as caught:
+    with pytest.raises(UnfinishedError, match=r"within its timeout of 5 s. Not finished: .*5 of 5 image") as caught:
         small_vocabulary.generate(**given, timeout=5, callback=pass_time)
     assert 1 <= len(caught.value.output.images) < 5
     for bad in (0, -1, float("nan"), "5", True):
@@ -189,6 +192,28 @@ def test_options_in_one_object(small_vocabulary: Pipeline) -> None:
 def test_odd_types_are_sentences(small_vocabulary: Pipeline, name: str, value: object) -> None:
     with pytest.raises(CascadeError, match=rf"{name} must be "):
         small_vocabulary.generate(**random_features(small_vocabulary, 1), **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_rule_of_the_callers_own(small_vocabulary: Pipeline) -> None:
+    """It is used as it is; what is no rule, or needs what does not exist, is refused by name."""
+    given = random_features(small_vocabulary, 1)
+
+    class Refuse:
+        name, noise, needs = "refuse", Stream.TOKEN, frozenset()
+
+        def decide(self, node: Node, draws: Draws) -> Decision:
+            return Decision(draw_token(node.ids, node.logits, draws), None)
+
+    output = small_vocabulary.generate(**given, rule=Refuse())
+    assert output.stats.tau == 1 and output.stats.rule == "refuse"
+    np.testing.assert_array_equal(output.codes, small_vocabulary.generate(**given, rule="ar").codes)
+    wrong = Refuse()
+    wrong.needs = frozenset({"logit"})
+    with pytest.raises(CascadeError, match=r"rule refuse needs \['logit'\]: choose among log_q, logits"):
+        small_vocabulary.generate(**given, rule=wrong)
+    bare = type("Bare", (), {"decide": Refuse.decide, "name": "bare"})()
+    with pytest.raises(CascadeError, match="has no noise, needs"):
+        small_vocabulary.generate(**given, rule=bare)
 
 
 def test_a_closed_pipeline_draws_no_more(small_vocabulary: Pipeline) -> None:
