@@ -366,7 +366,7 @@ class _Run:
             failed = [(place, job) for job, place in jobs.items() if job.failed]
             if failed:
                 numbers = ", ".join(str(place + 1) for place, _ in failed)
-                raise CascadeError(f"{failed[0][1].reason} Not finished: {numbers} of {len(jobs)} image(s).")
+                raise CascadeError(f"{failed[0][1].reason} Not finished: {numbers} of {len(jobs)}.")
 
     def _report(self, jobs: Mapping[Job, int]) -> None:
         if self._callback is not None:
