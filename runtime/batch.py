@@ -315,11 +315,12 @@ class Batch:
                         slots.append(entry)
                 self._queue.popleft()
         while None in slots:
-            hole, entry = slots.index(None), slots.pop()
+            hole, entry = slots.index(None), slots[-1]
             if entry is not None:
                 if entry.sequence is not None:
-                    self.lane.move(len(slots), hole, entry.sequence.done)
+                    self.lane.move(len(slots) - 1, hole, entry.sequence.done)
                 slots[hole] = entry
+            slots.pop()
 
     def _round(self, ended: list[Job]) -> None:
         """Draft, fill fresh slots, verify, accept, commit, emit; then images that are done leave."""

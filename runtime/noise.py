@@ -90,8 +90,7 @@ class NoiseWindow:
     def fill(self, prompt: int, seed: int, stream: Stream | None, start: int, end: int) -> None:
         """Sets the rows of one prompt to positions [start, ...); those from `end` on are left as they are."""
         window = self.noise[prompt]
-        before = self._start[prompt]
-        self._start[prompt] = None if stream is None else (seed, stream, start)
+        before, self._start[prompt] = self._start[prompt], None  # until it is whole: Ctrl-C may come in between
         if stream is None:
             window.fill(0)
             return
@@ -103,6 +102,7 @@ class NoiseWindow:
                 window[row] = window[rows - kept + row]
         for row in range(kept, min(rows, end - start)):
             window[row] = gumbel(seed, start + row, stream, vocab)
+        self._start[prompt] = (seed, stream, start)
 
     def move(self, source: int, to: int) -> None:
         """The noise itself has been moved from one slot to another."""

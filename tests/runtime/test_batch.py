@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import random_features
 
+from cascade_trt.runtime import loop
 from cascade_trt.runtime.batch import Batch, CancelledError, Job, TimedOutError
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.lane import Lane
+from cascade_trt.runtime.noise import Stream, gumbel
 from cascade_trt.runtime.options import DrawOptions
-from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.pipeline import Output, Pipeline
 from cascade_trt.runtime.request import Request
+from cascade_trt.runtime.sampling import Sampling, kept
 
 PROMPTS = 6
 SETTINGS = [
@@ -50,23 +52,29 @@ def request_of(pipe: Pipeline, prompt: int, seed: int, options: DrawOptions) -> 
 
 
 class Alone:
-    """The codes of a request drawn by `generate` with nothing beside it, each drawn once."""
+    """The codes of a request drawn by `generate` with nothing beside it, each drawn once; and the rounds it took."""
 
     def __init__(self, pipe: Pipeline, tree: str) -> None:
         self.pipe, self.tree, self.known = pipe, tree, {}
 
     def __call__(self, prompt: int, seed: int, setting: int) -> np.ndarray:
+        return self.output(prompt, seed, setting).codes[0]
+
+    def rounds(self, prompt: int, seed: int, setting: int) -> int:
+        return int(self.output(prompt, seed, setting).rounds[0])
+
+    def output(self, prompt: int, seed: int, setting: int) -> Output:
         key = (prompt, seed, setting)
         if key not in self.known:
             given = random_features(self.pipe, PROMPTS)
             one = {name: array[prompt : prompt + 1] for name, array in given.items()}
             options = SETTINGS[setting].updated({"tree": self.tree})
-            self.known[key] = self.pipe.generate(**one, seed=seed, options=options).codes[0]
+            self.known[key] = self.pipe.generate(**one, seed=seed, options=options)
         return self.known[key]
 
 
 @pytest.fixture(scope="module")
-def alone(small_vocabulary: Pipeline) -> Callable[..., np.ndarray]:
+def alone(small_vocabulary: Pipeline) -> Alone:
     return Alone(small_vocabulary, "small_9")
 
 
@@ -77,7 +85,7 @@ events = st.lists(
 )  # fmt: skip
 
 
-def play(pipe: Pipeline, batch: Batch, happenings: list[Any], alone: Callable[..., np.ndarray]) -> int:
+def play(pipe: Pipeline, batch: Batch, happenings: list[Any], alone: Alone) -> int:
     """Submits, steps and cancels as told, then goes on to the end; returns how many images were compared."""
     jobs: list[tuple[Job, tuple[int, int, int]]] = []
     for what in happenings:
@@ -101,6 +109,7 @@ def play(pipe: Pipeline, batch: Batch, happenings: list[Any], alone: Callable[..
         drawn = job.result()
         np.testing.assert_array_equal(drawn.codes, alone(*what), err_msg=f"{what}")
         assert drawn.seed == what[1] and drawn.stats.images == 1
+        assert drawn.stats.rounds == alone.rounds(*what)  # the very same guesses were made
         compared += 1
     return compared
 
@@ -108,7 +117,7 @@ def play(pipe: Pipeline, batch: Batch, happenings: list[Any], alone: Callable[..
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happenings=events, slots=st.integers(1, 4))
 def test_every_image_equals_the_one_drawn_alone(
-    small_vocabulary: Pipeline, alone: Callable[..., np.ndarray], happenings: list[Any], slots: int
+    small_vocabulary: Pipeline, alone: Alone, happenings: list[Any], slots: int
 ) -> None:
     """Whatever joins, leaves, is cancelled or draws beside it, with whichever settings."""
     play(small_vocabulary, small_vocabulary.batch(slots, tree="small_9"), happenings, alone)
@@ -118,7 +127,7 @@ def test_every_image_equals_the_one_drawn_alone(
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happenings=events, slots=st.integers(1, 4))
 def test_on_a_device_too(
-    apart: Pipeline, alone: Callable[..., np.ndarray], happenings: list[Any], slots: int
+    apart: Pipeline, alone: Alone, happenings: list[Any], slots: int
 ) -> None:  # fmt: skip
     """With memory apart, calls for 1, 2, 4 slots, and nothing readable but what was fetched."""
     play(apart, apart.batch(slots, tree="small_9"), happenings, alone)
@@ -155,6 +164,48 @@ def test_plain_batches(small_vocabulary: Pipeline) -> None:
         given = {name: array[prompt : prompt + 1] for name, array in random_features(small_vocabulary, PROMPTS).items()}
         wanted = small_vocabulary.generate(**given, seed=5, rule="ar", top_k=top_k).codes[0]
         np.testing.assert_array_equal(job.result().codes, wanted)
+
+
+def test_settings_reach_the_sampler(small_vocabulary: Pipeline) -> None:
+    """Every slot's draws are those of the numpy reference, from its own logits with its own settings."""
+    batch = small_vocabulary.batch(4, rule="ar")
+    kinds = [DrawOptions(), DrawOptions(temperature=0), DrawOptions(top_k=2), DrawOptions(top_p=0.3),
+             DrawOptions(temperature=0.5, top_k=5, top_p=0.9), DrawOptions(guidance_scale=1.0)]  # fmt: skip
+    jobs = [batch.submit(request_of(small_vocabulary, p, p, options)) for p, options in enumerate(kinds)]
+    seated, checked = {}, 0
+    while not batch.idle:
+        waiting = [job for job in jobs if not job.done and job.progress.tokens == 0]
+        before = {slot: entry for slot, entry in enumerate(batch._slots) if entry is not None}
+        batch.step()
+        seated.update({slot: entry for slot, entry in enumerate(batch._slots) if entry is not None})
+        for slot, entry in seated.items():
+            if entry.job.done or entry.job in waiting or before.get(slot) is not entry:
+                continue
+            sequence, lane = entry.sequence, batch.lane
+            assert sequence is not None
+            sampling, position = sequence.sampling, sequence.done - 1
+            count = kept(lane.logits[slot, 0], sampling)
+            noise = gumbel(sequence.seed, position, Stream.TOKEN, 8)
+            ids = lane.kept_ids[slot, 0, :count]
+            race = lane.logits[slot, 0, :count] + (0 if sampling.greedy else noise[ids])
+            assert sequence.tokens[position] == ids[np.argmax(race)]
+            checked += 1
+    assert checked > 150
+
+
+def test_a_slot_gets_the_settings_of_its_image(small_vocabulary: Pipeline) -> None:
+    """Guidance as weights of both rows, a greedy image as the best of one, no cut as all logits."""
+    lane = small_vocabulary.batch(2, tree="chain").lane
+    for slot, sampling, wanted in (
+        (0, Sampling(3.0, 0.5, 4, 0.9), ([3, -2], 0.5, 4, 0.9)), (1, Sampling(1.0, 0.0, 5, 1.0), ([1, 0], 1, 1, 1)),
+        (1, Sampling(0.0, 1.0, 0, 0.25), ([0, 1], 1, 8, 0.25)),
+    ):  # fmt: skip
+        loop.set_up(lane, slot, sampling)
+        guidance, temperature, top_k, top_p = wanted
+        np.testing.assert_array_equal(lane.guidance[slot], guidance)
+        assert (lane.temperature[slot], lane.top_k[slot]) == (temperature, top_k)
+        assert lane.top_p[slot] == pytest.approx(top_p)
+    np.testing.assert_array_equal(lane.guidance[0], [3, -2])  # the other slot's stay
 
 
 # one job ----------------------------------------------------------------------------------------------------
@@ -284,7 +335,7 @@ def test_what_a_batch_cannot_serve_is_refused(small_vocabulary: Pipeline) -> Non
 @pytest.mark.parametrize("where", ["cache", "embeds", "drafter"])
 @pytest.mark.parametrize("which", ["small_vocabulary", "apart"])
 def test_nothing_survives_in_a_slot(
-    request: pytest.FixtureRequest, alone: Callable[..., np.ndarray], which: str, poison: float, where: str
+    request: pytest.FixtureRequest, alone: Alone, which: str, poison: float, where: str
 ) -> None:
     """A poisoned image is given up with a sentence; its neighbours and the next one in its slot are whole."""
     pipe: Pipeline = request.getfixturevalue(which)
@@ -304,6 +355,8 @@ def test_nothing_survives_in_a_slot(
         asked.pop(1)
     for job, what in zip(jobs, asked, strict=True):
         np.testing.assert_array_equal(job.result().codes, alone(*what))
+        if what != asked[1]:  # a drafter's poison costs guesses, those of its own image only
+            assert job.result().stats.rounds == alone.rounds(*what)
 
 
 @pytest.mark.parametrize("poison", [np.nan, 3e38])
@@ -419,8 +472,8 @@ def test_ctrl_c_at_any_instant(small_vocabulary: Pipeline, alone, rule: str) -> 
     for number in range(60):
         jobs = [batch.submit(request_of(small_vocabulary, p, 1, DrawOptions())) for p in (0, 1, 2)]
         timer = threading.Timer(float(rng.uniform(0, 0.03)), _thread.interrupt_main)
-        timer.start()
         try:
+            timer.start()
             while not batch.idle:
                 batch.step()
             timer.join()

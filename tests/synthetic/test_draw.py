@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from apart import ApartBackend, ApartCall
+from safetensors.torch import load_file
 from support import random_features
 
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.request import Request
 from cascade_trt.runtime.rules import Cause
+from synthetic import model as m
 from synthetic.family import PLAN, build_synthetic
 
 TREES = ("small_9", "chain", "naive_extend_57", "dynamic_12x4x3")
+SCALE = 2.5
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Pipeline:
     return Pipeline.load(folder, threads=1)
+
+
+def reference_codes(folder: Path, features: np.ndarray, mask: np.ndarray) -> list[int]:
+    """The greedy image of one request [T, C], [T] by the plain PyTorch model in float64: no padding, no cache, rows
+    one by one, the sequence spelt out."""
+    tensors = load_file(folder.parent / "checkpoints" / "target.safetensors")
+    model = m.Target({name: tensor.double() for name, tensor in tensors.items()})
+    given = torch.from_numpy(features).double()[None]
+    rows = [model.prefix(given, torch.tensor([uncond]))[0] for uncond in (False, True)]  # [T, D]
+    rows = [rows[0][torch.from_numpy(mask)], rows[1][-m.UNCOND :]]
+    sequence = [m.BEGIN]
+    for _ in range(m.ROWS):
+        for _ in range(m.COLUMNS):
+            states = []
+            for prefix in rows:
+                x = torch.cat([prefix, model.embed(torch.tensor(sequence))])[None]
+                count = x.shape[1]
+                visible = torch.ones(count, count, dtype=torch.bool).tril()[None, None]
+                states.append(model.features(model.hidden(x, torch.arange(count)[None], visible))[0, -1])
+            logits = model.logits(states[1] + SCALE * (states[0] - states[1]))
+            sequence.append(int(logits.argmax()))
+        sequence.append(m.ROW_END)
+    return [token for token in sequence if token < m.CODES]
+
+
+@pytest.mark.parametrize(("rule", "tree"), [("ar", None), ("exact", "small_9"), ("exact", "dynamic_12x4x3")])
+def test_greedy_images_are_those_of_the_plain_model(pipe: Pipeline, rule: str, tree: str | None) -> None:
+    """Prefixes of five lengths, each with an unconditional row of its own; whatever stands beside them."""
+    given = random_features(pipe, 5)
+    output = pipe.generate(**given, rule=rule, tree=tree, temperature=0, guidance_scale=SCALE)
+    for codes, features, mask in zip(output.codes, *given.values(), strict=True):
+        assert codes.tolist() == reference_codes(pipe.folder, features, mask)
+
+
+def test_the_drafter_sees_no_padding(pipe: Pipeline) -> None:
+    """Each row has its own mask, in the target's cache and in the drafter's."""
+    given, batch = random_features(pipe, 3), pipe.batch(3, tree="small_9")
+    for p in range(3):
+        batch.submit(Request(features=given["features"][p], features_mask=given["features_mask"][p]))
+    batch.step()
+    own = np.arange(m.PREFIX) >= m.PREFIX - m.UNCOND
+    wanted = np.stack([row for mask in given["features_mask"] for row in (mask, own)])
+    np.testing.assert_array_equal(batch.lane.cache_mask[:, : m.PREFIX], wanted)
+    np.testing.assert_array_equal(batch.lane.pair_mask[:, : m.PREFIX], wanted)
+    assert batch.lane.cache_mask[:, m.PREFIX :].all() and batch.lane.pair_mask[:, m.PREFIX :].all()
 
 
 @pytest.mark.parametrize("tree", TREES)
