@@ -114,7 +114,10 @@ class Job:
         return Progress(done, total, seconds, None if pace is None else (total - done) * pace)
 
     def cancel(self) -> None:
-        """Gives the image up; its slot is free from the next step on. Without effect once the job is done."""
+        """Gives the image up; its slot is free from the next step on. Without effect once the job is done.
+
+        A signal handler may call it, too; of a job's and a batch's methods only this one and `progress`.
+        """
         self._cancelled = True
         self._batch.drop_queued(self)
 
@@ -250,10 +253,9 @@ class Batch:
     def _give_up(self, error: BaseException) -> None:
         """Ends the images in slots: a round that broke off leaves them in no state to go on from."""
         reason = CascadeError(f"the round broke off before this image was done ({error!r}): submit it again.")
-        for slot, entry in enumerate(self._slots):
+        for entry in self._slots:
             if entry is not None:
                 entry.job.end(reason)
-                self.lane.clear(slot)
         self._slots.clear()
 
     @property
@@ -274,12 +276,18 @@ class Batch:
             self._drop_due()
 
     def drop_queued(self, job: Job) -> None:
-        """Takes a cancelled job out of the queue, if it is still there."""
-        with self._queued:
-            if job not in self._queue:
-                return
-            self._queue.remove(job)
-        job.end(CancelledError(_CANCELLED))
+        """Takes a cancelled job out of the queue, if it is still there; where the queue is in use, the next step will.
+
+        It does not wait: a signal handler would wait for the very thread that it has interrupted.
+        """
+        if not self._queued.acquire(blocking=False):
+            return
+        try:
+            if job in self._queue:
+                self._queue.remove(job)
+                job.end(CancelledError(_CANCELLED))
+        finally:
+            self._queued.release()
 
     def preview(self, sequence: TokenSequence | None) -> Image.Image:
         """The image of a sequence so far."""
@@ -332,28 +340,25 @@ class Batch:
         if lane.tree is not None and drafted:
             with stats.stage("draft"):
                 loop.draft(lane, drafted)
-        spoilt = self._end_failed(self._fill(), ended)
+        self._end_failed(self._fill(), ended)
         sequences = [None if s is None or not s.room else s for s in self._sequences()]
         if any(s is not None for s in sequences):
             failed = self._plain(sequences) if lane.tree is None else self._speculative(sequences)
-            spoilt += self._end_failed(failed, ended)
+            self._end_failed(failed, ended)
             stats.target_calls += 1
         stats.engine_seconds += lane.engine_seconds - before
-        for slot in spoilt:  # behind the calls, which write to every slot at the front
-            lane.clear(slot)
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
                 ended.append(entry.job.end(self._finished(entry.job, entry.sequence)))
                 self._slots[slot] = None
 
-    def _end_failed(self, failed: Failed, ended: list[Job]) -> list[int]:
-        """Takes images that cannot go on out of their slots; returns these."""
+    def _end_failed(self, failed: Failed, ended: list[Job]) -> None:
+        """Takes images that cannot go on out of their slots."""
         for slot, error in failed.items():
             entry = self._slots[slot]
             assert entry is not None  # it was drawn in this round
             ended.append(entry.job.end(error))
             self._slots[slot] = None
-        return list(failed)
 
     def _sequences(self) -> list[TokenSequence | None]:
         return [None if entry is None else entry.sequence for entry in self._slots]

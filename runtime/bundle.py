@@ -20,6 +20,7 @@ from .plan import TokenPlan
 from .tree import AnyTree, DynamicTree, Tree
 
 SCHEMA_VERSION = 3
+MOST_SLOTS = 1024  # images at the same time
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
@@ -260,6 +261,10 @@ class Manifest:
     states: str | None = None  # file with CASCADE's table of states (calibrate states)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.batch <= MOST_SLOTS:
+            raise CascadeError(
+                f"bundle {self.name} has a batch of {self.batch}, not of 1 to {MOST_SLOTS}: build the bundle again."
+            )
         if self.merged is None:
             return
         file, names = self.merged.file, self.merged.engines

@@ -191,8 +191,11 @@ class Lane:
     def prefill(self, slot: int, prefix: Prefix, noise: np.ndarray) -> int:
         """Reads a prefix into a slot; returns the token drawn behind it (-1: not finite). noise is float32 [V].
 
-        One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's mask).
+        One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's mask). Whatever image was
+        in the slot, nothing of it stays: nobody has looked at the tree nodes that it did not take.
         """
+        rows = self._rows_of(slot)
+        self.memory.target.clear(rows.start, rows.stop)
         self.cache_mask[self._rows_of(slot), : self.prefix_len] = prefix.mask
         self._scratch.load(prefix, noise, int(self.plan.forced[0]))
         self._bound_for("prefill", slot, self._bind_prefill).run(("drawn",))
@@ -244,16 +247,13 @@ class Lane:
     # slots as a whole ---------------------------------------------------------------------------------------
     def move(self, source: int, to: int, done: int) -> None:
         """Moves an image with `done` tokens from one slot to another."""
-        slots = self.prefix_len + done
-        self.memory.target.copy_rows(source * self.rows, to * self.rows, self.rows, slots)
+        rows, slots = self._rows_of(to), self.prefix_len + done
+        caches = [self.memory.target]
         if self.tree is not None and self.memory.drafter is not None:
-            self.memory.drafter.copy_rows(source * self.rows, to * self.rows, self.rows, slots)
+            caches.append(self.memory.drafter)
             self.trees[to], self.law_rows[to] = self.trees[source], self.law_rows[source]
+        for cache in caches:
+            cache.clear(rows.start, rows.stop)
+            cache.copy_rows(source * self.rows, rows.start, self.rows, slots)
         self._buffers.move(source, to)
         self.window.move(source, to)
-
-    def clear(self, slot: int) -> None:
-        """Leaves nothing of an image in a slot's caches."""
-        for cache in (self.memory.target, self.memory.drafter):
-            if cache is not None:
-                cache.clear(slot * self.rows, (slot + 1) * self.rows)

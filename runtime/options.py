@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,8 @@ from .rules import Rule
 from .sampling import Sampling
 
 _LEAST_TEMPERATURE = 1e-3
+_LARGEST_SCALE = 1000  # of guidance and temperature: float32 and half precisions hold logits that far
+_MOST = 1 << 62
 
 
 class DrawSettings(TypedDict, total=False):
@@ -70,9 +71,18 @@ class DrawOptions:
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
+def as_options(options: DrawOptions | None, settings: Mapping[str, Any]) -> DrawOptions:
+    """`settings` laid over `options`. Raises CascadeError for what are no options."""
+    if options is not None and not isinstance(options, DrawOptions):
+        raise CascadeError(f"options must be DrawOptions, not {options!r}.")
+    return (options or DrawOptions()).updated(settings)
+
+
 def _check_number(name: str, value: object, kind: type, what: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
         raise CascadeError(f"{name} must be {what}, not {value!r}.")
+    if isinstance(value, int) and abs(value) > _MOST:  # Python's are of any size, and no float holds them
+        raise CascadeError(f"{name} must be {what} of ordinary size.")
 
 
 def check_sampling(manifest: Manifest, options: DrawOptions) -> Sampling:
@@ -85,12 +95,10 @@ def check_sampling(manifest: Manifest, options: DrawOptions) -> Sampling:
         float(_given(options.top_p, defaults.top_p)),
     )
     kept, most, vocab = manifest.target.top_k, manifest.target.max_top_k, manifest.model.vocab_size
-    if not math.isfinite(sampling.guidance_scale) or sampling.guidance_scale < 0:
-        raise CascadeError("guidance_scale must be a number of at least 0 (1 switches guidance off).")
-    if not math.isfinite(sampling.temperature) or not (
-        sampling.temperature == 0 or sampling.temperature >= _LEAST_TEMPERATURE
-    ):
-        raise CascadeError("temperature must be 0 (greedy) or a number of at least 0.001.")
+    if not 0 <= sampling.guidance_scale <= _LARGEST_SCALE:
+        raise CascadeError(f"guidance_scale must be a number from 0 to {_LARGEST_SCALE} (1 switches guidance off).")
+    if sampling.temperature != 0 and not _LEAST_TEMPERATURE <= sampling.temperature <= _LARGEST_SCALE:
+        raise CascadeError(f"temperature must be 0 (greedy) or a number from 0.001 to {_LARGEST_SCALE}.")
     if not 0 < sampling.top_p <= 1:
         raise CascadeError("top_p must lie above 0 and at most at 1 (1 switches it off).")
     if sampling.top_k < 0:

@@ -19,13 +19,13 @@ from PIL import Image
 
 from .backends import Backend, Engine, open_backend
 from .batch import Batch, Drawn, Job
-from .bundle import Manifest, check_files, read_manifest
+from .bundle import MOST_SLOTS, Manifest, check_files, read_manifest
 from .conditioner import Conditioner
 from .decoder import Decoder
 from .engines import TEXT, Engines
 from .errors import CascadeError
 from .lane import Lane
-from .options import DrawOptions, DrawSettings, check_sampling
+from .options import DrawOptions, DrawSettings, as_options, check_sampling
 from .prompts import PromptEncoder
 from .request import Checker, Drawing
 from .rulebook import Rulebook
@@ -126,8 +126,8 @@ class Pipeline:
         missing, changed or outdated bundle, and for a backend that is not installed or cannot take the bundle's
         precision.
         """
-        if threads is not None and not isinstance(backend, str):
-            raise CascadeError("threads are a backend's own: make the backend with them.")
+        if not isinstance(backend, str) and (threads is not None or not hasattr(backend, "load")):
+            raise CascadeError("backend must be a name, or a backend that was made with its own threads.")
         folder = Path(folder)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
@@ -226,9 +226,9 @@ class Pipeline:
         Raises CascadeError.
         """
         slots = self.manifest.batch if slots is None else slots
-        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
-            raise CascadeError(f"slots must be a whole number of at least 1, not {slots!r}.")
-        given = (options or DrawOptions()).updated(settings)
+        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+            raise CascadeError(f"slots must be a whole number from 1 to {MOST_SLOTS}, not {slots!r}.")
+        given = as_options(options, settings)
         sampling = check_sampling(self.manifest, given)
         _, tree = self._rulebook.choose(given.rule, given.tree, sampling)
         memory = Memory.allocate(self._backend, self._engines, self.manifest, slots)
@@ -257,24 +257,24 @@ class Pipeline:
         Raises CascadeError, before anything is drawn, for what the model or the bundle cannot serve;
         UnfinishedError when an image was given up, Interrupted after Ctrl-C, both with what was finished.
         """
-        given = (options or DrawOptions()).updated(settings)
+        given = as_options(options, settings)
         drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
-        started, finished, run = time.perf_counter(), {}, _Run(self, drawings, callback)
+        started, run = time.perf_counter(), _Run(self, drawings, callback)
 
         def output() -> Output:
             run.stats.total_seconds = time.perf_counter() - started
-            return Output.of(finished, run.stats, self.manifest.model.plan.image_tokens)
+            return Output.of(run.finished(), run.stats, self.manifest.model.plan.image_tokens)
 
         try:
-            for images in run.rounds():
-                finished |= images
+            for _ in run.rounds():
+                pass
+            return output()
         except KeyboardInterrupt:
             raise Interrupted(output()) from None
         except CascadeError as error:
             if not run.started:
                 raise
             raise UnfinishedError(str(error), output()) from error
-        return output()
 
     def stream(
         self,
@@ -295,15 +295,22 @@ class Pipeline:
         so that the outputs' stats add up to the run's. Ctrl-C and CascadeError are raised after the images that were
         finished.
         """
-        given = (options or DrawOptions()).updated(settings)
+        given = as_options(options, settings)
         drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
         run = _Run(self, drawings, callback)
 
         def outputs() -> Iterator[Output]:
-            before = run.stats.copy()
+            before, tokens = run.stats.copy(), self.manifest.model.plan.image_tokens
             for images in run.rounds():
-                stats, before = run.stats.since(before), run.stats.copy()
-                yield Output.of(images, stats, self.manifest.model.plan.image_tokens)
+                interrupt: KeyboardInterrupt | None = None
+                try:
+                    output = Output.of(images, run.stats.since(before), tokens)
+                except KeyboardInterrupt as error:  # these images are drawn: they are handed out before it goes on
+                    output, interrupt = Output.of(images, run.stats.since(before), tokens), error
+                before = run.stats.copy()
+                yield output
+                if interrupt is not None:
+                    raise interrupt
 
         return outputs()
 
@@ -328,10 +335,21 @@ class _Run:
     """One `generate` or `stream`: its images through a batch on the pipeline's own memory."""
 
     def __init__(self, pipeline: Pipeline, drawings: list[Drawing], callback: Callback | None) -> None:
+        if callback is not None and not callable(callback):
+            raise CascadeError(f"callback must be a function of (done, total), not {callback!r}.")
         self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
         first = drawings[0]
         self.stats = Stats(PLAIN if first.rule is None else first.rule.name, first.tree)
-        self.started = False
+        self._jobs: dict[Job, int] = {}
+
+    @property
+    def started(self) -> bool:
+        """Whether its images are in a batch."""
+        return bool(self._jobs)
+
+    def finished(self) -> dict[int, Drawn]:
+        """All images that are done, by their places."""
+        return {place: job.result() for job, place in self._jobs.items() if job.done and not job.failed}
 
     def rounds(self) -> Iterator[dict[int, Drawn]]:
         """Finished images by their places, as they are done: those of each round in which any was."""
@@ -340,25 +358,22 @@ class _Run:
             lane = pipe._lane(1 if first.sampling.guidance_scale == 1 else 2, first.tree)
             batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions())
             batch.stats = self.stats
-            jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
-            self.started = True
+            jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             handed: set[int] = set()
 
-            def finished() -> dict[int, Drawn]:
+            def fresh() -> dict[int, Drawn]:
                 """Those that were not handed out yet."""
-                found = {place: job.result() for job, place in jobs.items()
-                         if job.done and not job.failed and place not in handed}  # fmt: skip
-                handed.update(found)
-                return found
+                return {place: drawn for place, drawn in self.finished().items() if place not in handed}
 
             try:
                 while not batch.idle:
                     ended = batch.step()
                     self._report(jobs)
-                    if ended and (images := finished()):
+                    if ended and (images := fresh()):
                         yield images
+                        handed.update(images)
             except KeyboardInterrupt:
-                if images := finished():  # done in the very round that was interrupted
+                if images := fresh():  # done in the very round that was interrupted
                     yield images
                 raise
             finally:

@@ -156,7 +156,7 @@ def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str
 
 
 def _check_class_ids(class_ids: Sequence[int], classes: int) -> np.ndarray:
-    ids = np.asarray(class_ids)
+    ids = _numbers("class_ids", class_ids)
     if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
         raise CascadeError("class_ids must be a non-empty list of integers.")
     if ids.min() < 0 or ids.max() >= classes:
@@ -203,7 +203,7 @@ def _numbers(name: str, given: object) -> np.ndarray:
 def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Seeds of `count` images: seed + i, or the given ones."""
     given = [seed] if isinstance(seed, (int, np.integer)) else seed
-    if not isinstance(given, (Sequence, np.ndarray)) or not all(
+    if not isinstance(given, (Sequence, np.ndarray)) or isinstance(given, bytes) or np.ndim(given) != 1 or not all(
         isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in given
     ):
         raise CascadeError("a seed must be a whole number, or a list of one for each image.")

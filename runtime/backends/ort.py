@@ -6,6 +6,7 @@ makes ONNX Runtime update a cache in place; through a plain `run` it would copy 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ class OrtBackend:
                 ) from None
             reason = next(iter(str(error).splitlines()), "no reason given")
             raise CascadeError(f"ONNX Runtime cannot be loaded ({reason}): install it again.") from error
-        if threads is not None and threads < 1:
-            raise CascadeError("threads must be at least 1.")
+        most = 4 * (os.cpu_count() or 16)  # beyond it ONNX Runtime starts so many that nothing comes back
+        is_number = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (is_number and 1 <= threads <= most):
+            raise CascadeError(f"threads must be at least 1 and at most {most} here, not {threads!r}.")
         self._ort: Any = onnxruntime
         self._threads = threads
 

@@ -155,6 +155,35 @@ def tiny_apart(tiny: Pipeline) -> Pipeline:
     return Pipeline.load(tiny.folder, backend=ApartBackend())
 
 
+def test_a_lantern_drafter_sees_the_padding(small_vocabulary: Pipeline) -> None:
+    """As it was trained, whatever the length of the caption; the target does not."""
+    batch = small_vocabulary.batch(2, tree="small_9")
+    for p in (0, 4):
+        batch.submit(request_of(small_vocabulary, p, 0, DrawOptions()))
+    batch.step()
+    assert batch.lane.pair_mask.all()
+    np.testing.assert_array_equal(
+        batch.lane.cache_mask[:, :6], random_features(small_vocabulary, PROMPTS)["features_mask"][[0, 0, 4, 4]]
+    )
+
+
+def test_cancel_in_a_signal_handler_does_not_wait_for_itself(small_vocabulary: Pipeline, monkeypatch) -> None:
+    """It comes while the same thread holds the queue; the next step ends the job."""
+    batch = small_vocabulary.batch(1, tree="small_9")
+    jobs = [batch.submit(request_of(small_vocabulary, 0, 0, DrawOptions())) for _ in range(3)]
+    due = Job.due
+
+    def handler(self: Job) -> CascadeError | None:
+        jobs[2].cancel()
+        return due(self)
+
+    monkeypatch.setattr(Job, "due", handler)
+    batch.step()
+    monkeypatch.undo()
+    batch.step()
+    assert jobs[2].failed and not jobs[0].failed
+
+
 def test_plain_batches(small_vocabulary: Pipeline) -> None:
     """Without a tree, jobs of different settings share a batch as well."""
     batch = small_vocabulary.batch(2, rule="ar")
@@ -357,6 +386,39 @@ def test_nothing_survives_in_a_slot(
         np.testing.assert_array_equal(job.result().codes, alone(*what))
         if what != asked[1]:  # a drafter's poison costs guesses, those of its own image only
             assert job.result().stats.rounds == alone.rounds(*what)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("rule", ["exact", "strict", "strict-topk"])
+def test_what_lies_in_a_slot_never_reaches_another_image(small_vocabulary: Pipeline, poison: float, rule: str) -> None:
+    """Both caches poisoned when an image is cancelled: whoever is seated in its slot, or moved there, is whole."""
+    alone = Alone(small_vocabulary, "small_9")
+    setting = SETTINGS.index(DrawOptions() if rule == "exact" else DrawOptions(rule=rule))
+    batch = small_vocabulary.batch(2, tree="small_9")
+
+    def submit(prompt: int) -> Job:
+        return batch.submit(request_of(small_vocabulary, prompt, 1, SETTINGS[setting]))
+
+    def cancel_poisoned(job: Job) -> None:
+        job.cancel()
+        for cache in (batch.lane.memory.target, batch.lane.memory.drafter):
+            assert cache is not None
+            for buffer in cache.bindings(0, 2)[0].values():  # slot 0
+                buffer.host[...] = poison
+
+    first, second = submit(0), submit(1)
+    batch.step()
+    third = submit(2)
+    cancel_poisoned(first)
+    batch.step()  # the third image is seated in its place
+    assert third.progress.tokens > 0 and first.failed
+    cancel_poisoned(third)
+    batch.step()  # the queue is empty: the second image moves there
+    assert batch.busy == 1
+    for prompt, job in ((1, second), (3, submit(3))):
+        np.testing.assert_array_equal(job.result().codes, alone(prompt, 1, setting))
+        assert job.result().stats.rounds == alone.rounds(prompt, 1, setting)
+        assert job.result().stats.total_seconds > 0
 
 
 @pytest.mark.parametrize("poison", [np.nan, 3e38])

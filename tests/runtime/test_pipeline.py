@@ -216,6 +216,15 @@ def test_a_rule_of_the_callers_own(small_vocabulary: Pipeline) -> None:
         small_vocabulary.generate(**given, rule=bare)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, "2", True])
+def test_threads_that_cannot_be(small_vocabulary: Pipeline, threads: object) -> None:
+    with pytest.raises(CascadeError, match="threads must be at least 1 and at most"):
+        Pipeline.load(small_vocabulary.folder, threads=threads)  # type: ignore[arg-type]
+    for odd in (None, 3):
+        with pytest.raises(CascadeError, match="backend must be a name"):
+            Pipeline.load(small_vocabulary.folder, backend=odd)  # type: ignore[arg-type]
+
+
 def test_a_closed_pipeline_draws_no_more(small_vocabulary: Pipeline) -> None:
     given = random_features(small_vocabulary, 1)
     with Pipeline.load(small_vocabulary.folder, threads=1) as pipe:

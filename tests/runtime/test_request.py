@@ -110,6 +110,14 @@ def test_nan_in_padding_is_harmless(tiny: Pipeline) -> None:
         ({"prompts": 5}, "prompts must be a text or a list of texts"),
         ({"prompts": ["red", 5]}, "prompts must be a non-empty list of texts"),
         ({"features": np.ones((1, 6, 16)), "seed": 1.5}, "a seed must be a whole number"),
+        ({"features": np.ones((1, 6, 16)), "seed": b"a"}, "a seed must be a whole number"),
+        ({"features": np.ones((1, 6, 16)), "seed": np.array(3)}, "a seed must be a whole number"),
+        ({"features": np.ones((1, 6, 16)), "guidance_scale": 10**400}, "guidance_scale must be a number of ordinary"),
+        ({"features": np.ones((1, 6, 16)), "guidance_scale": 3e38}, "guidance_scale must be a number from 0 to 1000"),
+        ({"features": np.ones((1, 6, 16)), "temperature": 1e39}, "temperature must be 0 .greedy. or a number from"),
+        ({"features": np.ones((1, 6, 16)), "timeout": 10**400}, "timeout must be a number of ordinary"),
+        ({"features": np.ones((1, 6, 16)), "options": {"rule": "ar"}}, "options must be DrawOptions"),
+        ({"features": np.ones((1, 6, 16)), "callback": 3}, "callback must be a function"),
     ],
 )
 def test_odd_requests_are_sentences(small_vocabulary: Pipeline, given: dict, sentence: str) -> None:
