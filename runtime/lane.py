@@ -194,16 +194,16 @@ class Lane:
         One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's mask). Whatever image was
         in the slot, nothing of it stays: nobody has looked at the tree nodes that it did not take.
         """
-        rows = self._rows_of(slot)
+        rows = self.rows_of(slot)
         self.memory.target.clear(rows.start, rows.stop)
-        self.cache_mask[self._rows_of(slot), : self.prefix_len] = prefix.mask
+        self.cache_mask[rows, : self.prefix_len] = prefix.mask
         self._scratch.load(prefix, noise, int(self.plan.forced[0]))
         self._bound_for("prefill", slot, self._bind_prefill).run(("drawn",))
         return int(self._scratch.drawn[0, -1])
 
     def first_draft(self, slot: int, token: int) -> None:
         """Reads the prefix, `token` behind it, into the drafter's cache, and drafts the slot's first tree."""
-        drafter, rows = self.memory.drafter, self._rows_of(slot)
+        drafter, rows = self.memory.drafter, self.rows_of(slot)
         assert drafter is not None and self.manifest.drafter is not None  # lanes without a tree draft nothing
         drafter.clear(rows.start, rows.stop)  # nobody watches whether a drafter's numbers are finite
         if not self.manifest.drafter.sees_padding:
@@ -231,7 +231,8 @@ class Lane:
         inputs["cache_mask"] = self._buffers.part(("pair_mask",), slot, slot + 1)["pair_mask"]
         return self._bind_drafter({**inputs, **self._index(1)}, slot, slot + 1)
 
-    def _rows_of(self, slot: int) -> slice:
+    def rows_of(self, slot: int) -> slice:
+        """The rows of a slot in every cache and buffer."""
         return slice(slot * self.rows, (slot + 1) * self.rows)
 
     def read_trees(self, slots: Sequence[int]) -> None:
@@ -242,12 +243,12 @@ class Lane:
             parents = self.parents[p].tolist()
             self.trees[p] = Tree(self.trees[p].name, tuple(parents))
             self.law_rows[p] = dict(zip(parents[1:], self.sources[p, 1:].tolist(), strict=True))
-            self.tree_mask[self._rows_of(p), :, : len(parents)] = self.ancestors[p]
+            self.tree_mask[self.rows_of(p), :, : len(parents)] = self.ancestors[p]
 
     # slots as a whole ---------------------------------------------------------------------------------------
     def move(self, source: int, to: int, done: int) -> None:
         """Moves an image with `done` tokens from one slot to another."""
-        rows, slots = self._rows_of(to), self.prefix_len + done
+        rows, slots = self.rows_of(to), self.prefix_len + done
         caches = [self.memory.target]
         if self.tree is not None and self.memory.drafter is not None:
             caches.append(self.memory.drafter)

@@ -116,7 +116,7 @@ def verify(lane: Lane, sequences: Sequences) -> None:
 
 def place(lane: Lane, slot: int, sequence: TokenSequence, depths: np.ndarray) -> None:
     """Sets cache slots and positions of a target call's nodes, `depths` int64 [N] below the sequence's newest token."""
-    start, rows = lane.prefix_len + sequence.done - 1, slice(slot * lane.rows, (slot + 1) * lane.rows)
+    start, rows = lane.prefix_len + sequence.done - 1, lane.rows_of(slot)
     lane.write_index[rows] = start
     lane.positions[rows] = sequence.first[:, None] + start + depths
 
@@ -248,8 +248,8 @@ def commit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None
     """Moves the accepted entries of the target's cache to the front of the tree region, for all rows alike."""
     for slot, sequence in occupied(sequences):
         if (walked := accepted[slot]) is not None:
-            rows = range(slot * lane.rows, (slot + 1) * lane.rows)
-            lane.memory.target.move(rows, lane.prefix_len + sequence.done - 1, walked.path)
+            rows = lane.rows_of(slot)
+            lane.memory.target.move(range(rows.start, rows.stop), lane.prefix_len + sequence.done - 1, walked.path)
 
 
 def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None]) -> None:
@@ -267,7 +267,7 @@ def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None])
         lane.pair_tokens[slot] = walked.tokens[-1]
         lane.pair_tokens[slot, :count] = walked.tokens
         lane.count[slot] = count
-        start, rows = lane.prefix_len + done - 1, slice(slot * lane.rows, (slot + 1) * lane.rows)
+        start, rows = lane.prefix_len + done - 1, lane.rows_of(slot)
         lane.pair_index[rows] = start
         lane.pair_positions[rows] = start + np.arange(lane.pair_positions.shape[1])
 
@@ -278,7 +278,7 @@ def decode_one(lane: Lane, sequences: Sequences) -> None:
     here = np.zeros(1, np.int64)
     for slot, sequence in occupied(sequences):
         fill_noise(lane, slot, sequence)
-        lane.ids[slot * lane.rows : (slot + 1) * lane.rows, 0] = sequence.tokens[sequence.done - 1]
+        lane.ids[lane.rows_of(slot), 0] = sequence.tokens[sequence.done - 1]
         place(lane, slot, sequence, here)
     lane.run_embed(len(sequences))
     lane.run_target(len(sequences), ())

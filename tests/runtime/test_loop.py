@@ -75,7 +75,7 @@ def verified(tree: Tree, slots: int, rows: int = 2) -> Any:
     rng = np.random.default_rng(0)
     pairs = tree.depth + 1
     lane = SimpleNamespace(
-        tree=tree, rows=rows, prefix_len=PREFIX,
+        tree=tree, rows=rows, rows_of=lambda slot: slice(slot * rows, (slot + 1) * rows), prefix_len=PREFIX,
         logits=-np.sort(-rng.normal(size=(slots, tree.size, VOCAB)).astype(np.float32)),
         kept_ids=rng.permuted(np.tile(np.arange(VOCAB), (slots, tree.size, 1)), axis=2),
         drawn=np.zeros((slots, tree.size), np.int64),
