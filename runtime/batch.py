@@ -196,6 +196,11 @@ class Batch:
         return sum(slot is not None for slot in self._slots)
 
     @property
+    def tokens(self) -> int:
+        """Tokens so far of the images in slots."""
+        return sum(entry.sequence.done for entry in self._slots if entry is not None and entry.sequence is not None)
+
+    @property
     def waiting(self) -> int:
         """Jobs that wait for a slot."""
         return len(self._queue)

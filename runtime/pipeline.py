@@ -140,9 +140,8 @@ class Pipeline:
         for name in ("condition", "embed", *((TEXT,) if TEXT in self._engines else ())):
             self._engines[name]
         tree = self.manifest.trees[0].name if self.manifest.trees else None
-        rows = 2 if self.manifest.sampling.guidance_scale != 1 else 1
         self._shared_decoder()
-        lane = self._lane(rows, tree)
+        lane = self._lane(check_sampling(self.manifest, DrawOptions()).rows, tree)
         lane.run_target(1, ())
         if tree is not None:
             lane.run_draft(1, ())
@@ -232,7 +231,7 @@ class Pipeline:
         sampling = check_sampling(self.manifest, given)
         _, tree = self._rulebook.choose(given.rule, given.tree, sampling)
         memory = Memory.allocate(self._backend, self._engines, self.manifest, slots)
-        lane = self._new_lane(memory, 1 if sampling.guidance_scale == 1 else 2, tree)
+        lane = self._new_lane(memory, sampling.rows, tree)
         decoder = Decoder(self._backend, self._engines, self.manifest)
         return Batch(lane, self._conditioner, decoder, self._checker.one, given)
 
@@ -355,11 +354,12 @@ class _Run:
         """Finished images by their places, as they are done: those of each round in which any was."""
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
-            lane = pipe._lane(1 if first.sampling.guidance_scale == 1 else 2, first.tree)
+            lane = pipe._lane(first.sampling.rows, first.tree)
             batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions())
             batch.stats = self.stats
             jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             handed: set[int] = set()
+            tokens = 0  # of the jobs that have ended
 
             def fresh() -> dict[int, Drawn]:
                 """Those that were not handed out yet."""
@@ -368,7 +368,9 @@ class _Run:
             try:
                 while not batch.idle:
                     ended = batch.step()
-                    self._report(jobs)
+                    tokens += sum(job.progress.tokens for job in ended)
+                    if self._callback is not None:
+                        self._callback(tokens + batch.tokens, len(jobs) * lane.plan.length)
                     if ended and (images := fresh()):
                         yield images
                         handed.update(images)
@@ -382,8 +384,3 @@ class _Run:
             if failed:
                 numbers = ", ".join(str(place + 1) for place, _ in failed)
                 raise CascadeError(f"{failed[0][1].reason} Not finished: {numbers} of {len(jobs)}.")
-
-    def _report(self, jobs: Mapping[Job, int]) -> None:
-        if self._callback is not None:
-            progress = [job.progress for job in jobs]
-            self._callback(sum(p.tokens for p in progress), sum(p.total for p in progress))

@@ -28,6 +28,11 @@ class Sampling:
         return self.temperature == 0
 
     @property
+    def rows(self) -> int:
+        """Rows of an image: the conditional one, and under guidance the unconditional one."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    @property
     def engine_temperature(self) -> float:
         """What the engines divide by: 1 when greedy, since an argmax does not depend on it."""
         return self.temperature or 1.0

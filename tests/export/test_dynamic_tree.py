@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from eagle2 import choose
 from support import build, save_checkpoints
 
 from cascade_trt.cli import cli
@@ -60,27 +61,6 @@ def drafted(bundle: Path, name: str, prompts: int, seed: int, temperature: float
     return dict(zip(names, session.run(names, inputs), strict=True)) | {"noise": inputs["noise"]}
 
 
-def choose(tree: DynamicTree, laws: np.ndarray, noise: np.ndarray) -> list[tuple[float, int, int, int]]:
-    """EAGLE-2 as its paper tells it, from laws [I, V] and noise [L + 1, V]: (score, token, law, depth) of kept nodes.
-
-    Which node an expanded law belongs to follows from the laws before it.
-    """
-    candidates, beams = [], [(0.0, 0)]
-    for level in range(tree.depth):
-        found = []
-        for score, row in beams:
-            ranked = laws[row] + noise[level]
-            logs = ranked - np.logaddexp.reduce(ranked)
-            best = np.argsort(-logs, kind="stable")[: tree.width]
-            found += [(score + min(float(logs[token]), -1e-4), int(token), row, level + 1) for token in best]
-        kept = sorted(sorted(range(len(found)), key=lambda i: -found[i][0])[: tree.width])
-        first = 1 + tree.width * level
-        beams = [(found[i][0], first + place) for place, i in enumerate(kept)]
-        candidates += found
-    kept = sorted(sorted(range(len(candidates)), key=lambda i: -candidates[i][0])[: tree.size - 1])
-    return [candidates[i] for i in kept]
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
 def test_the_graph_keeps_what_the_paper_keeps(bundle: Path, name: str, temperature: float) -> None:
@@ -89,7 +69,7 @@ def test_the_graph_keeps_what_the_paper_keeps(bundle: Path, name: str, temperatu
     for seed in range(5):
         got = drafted(bundle, name, 3, seed, temperature)
         for p in range(3):
-            expected = choose(tree, got["log_q"][p], got["noise"][p])
+            expected = choose(tree, got["log_q"][p], got["noise"][p], np.full(tree.depth, -1))
             assert got["tree_tokens"][p, 1:].tolist() == [token for _, token, _, _ in expected]
             assert got["sources"][p, 1:].tolist() == [row for _, _, row, _ in expected]
             assert got["depths"][p, 1:].tolist() == [depth for _, _, _, depth in expected]

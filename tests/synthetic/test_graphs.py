@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from eagle2 import choose
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -237,33 +238,6 @@ def test_drafting_a_static_tree(bundle: Bundle, name: str) -> None:
     ids = got["tree_tokens"].repeat(2, axis=0)
     assert (ids >= m.CODES).any()
     np.testing.assert_array_equal(got["embeds"], bundle.run("embed", {"ids": ids})["embeds"])
-
-
-def choose(
-    tree: DynamicTree, laws: np.ndarray, noise: np.ndarray, forced: np.ndarray
-) -> list[tuple[float, int, int, int]]:
-    """EAGLE-2's choice with forced levels: (score, token, law, depth) of kept nodes, from laws [I, V] and the rest.
-
-    A forced token is certain, its copies stand behind everything else, and so does what hangs on a copy.
-    """
-    candidates, beams = [], [(0.0, 0)]
-    for level in range(tree.depth):
-        found = []
-        for score, row in beams:
-            ranked = laws[row] + noise[level]
-            logs = ranked - np.logaddexp.reduce(ranked)
-            best = np.argsort(-logs, kind="stable")[: tree.width]
-            if forced[level] >= 0:
-                children = [(-1e-4 if rank == 0 else -1e20, int(forced[level])) for rank in range(tree.width)]
-            else:
-                children = [(min(float(logs[token]), -1e-4), int(token)) for token in best]
-            found += [(2 * score if score < -1e19 else score + own, token, row, level + 1) for own, token in children]
-        order = sorted(sorted(range(len(found)), key=lambda i: -found[i][0])[: tree.width])
-        first = 1 + tree.width * level
-        beams = [(found[i][0], first + place) for place, i in enumerate(order)]
-        candidates += found
-    order = sorted(sorted(range(len(candidates)), key=lambda i: -candidates[i][0])[: tree.size - 1])
-    return [candidates[i] for i in order]
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
