@@ -17,15 +17,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import CascadeError
 from .plan import TokenPlan
-from .tree import AnyTree, DynamicTree, Tree
+from .tree import AnyTree, DynamicTree, Tree, get_tree
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MOST_SLOTS = 1024  # images at the same time
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
 _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
 _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
+_DEFAULT_WINDOW = 16  # guesses of the tree that a bundle without a drafter has first
 
 
 FEATURES, CLASS = "features", "class"  # kinds of condition
@@ -130,23 +131,24 @@ class DynamicInfo:
 
 @dataclass(frozen=True)
 class TreeInfo:
-    """A tree that the bundle was built with, and the engine that drafts it; a dynamic one has no parents."""
+    """A tree, and the engine that drafts what is drafted of it (None: nothing is); a dynamic one has no parents."""
 
     name: str
     parents: list[int]
-    engine: str
+    engine: str | None
     dynamic: DynamicInfo | None = None
+    sources: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, tree: AnyTree, engine: str) -> TreeInfo:
+    def of(cls, tree: AnyTree, engine: str | None) -> TreeInfo:
         if isinstance(tree, DynamicTree):
             return cls(tree.name, [], engine, DynamicInfo(tree.size, tree.depth, tree.width))
-        return cls(tree.name, list(tree.parents), engine)
+        return cls(tree.name, list(tree.parents), engine, sources=list(tree.sources))
 
     def tree(self) -> AnyTree:
         if self.dynamic is not None:
             return DynamicTree(self.name, self.dynamic.size, self.dynamic.depth, self.dynamic.width)
-        return Tree(self.name, tuple(self.parents))
+        return Tree(self.name, tuple(self.parents), tuple(self.sources))
 
 
 @dataclass(frozen=True)
@@ -274,24 +276,46 @@ class Manifest:
         if wrong:
             raise CascadeError(f"the merged graph {file} of bundle {self.name} {wrong[0]}: build the bundle again.")
 
+    @property
+    def most_nodes(self) -> int:
+        """The most nodes of one target call, the root included, that leave room behind the longest sequence."""
+        return min(self.target.window, self.target.slots - self.model.condition.length - self.model.plan.length)
+
     def tree_of(self, engine: str) -> AnyTree | None:
         """The tree that `engine` drafts; None for an engine that drafts none."""
-        return next((info.tree() for info in self.trees if info.engine == engine), None)
+        return next((info.tree().drafted for info in self.trees if info.engine == engine), None)
 
     def tree(self, name: str | None) -> TreeInfo:
-        """The tree called `name`, or the bundle's first. Raises CascadeError when there is none."""
-        if not self.trees:
-            raise CascadeError(
-                f"bundle {self.name} has no drafter: use rule 'ar', or build it again with --drafter."
-            )
+        """The tree called `name`, or the bundle's first, Jacobi's where it was built with none.
+
+        Beside the trees that it was built with a bundle has every tree of guesses (`runtime/tree.py`) that fits into
+        a target call and whose drafted part one of its engines drafts. Raises CascadeError for any other.
+        """
         if name is None:
-            return self.trees[0]
-        for tree in self.trees:
-            if tree.name == name:
-                return tree
-        names = ", ".join(tree.name for tree in self.trees)
+            return self.trees[0] if self.trees else self._unbuilt(f"jacobi_{min(_DEFAULT_WINDOW, self.most_nodes - 1)}")
+        return next((tree for tree in self.trees if tree.name == name), None) or self._unbuilt(name)
+
+    def _unbuilt(self, name: str) -> TreeInfo:
+        """A tree of guesses that the bundle was not built with."""
+        tree = get_tree(name)
+        if not tree.guessed:
+            held = f"holds the trees {', '.join(tree.name for tree in self.trees)}" if self.trees else "holds no tree"
+            drafter = "" if self.drafter is not None else " --drafter and"
+            raise CascadeError(f"bundle {self.name} {held}, not {name!r}: build it again with{drafter} --tree {name}.")
+        if tree.size > self.most_nodes:
+            raise CascadeError(
+                f"tree {name} has {tree.size} nodes, and bundle {self.name} takes {self.most_nodes} in a call: build "
+                f"it again with --max-nodes {tree.size}."
+            )
+        if tree.drafted is None:
+            return TreeInfo.of(tree, None)
+        for info in self.trees:
+            drafted = info.tree().drafted
+            if isinstance(drafted, Tree) and drafted.parents == tree.drafted.parents:
+                return TreeInfo.of(tree, info.engine)
+        drafter = "has no drafter" if self.drafter is None else f"has no engine that drafts the first part of {name}"
         raise CascadeError(
-            f"bundle {self.name} holds the trees {names}, not {name!r}: build it again with --tree {name}."
+            f"bundle {self.name} {drafter}: build it again with{'' if self.drafter else ' --drafter and'} --tree {name}."
         )
 
     def to_json(self) -> str:

@@ -1,7 +1,8 @@
-"""Draft trees: which continuations one target call verifies.
+"""Draft trees: which continuations one target call verifies, and where each of their tokens comes from.
 
 A tree is a list of nodes in breadth-first order; node 0 is the root, the last token that is already decided.
-The k-th child of a node is the drafter's k-th choice there. Everything that verification needs (parents,
+A node's source is `eagle` (the draft engine: the k-th such child of a node is the drafter's k-th choice there) or
+`jacobi` (what the target drew at that position in the round before). Everything that verification needs (parents,
 depths, ancestor mask) is a constant of a static tree; a dynamic one is chosen in each round.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,9 +31,6 @@ _BRANCHING: dict[str, list[list[int]]] = {
     "naive_extend_57": [
         [5], [4, 3, 3, 2, 1], [4, 3, 3, 2, 2, 1, 0, 1], [4, 3, 2, 1, 2, 1, 0, 1], [3, 2, 0, 0, 2, 1, 0, 1],
     ],
-    "chain_2": [[1], [1]],
-    "chain_3": [[1], [1], [1]],
-    "chain_7": [[1]] * 7,
     "pair_3": [[2], [1]],
     "pair_4": [[2], [1, 1]],
     "deep_5": [[2], [1], [1], [1]],
@@ -44,6 +43,12 @@ _BRANCHING: dict[str, list[list[int]]] = {
 # Nodes (root included), levels, width of the published dynamic trees: EAGLE-2's own and LANTERN's LlamaGen setting.
 _DYNAMIC: dict[str, tuple[int, int, int]] = {"eagle2_60": (60, 7, 10), "eagle2_59": (59, 5, 10)}
 _DYNAMIC_SPEC = re.compile(r"dynamic_(\d+)x(\d+)x(\d+)")
+_CHAIN_SPEC = re.compile(r"(chain|jacobi|mixed)_(\d+)(?:x(\d+))?")
+
+EAGLE, JACOBI = "eagle", "jacobi"
+SOURCES = (EAGLE, JACOBI)
+MOST_RIVALS = 2  # guesses of one position: what the target drew there, and what came second
+AUTO, NO_TREE = "auto", "none"  # no trees: what chooses among them, and plain decoding
 
 STATIC_NAMES: tuple[str, ...] = tuple(_BRANCHING)
 TREE_NAMES: tuple[str, ...] = (*_BRANCHING, *_DYNAMIC)
@@ -51,10 +56,33 @@ TREE_NAMES: tuple[str, ...] = (*_BRANCHING, *_DYNAMIC)
 
 @dataclass(frozen=True)
 class Tree:
-    """A static tree. `parents[n]` is the parent of node n (-1 for the root); breadth-first, siblings adjacent."""
+    """A static tree. `parents[n]` is the parent of node n (-1 for the root); breadth-first, siblings adjacent.
+
+    `sources[n]` is where node n's token comes from, that of the root without meaning; empty where the drafter drafts
+    every node. A drafted node's parent is drafted, or the root. Raises CascadeError for sources that do not fit.
+    """
 
     name: str
     parents: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            return
+        if len(self.sources) != self.size or not set(self.sources[1:]) <= set(SOURCES):
+            raise CascadeError(f"tree {self.name!r} must give each node one of the sources {', '.join(SOURCES)}.")
+        for node in self.guessed:
+            if any(self.sources[child] == EAGLE for child in self.children[node]):
+                raise CascadeError(
+                    f"tree {self.name!r} drafts a node behind a guess, which the drafter does not know: drafted nodes "
+                    "must follow the root or drafted ones."
+                )
+        for nodes in self.children:
+            if sum(self.sources[child] == JACOBI for child in nodes) > MOST_RIVALS:
+                raise CascadeError(
+                    f"tree {self.name!r} has a node with more than {MOST_RIVALS} guesses behind it: a round leaves no "
+                    "more of one position."
+                )
 
     @property
     def size(self) -> int:
@@ -91,6 +119,29 @@ class Tree:
     def laws(self) -> int:
         """How many laws of the drafter a round leaves: one for each node with children."""
         return len(self.internal)
+
+    @cached_property
+    def guessed(self) -> tuple[int, ...]:
+        """Nodes whose token comes from the round before."""
+        return tuple(node for node in range(1, len(self.sources)) if self.sources[node] == JACOBI)
+
+    @cached_property
+    def drafted_nodes(self) -> tuple[int, ...]:
+        """The root and the nodes that the drafter drafts."""
+        return tuple(node for node in range(self.size) if node not in self.guessed)
+
+    @cached_property
+    def drafted(self) -> Tree | None:
+        """The part that the drafter drafts, its node i being `drafted_nodes[i]`; None where that is nothing."""
+        if len(self.drafted_nodes) == 1:
+            return None
+        if not self.guessed:
+            return self
+        number = {node: i for i, node in enumerate(self.drafted_nodes)}
+        parents = tuple(number[self.parents[node]] for node in self.drafted_nodes[1:])
+        levels = len(parents)
+        name = f"chain_{levels}" if parents == tuple(range(levels)) else f"{self.name}-drafted"
+        return Tree(name, (-1, *parents))
 
     @cached_property
     def ancestors(self) -> np.ndarray:
@@ -132,6 +183,13 @@ class DynamicTree:
     depth: int
     width: int
 
+    guessed: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def drafted(self) -> DynamicTree:
+        """The part that the drafter drafts: all of it."""
+        return self
+
     @property
     def laws(self) -> int:
         """How many laws of the drafter a round leaves: the root's and those of the expanded nodes."""
@@ -171,10 +229,21 @@ def tree_from_branching(name: str, levels: Sequence[Sequence[int]]) -> Tree:
     return Tree(name, tuple(parents))
 
 
-def tree_from_paths(name: str, paths: Sequence[Sequence[int]]) -> Tree:
-    """The tree that holds `paths`, each a list of child indices from the root, like EAGLE's tree choices.
+def chains(name: str, lengths: Sequence[int], first: str) -> Tree:
+    """Chains of guesses beside each other; the first node of the first chain has the source `first`, all others are
+    Jacobi's. Raises CascadeError for a chain of no nodes, and for one that is longer than the chain before it."""
+    if min(lengths) < 1 or list(lengths) != sorted(lengths, reverse=True):
+        raise CascadeError(f"tree {name!r} needs chains of at least one node, the longest first.")
+    paths = [[rank, *[0] * more] for rank, length in enumerate(lengths) for more in range(length)]
+    return tree_from_paths(name, paths, [first if path == [0] else JACOBI for path in paths])
 
-    Raises CascadeError when a path is empty, a prefix is missing, or a node's children skip an index.
+
+def tree_from_paths(name: str, paths: Sequence[Sequence[int]], sources: Sequence[str] = ()) -> Tree:
+    """The tree that holds `paths`, each a list of child indices from the root, like EAGLE's tree choices, with the
+    source of each path's node (none: all are drafted).
+
+    Raises CascadeError when a path is empty or comes twice with two sources, a prefix is missing, or a node's children
+    skip an index.
     """
     unique: set[tuple[int, ...]] = {tuple(path) for path in paths}
     if not unique or () in unique or any(not isinstance(k, int) or k < 0 for path in unique for k in path):
@@ -189,13 +258,22 @@ def tree_from_paths(name: str, paths: Sequence[Sequence[int]]) -> Tree:
             raise CascadeError(f"tree {name!r} holds the path {list(path)} but not the sibling before it.")
     order = sorted(unique, key=lambda path: (len(path), path))
     index: dict[tuple[int, ...], int] = {(): 0} | {path: node for node, path in enumerate(order, start=1)}
-    return Tree(name, (-1, *(index[path[:-1]] for path in order)))
+    parents = (-1, *(index[path[:-1]] for path in order))
+    if all(source == EAGLE for source in sources):
+        return Tree(name, parents)
+    source_of: dict[tuple[int, ...], str] = {}
+    for path, source in zip(map(tuple, paths), sources, strict=True):
+        if source_of.setdefault(path, source) != source:
+            raise CascadeError(f"tree {name!r} gives the node {list(path)} two sources.")
+    return Tree(name, parents, (EAGLE, *(source_of[path] for path in order)))
 
 
 def get_tree(spec: str) -> AnyTree:
-    """A tree by name, `dynamic_NxLxW` (nodes with the root, levels, width), or a JSON file that lists its paths.
+    """A tree by name or spec, or a JSON file that lists its nodes.
 
-    Raises CascadeError for anything else.
+    Specs: `chain_W` (W drafted nodes one behind the other), `jacobi_W` (guesses instead), `mixed_W` (one drafted node,
+    then guesses), `jacobi_WxV` and `mixed_WxV` (with a second chain of V guesses beside the first), `dynamic_NxLxW`
+    (nodes with the root, levels, width). Raises CascadeError for anything else.
     """
     if spec in _DYNAMIC:
         return dynamic_tree(spec, *_DYNAMIC[spec])
@@ -203,20 +281,59 @@ def get_tree(spec: str) -> AnyTree:
         return dynamic_tree(spec, *map(int, found.groups()))
     if spec in _BRANCHING:
         return tree_from_branching(spec, _BRANCHING[spec])
-    path = Path(spec)
-    if path.suffix == ".json":
-        try:
-            paths = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise CascadeError(f"there is no tree file {spec}: give a JSON list of paths.") from None
-        except OSError as error:
-            raise CascadeError(f"the tree file {spec} cannot be read ({error.strerror}): check the path.") from None
-        except ValueError as error:
-            raise CascadeError(f"{spec} is not JSON ({error}): give a list of paths such as [[0], [0, 0]].") from None
-        if not isinstance(paths, list) or not all(isinstance(p, list) for p in paths):
-            raise CascadeError(f"{spec} must hold a list of paths such as [[0], [1], [0, 0]].")
-        return tree_from_paths(path.stem, paths)
+    if (found := _CHAIN_SPEC.fullmatch(spec)) and (tree := _chain_of(spec, *found.groups())) is not None:
+        return tree
+    if (path := Path(spec)).suffix == ".json":
+        return _tree_of_file(path)
     raise CascadeError(
-        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, dynamic_NxLxW (nodes, levels, width), or a "
-        ".json file that lists its paths."
+        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, chain_W, jacobi_W, jacobi_WxV, mixed_W or "
+        "mixed_WxV (nodes of each chain), dynamic_NxLxW (nodes, levels, width), or a .json file that lists its paths."
     )
+
+
+def _chain_of(spec: str, kind: str, length: str, second: str | None) -> Tree | None:
+    """`chain_W`, `jacobi_W`, ...; None for what none of them is called."""
+    if len(length) > 4 or int(length) < 1:
+        raise CascadeError(f"tree {spec!r} needs from 1 to 9999 nodes behind the root.")
+    if kind == "chain":
+        return None if second is not None else tree_from_branching(spec, [[1]] * int(length))
+    lengths = [int(length)] if second is None else [int(length), int(second)]
+    return chains(spec, lengths, EAGLE if kind == "mixed" else JACOBI)
+
+
+_FORM = 'a list of paths such as [[0], [0, 0]], or of nodes such as {"path": [0, 0], "source": "jacobi"}'
+
+
+def _tree_of_file(path: Path) -> Tree:
+    """The tree that a JSON file lists, named after the file."""
+    try:
+        nodes = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CascadeError(f"there is no tree file {path}: give a JSON list of paths.") from None
+    except OSError as error:
+        raise CascadeError(f"the tree file {path} cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, RecursionError) as error:
+        raise CascadeError(f"{path} is not JSON ({error}): give {_FORM}.") from None
+    if not isinstance(nodes, list):
+        raise CascadeError(f"{path} must hold {_FORM}.")
+    nodes = [{"path": node, "source": EAGLE} if isinstance(node, list) else node for node in nodes]
+    for node in nodes:
+        if not isinstance(node, dict) or set(node) != {"path", "source"} or not isinstance(node["path"], list):
+            raise CascadeError(f"{path} must hold {_FORM}.")
+        if node["source"] not in SOURCES:
+            raise CascadeError(f"{path} names the source {node['source']!r}: choose among {', '.join(SOURCES)}.")
+    tree = tree_from_paths(path.stem, [node["path"] for node in nodes], [node["source"] for node in nodes])
+    if tree.name in (AUTO, NO_TREE) or _is_taken(tree):
+        raise CascadeError(f"{path} is called as a tree of another shape is: name the file otherwise.")
+    return tree
+
+
+def _is_taken(tree: Tree) -> bool:
+    """Whether the tree's name means another tree."""
+    try:
+        known = get_tree(tree.name)
+    except CascadeError:
+        return False
+    return (known.name, getattr(known, "parents", None), getattr(known, "sources", None)) != (
+        tree.name, tree.parents, tree.sources,
+    )  # fmt: skip
