@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,6 +230,46 @@ class PlanInfo:
 
 
 @dataclass(frozen=True)
+class CostInfo:
+    """What rounds of `exact` cost on one machine, and what they bring with this model (`calibrate costs`).
+
+    `target` holds the milliseconds of a target call, a row for each number of `slots` (images at the same time), a
+    column for each number of `nodes` (the root included); `draft` those of each draft engine's call by slots; `host`
+    the milliseconds of a round outside the engines, for each slot. `threads` are those of an engine. `accepted` are
+    the tokens a round of trees by name, mean of `images`. Raises CascadeError for figures that cannot be right.
+    """
+
+    backend: str
+    backend_version: str
+    machine: str
+    threads: int
+    slots: list[int]
+    nodes: list[int]
+    target: list[list[float]]
+    draft: dict[str, list[float]]
+    host: float
+    accepted: dict[str, float]
+    images: int
+
+    def __post_init__(self) -> None:
+        rows = [*self.target, *self.draft.values()]
+        fits = len(self.target) == len(self.slots) and all(len(row) == len(self.nodes) for row in self.target)
+        fits = fits and all(len(row) == len(self.slots) for row in self.draft.values())
+        times = [self.host, *(ms for row in rows for ms in row)]
+        wrong = [
+            f"{name} that are not rising positive numbers"
+            for name, sizes in (("slots", self.slots), ("nodes", self.nodes))
+            if not sizes or sizes[0] < 1 or sizes != sorted(set(sizes))
+        ]
+        wrong += [] if fits else ["times for other sizes than were measured"]
+        wrong += [] if self.threads >= 1 and self.images >= 0 else ["no threads, or fewer images than none"]
+        wrong += [] if all(0 < ms < math.inf for ms in times) else ["times that are not positive"]
+        wrong += [] if all(1 <= tau < math.inf for tau in self.accepted.values()) else ["less than a token a round"]
+        if wrong:
+            raise CascadeError(f"the bundle's costs on {self.machine} have {wrong[0]}: run `calibrate costs` again.")
+
+
+@dataclass(frozen=True)
 class FileInfo:
     bytes: int
     sha256: str
@@ -261,6 +302,7 @@ class Manifest:
     rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]
     states: str | None = None  # file with CASCADE's table of states (calibrate states)
+    costs: list[CostInfo] = field(default_factory=list)  # an entry for each backend, machine and number of threads
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= MOST_SLOTS:
