@@ -32,8 +32,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "batch": ("Batch", "CancelledError", "Job", "TimedOutError"),
+    "batch": ("Batch",),
     "errors": ("CascadeError",),
+    "job": ("CancelledError", "Job", "TimedOutError"),
     "options": ("DrawOptions",),
     "pipeline": ("Interrupted", "Output", "Pipeline", "UnfinishedError"),
     "request": ("Request",),

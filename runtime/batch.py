@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -22,17 +22,20 @@ import numpy as np
 from PIL import Image
 
 from . import loop
+from .chooser import Chooser
 from .conditioner import Conditioner
 from .decoder import Decoder
+from .drafting import States
 from .errors import CascadeError
-from .lane import Lane
+from .job import CANCELLED, CancelledError, Drawn, Job
+from .lane import Lanes
 from .options import DrawOptions
 from .request import Drawing, Request
+from .rules.exact import Exact
 from .rules.registry import PLAIN
-from .slots import TokenSequence
+from .slots import Accepted, Sequences, TokenSequence
 from .stats import Stats
 
-_CANCELLED = "the image was cancelled."
 _NOT_FINITE = (
     "this image left the range of the engines' numbers and was given up: check its features and settings, or build the "
     "bundle with --precision bf16 or fp32."
@@ -40,123 +43,6 @@ _NOT_FINITE = (
 
 
 Failed = dict[int, CascadeError]  # slots whose images cannot go on, and why
-
-
-class CancelledError(CascadeError):
-    """The job was cancelled before its image was done."""
-
-
-class TimedOutError(CascadeError):
-    """The job's timeout passed before its image was done."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an image is: `tokens` of `total` in its sequence, `seconds` since it got its slot (0 while it waits).
-
-    `remaining` is the seconds that are left at the pace so far; None before there is a pace.
-    """
-
-    tokens: int
-    total: int
-    seconds: float
-    remaining: float | None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A finished image: codes int32 and causes int8 [rows * columns] (rules.Cause), its seed, what it cost."""
-
-    image: Image.Image
-    codes: np.ndarray
-    causes: np.ndarray
-    seed: int
-    stats: Stats
-    warnings: tuple[str, ...]
-
-
-class Job:
-    """One image that was asked for. Made by `Batch.submit`; any thread may ask it or cancel it."""
-
-    def __init__(self, batch: Batch, drawing: Drawing) -> None:
-        self.drawing = drawing
-        self._batch = batch
-        self._deadline = None if drawing.timeout is None else time.monotonic() + drawing.timeout
-        self._sequence: TokenSequence | None = None
-        self._started: float | None = None
-        self._ended: float | None = None
-        self._cancelled = False
-        self._outcome: Drawn | CascadeError | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the image is finished, cancelled or given up."""
-        return self._outcome is not None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended without an image; `result` raises the reason."""
-        return self.reason is not None
-
-    @property
-    def reason(self) -> CascadeError | None:
-        """Why it ended without an image."""
-        return self._outcome if isinstance(self._outcome, CascadeError) else None
-
-    @property
-    def progress(self) -> Progress:
-        total = self._batch.lane.plan.length
-        if self._sequence is None or self._started is None:
-            return Progress(0, total, 0.0, None)
-        done = self._sequence.done
-        seconds = (self._ended or time.perf_counter()) - self._started
-        pace = seconds / done if done else None
-        return Progress(done, total, seconds, None if pace is None else (total - done) * pace)
-
-    def cancel(self) -> None:
-        """Gives the image up; its slot is free from the next step on. Without effect once the job is done.
-
-        A signal handler may call it, too; of a job's and a batch's methods only this one and `progress`.
-        """
-        self._cancelled = True
-        self._batch.drop_queued(self)
-
-    def preview(self) -> Image.Image:
-        """The image from the codes so far; what is not drawn yet is grey."""
-        if isinstance(self._outcome, Drawn):
-            return self._outcome.image
-        return self._batch.preview(self._sequence)
-
-    def result(self) -> Drawn:
-        """Steps the batch until the image is done, and returns it.
-
-        Raises CancelledError, TimedOutError, or CascadeError when the image had to be given up.
-        """
-        while not self.done:
-            if self._batch.idle:
-                raise CascadeError("this job is no longer in its batch: submit it again.")
-            self._batch.step()
-        if self.reason is not None:
-            raise self.reason
-        assert isinstance(self._outcome, Drawn)
-        return self._outcome
-
-    # for the batch ------------------------------------------------------------------------------------------
-    def due(self) -> CascadeError | None:
-        """Why the job must end now, if it must."""
-        if self._cancelled:
-            return CancelledError(_CANCELLED)
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            return TimedOutError(f"the image was not done within its timeout of {self.drawing.timeout:g} s.")
-        return None
-
-    def start(self, sequence: TokenSequence) -> None:
-        self._sequence, self._started = sequence, time.perf_counter()
-
-    def end(self, outcome: Drawn | CascadeError) -> Job:
-        if self._outcome is None:
-            self._outcome, self._ended = outcome, time.perf_counter()
-        return self
 
 
 @dataclass
@@ -168,17 +54,20 @@ class Entry:
 
 
 class Batch:
-    """`slots` images at a time, any number of jobs; all share the lane's tree and guidance layout.
+    """`slots` images at a time, any number of jobs; all are drawn with one tree, which `chooser` may change between
+    rounds, and with one guidance layout.
 
     `step` may be called by one thread at a time; `submit` and `Job.cancel` by any.
     """
 
     def __init__(
-        self, lane: Lane, conditioner: Conditioner, decoder: Decoder, check: Callable[[Request], Drawing],
-        defaults: DrawOptions,
+        self, lanes: Lanes, chooser: Chooser, conditioner: Conditioner, decoder: Decoder,
+        check: Callable[[Request], Drawing], defaults: DrawOptions,
     ) -> None:  # fmt: skip
-        self.lane, self.defaults = lane, defaults
-        self.stats = Stats("mixed", None if lane.tree is None else lane.tree.name)
+        self.defaults = defaults
+        self.stats = Stats("mixed", chooser.asked)
+        self._lanes, self._chooser, self._workspace = lanes, chooser, lanes.workspace
+        self.lane = lanes[chooser.first]  # of the newest target call
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
         self._queue: deque[Job] = deque()
         self._slots: list[Entry | None] = []
@@ -188,7 +77,12 @@ class Batch:
     @property
     def slots(self) -> int:
         """How many images are drawn at the same time at most."""
-        return self.lane.memory.slots
+        return self._workspace.memory.slots
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence of an image."""
+        return self._workspace.plan.length
 
     @property
     def busy(self) -> int:
@@ -217,14 +111,13 @@ class Batch:
 
     def enqueue(self, drawing: Drawing) -> Job:
         """Queues a checked drawing. Raises CascadeError when it needs another batch."""
-        lane = self.lane
-        tree = None if lane.tree is None else lane.tree.name
-        if drawing.rule is not None and drawing.tree != tree:
+        if drawing.rule is not None and drawing.tree not in self._chooser.serves:
+            asked = self._chooser.asked
             raise CascadeError(
-                f"this batch draws {'without a tree' if tree is None else f'with the tree {tree}'}, the image needs "
+                f"this batch draws {'without a tree' if asked is None else f'with the tree {asked}'}, the image needs "
                 f"{drawing.tree}: make a batch for that tree."
             )
-        if drawing.sampling.guidance_scale != 1 and lane.rows == 1:
+        if drawing.sampling.guidance_scale != 1 and self._workspace.rows == 1:
             raise CascadeError("this batch was made without guidance: set guidance_scale=1, or make another batch.")
         job = Job(self, drawing)
         with self._queued:
@@ -241,7 +134,9 @@ class Batch:
                 ended = self._drop_due()
                 self._seat()
                 if self._slots:
-                    self._round(ended)
+                    states = self.lane.verified
+                    self._choose()
+                    self._round(states, ended)
                 return ended
             except BaseException as error:
                 self._give_up(error)
@@ -290,13 +185,13 @@ class Batch:
         try:
             if job in self._queue:
                 self._queue.remove(job)
-                job.end(CancelledError(_CANCELLED))
+                job.end(CancelledError(CANCELLED))
         finally:
             self._queued.release()
 
     def preview(self, sequence: TokenSequence | None) -> Image.Image:
         """The image of a sequence so far."""
-        codes = np.zeros(self.lane.plan.image_tokens, np.int32)
+        codes = np.zeros(self._workspace.plan.image_tokens, np.int32)
         with self._turn:
             if sequence is None:
                 return self._decoder.preview(codes, 0)
@@ -335,27 +230,59 @@ class Batch:
                 slots[hole] = entry
             slots.pop()
 
-    def _round(self, ended: list[Job]) -> None:
-        """Draft, fill fresh slots, verify, accept, commit, emit; then images that are done leave."""
-        lane, stats = self.lane, self.stats
-        before = lane.engine_seconds
+    def _choose(self) -> None:
+        """Takes the tree that suits the images in slots."""
+        rules = [entry.job.drawing.rule for entry in self._slots if entry is not None]
+        choice = self._chooser.choose(rules, self.lane.tree.name)
+        self.lane, self.stats.why = self._lanes[choice.tree], choice.why
+
+    def _round(self, states: States, ended: list[Job]) -> None:
+        """Draft, fill fresh slots, verify, accept, commit, emit; then images that are done leave.
+
+        `states` are those of the newest target call, which may have verified another tree.
+        """
+        stats, before = self.stats, self._workspace.engine_seconds
         drafted = self._sequences()
         while drafted and drafted[-1] is None:
             drafted.pop()
-        if lane.tree is not None and drafted:
+        if drafted:
             with stats.stage("draft"):
-                loop.draft(lane, drafted)
+                loop.draft(self.lane, drafted, states)
         self._end_failed(self._fill(), ended)
         sequences = [None if s is None or not s.room else s for s in self._sequences()]
         if any(s is not None for s in sequences):
-            failed = self._plain(sequences) if lane.tree is None else self._speculative(sequences)
-            self._end_failed(failed, ended)
+            self._end_failed(self._verify(sequences), ended)
             stats.target_calls += 1
-        stats.engine_seconds += lane.engine_seconds - before
+        stats.engine_seconds += self._workspace.engine_seconds - before
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
                 ended.append(entry.job.end(self._finished(entry.job, entry.sequence)))
                 self._slots[slot] = None
+
+    def _verify(self, sequences: Sequences) -> Failed:
+        """The part of a round that advances the images."""
+        lane, stats = self.lane, self.stats
+        with stats.stage("draft"):
+            loop.complete(lane, sequences)
+        with stats.stage("verify"):
+            loop.verify(lane, sequences)
+        with stats.stage("accept"):
+            accepted = loop.accept(lane, sequences)
+        with stats.stage("commit"):
+            loop.commit(lane, sequences, accepted)
+        with stats.stage("emit"):
+            loop.emit(lane, sequences, accepted)
+        self._observe(sequences, accepted)
+        return {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
+
+    def _observe(self, sequences: Sequences, accepted: Mapping[int, Accepted | None]) -> None:
+        """Tells the chooser what `exact` has accepted; walks that the sequence's end has cut say too little."""
+        counts = [
+            len(walked.tokens) for slot, walked in accepted.items()
+            if walked is not None and (s := sequences[slot]) is not None and isinstance(s.rule, Exact) and s.room
+        ]  # fmt: skip
+        if counts:
+            self._chooser.observe(self.lane.tree.name, sum(counts), len(counts))
 
     def _end_failed(self, failed: Failed, ended: list[Job]) -> None:
         """Takes images that cannot go on out of their slots."""
@@ -374,51 +301,33 @@ class Batch:
         for slot, entry in enumerate(self._slots):
             if entry is None or entry.sequence is not None:
                 continue
-            drawing, lane = entry.job.drawing, self.lane
+            drawing, plan = entry.job.drawing, self._workspace.plan
             try:
                 with self.stats.stage("condition"):
-                    prefix = self._conditioner.prefix(drawing.conditioning, lane.rows)
-                entry.sequence = TokenSequence(drawing.seed, drawing.sampling, drawing.rule, lane.plan, prefix.first)
+                    prefix = self._conditioner.prefix(drawing.conditioning, self._workspace.rows)
+                entry.sequence = TokenSequence(drawing.seed, drawing.sampling, drawing.rule, plan, prefix.first)
                 entry.job.start(entry.sequence)
                 with self.stats.stage("prefill"):
-                    loop.prefill(lane, slot, entry.sequence, prefix)
+                    loop.prefill(self.lane, slot, entry.sequence, prefix)
             except loop.NotFiniteError:
                 failed[slot] = CascadeError(_NOT_FINITE)
             except CascadeError as error:
                 failed[slot] = error
         return failed
 
-    def _plain(self, sequences: loop.Sequences) -> Failed:
-        with self.stats.stage("verify"):
-            loop.decode_one(self.lane, sequences)
-        with self.stats.stage("accept"):
-            return {slot: CascadeError(_NOT_FINITE) for slot in loop.take_drawn(self.lane, sequences)}
-
-    def _speculative(self, sequences: loop.Sequences) -> Failed:
-        lane, stats = self.lane, self.stats
-        with stats.stage("verify"):
-            loop.verify(lane, sequences)
-        with stats.stage("accept"):
-            accepted = loop.accept(lane, sequences)
-        with stats.stage("commit"):
-            loop.commit(lane, sequences, accepted)
-        with stats.stage("emit"):
-            loop.emit(lane, sequences, accepted)
-        return {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
-
     def _finished(self, job: Job, sequence: TokenSequence) -> Drawn:
         """The image, and what it cost."""
-        codes, causes = sequence.codes, sequence.code_causes
+        codes, causes, origins = sequence.codes, sequence.code_causes, sequence.code_origins
         with self.stats.stage("decode"):
             image = self._decoder.image(codes)
         rule = PLAIN if sequence.rule is None else sequence.rule.name
-        stats = Stats(rule, self.stats.tree if sequence.rule is not None else None)
+        stats = Stats(rule, None if sequence.rule is None else self.stats.tree, self.stats.why)
         stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
         stats.tokens = sequence.plan.codes_of_rounds
         stats.total_seconds = job.progress.seconds
-        stats.count_causes(causes)
+        for counted in (stats, self.stats):
+            counted.count(causes, origins, sequence.trees)
         self.stats.images += 1
         self.stats.rounds += stats.rounds
         self.stats.tokens += stats.tokens
-        self.stats.count_causes(causes)
-        return Drawn(image, codes, causes, sequence.seed, stats, job.drawing.warnings)
+        return Drawn(image, codes, causes, origins, sequence.seed, stats, job.drawing.warnings)

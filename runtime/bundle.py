@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -349,15 +349,25 @@ class Manifest:
                 f"tree {name} has {tree.size} nodes, and bundle {self.name} takes {self.most_nodes} in a call: build "
                 f"it again with --max-nodes {tree.size}."
             )
-        if tree.drafted is None:
-            return TreeInfo.of(tree, None)
+        return TreeInfo.of(tree, self.engine_for(tree))
+
+    def engine_for(self, tree: AnyTree) -> str | None:
+        """The engine that drafts what is drafted of `tree`; None where nothing is. Raises CascadeError without one."""
+        wanted = tree.drafted
+        if wanted is None:
+            return None
         for info in self.trees:
             drafted = info.tree().drafted
-            if isinstance(drafted, Tree) and drafted.parents == tree.drafted.parents:
-                return TreeInfo.of(tree, info.engine)
-        drafter = "has no drafter" if self.drafter is None else f"has no engine that drafts the first part of {name}"
+            if drafted is not None and replace(drafted, name=wanted.name) == wanted:
+                return info.engine
+        if self.drafter is None:
+            raise CascadeError(
+                f"tree {tree.name} needs a drafter, and bundle {self.name} has none: use a jacobi tree, or build it "
+                f"again with --drafter and --tree {tree.name}."
+            )
         raise CascadeError(
-            f"bundle {self.name} {drafter}: build it again with{'' if self.drafter else ' --drafter and'} --tree {name}."
+            f"bundle {self.name} has no engine that drafts what tree {tree.name} drafts: build it again with --tree "
+            f"{tree.name}."
         )
 
     def to_json(self) -> str:

@@ -1,50 +1,38 @@
-"""Speculative decoding of the images in a lane's slots: draft, verify, accept, commit, emit.
+"""One round of the images in a lane's slots: draft, verify, accept, commit, emit. Plain decoding is a tree of one node.
 
 | quantity | owner | meaning |
 |---|---|---|
 | `sequence.done` | `emit` alone advances it | tokens of the sequence that are decided, the tree's root included |
 | target cache | derived: T + done - 1 committed slots | the root is not in the cache yet: verification writes it |
-| drafter cache | derived: T + done - 2 pairs after `emit`, before the next draft reads the newest ones | |
+| drafter cache | `Eagle` | up to `sequence.read`; `sequence.newest` is what the next draft reads |
+| `sequence.guesses` | `emit` alone writes them | draws of the newest round at positions that are not decided |
 
 An accepted path has at most depth + 1 nodes (the root included); both rows of a guidance pair follow it.
-`sequences` are those of the slots at the front; None is a slot without an image, whose part of a call nobody reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
 
 from .conditioner import Prefix
+from .drafting import Origin, States
+from .drafting.jacobi import remember
 from .lane import Lane
 from .noise import Stream, gumbel
 from .rules import LOG_Q, LOGITS, SIMILARITY, STATES, Cause, Draws, Node
-from .sampling import Sampling, kept
-from .slots import TokenSequence
+from .sampling import kept
+from .slots import Accepted, Sequences, TokenSequence, occupied
+from .tree import Tree
 
-Sequences = Sequence[TokenSequence | None]
 _TARGET_OUTPUTS = {LOGITS: ("logits", "ids"), SIMILARITY: ("similarity",), STATES: ("states",)}
 
 
 class NotFiniteError(Exception):
     """Numbers of an image left the range of their dtype."""
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """One image's walk: node numbers from the root on, the tokens that follow them (bonus last), and their causes."""
-
-    path: list[int]
-    tokens: list[int]
-    causes: list[Cause]
-
-
-def occupied(sequences: Sequences) -> Iterable[tuple[int, TokenSequence]]:
-    """Slots with an image, and its sequence."""
-    return ((slot, sequence) for slot, sequence in enumerate(sequences) if sequence is not None)
 
 
 def needs(sequences: Sequences) -> set[str]:
@@ -72,43 +60,39 @@ def fill_noise(lane: Lane, slot: int, sequence: TokenSequence) -> None:
 
 
 # filling a slot ---------------------------------------------------------------------------------------------
-def set_up(lane: Lane, slot: int, sampling: Sampling) -> None:
-    """Gives a slot the settings of its image."""
-    scale = np.float32(sampling.guidance_scale)
-    lane.guidance[slot] = (scale, 1 - scale) if lane.rows == 2 else (1,)
-    lane.temperature[slot] = sampling.engine_temperature
-    lane.top_k[slot] = 1 if sampling.greedy else sampling.top_k or lane.manifest.target.top_k
-    lane.top_p[slot] = sampling.top_p
-
-
 def prefill(lane: Lane, slot: int, sequence: TokenSequence, prefix: Prefix) -> None:
-    """Reads the prefix into the slot and draws the sequence's first token. Raises NotFiniteError."""
-    set_up(lane, slot, sequence.sampling)
+    """Reads the prefix into the slot, draws the sequence's first token and drafts behind it. Raises NotFiniteError."""
+    workspace = lane.workspace
+    workspace.set_up(slot, sequence.sampling, prefix)
     vocab = lane.manifest.model.vocab_size
     greedy = sequence.sampling.greedy
     noise = np.zeros(vocab, np.float32) if greedy else gumbel(sequence.seed, 0, Stream.TOKEN, vocab)
-    token = lane.prefill(slot, prefix, noise)
+    token = workspace.prefill(slot, prefix, noise)
     if token < 0:
         raise NotFiniteError
     sequence.tokens[0], sequence.done = token, 1
     sequence.causes[0] = Cause.FORCED if sequence.plan.forced[0] >= 0 else Cause.DRAWN
-    if lane.tree is not None and sequence.room:
+    if sequence.room:
         fill_noise(lane, slot, sequence)
-        lane.first_draft(slot, token)
+        lane.source.begin(slot, sequence)
 
 
 # one round --------------------------------------------------------------------------------------------------
-def draft(lane: Lane, sequences: Sequences) -> None:
-    """Drafts the next tree of every image."""
+def draft(lane: Lane, sequences: Sequences, states: States) -> None:
+    """Drafts the next tree of every image, from the states of the newest target call."""
     for slot, sequence in occupied(sequences):
         fill_noise(lane, slot, sequence)
-    lane.run_draft(len(sequences), (LOG_Q,) if LOG_Q in needs(sequences) else ())
-    lane.read_trees([slot for slot, _ in occupied(sequences)])
+    lane.source.draft(sequences, states, LOG_Q in needs(sequences))
+
+
+def complete(lane: Lane, sequences: Sequences) -> None:
+    """Gives every node of every image its token and its embedding."""
+    lane.source.complete(sequences)
+    lane.take_masks(slot for slot, _ in occupied(sequences))
 
 
 def verify(lane: Lane, sequences: Sequences) -> None:
     """Runs the target on every image's tree."""
-    assert lane.tree is not None  # plain decoding has `decode_one`
     for slot, sequence in occupied(sequences):
         place(lane, slot, sequence, lane.depths[slot])
     lane.run_target(len(sequences), [name for need in needs(sequences) for name in _TARGET_OUTPUTS.get(need, ())])
@@ -135,22 +119,23 @@ def accept(lane: Lane, sequences: Sequences) -> dict[int, Accepted | None]:
 def walk(lane: Lane, slot: int, sequence: TokenSequence) -> Accepted:
     """Follows the rule's decisions from the root until one is a bonus token."""
     step = _step_by_rule(lane, slot, sequence) if sequence.needs else _step_by_draws(lane, slot)
-    forced, tree = sequence.plan.forced, lane.trees[slot]
-    path, tokens, causes, node = [0], [], [], 0
+    forced, tree, drafted, origin = sequence.plan.forced, lane.trees[slot], lane.tokens[slot], lane.source.origins[slot]
+    path, tokens, causes, origins, node = [0], [], [], [], 0
     while True:
         if lane.drawn[slot, node] < 0:
             raise NotFiniteError
         must = int(forced[sequence.done + len(tokens)])
         if must >= 0:
-            child = next((n for n in tree.children[node] if lane.tree_tokens[slot, n] == must), None)
+            child = next((n for n in tree.children[node] if drafted[n] == must), None)
             token, cause = must, Cause.FORCED
         else:
             token, child, cause = step(node, causes)
         child = None if sequence.rule is None else child
         tokens.append(token)
         causes.append(cause)
+        origins.append(Origin.TARGET if child is None else int(origin[child]))
         if child is None or len(tokens) == sequence.room:
-            return Accepted(path, tokens, causes)
+            return Accepted(sequence.done, path, tokens, causes, origins)
         node = child
         path.append(node)
 
@@ -160,7 +145,7 @@ Step = Callable[[int, list[Cause]], tuple[int, int | None, Cause]]
 
 def _step_by_draws(lane: Lane, slot: int) -> Step:
     """The target's own draws (`ar`, `exact`): on to the child that carries the drawn token."""
-    drawn, drafted, tree = lane.drawn[slot], lane.tree_tokens[slot], lane.trees[slot]
+    drawn, drafted, tree = lane.drawn[slot], lane.tokens[slot], lane.trees[slot]
 
     def step(node: int, _causes: list[Cause]) -> tuple[int, int | None, Cause]:
         token = int(drawn[node])
@@ -201,7 +186,7 @@ class Views:
         lane, slot, sequence = self.lane, self.slot, self.sequence
         rule, plan = sequence.rule, sequence.plan
         assert rule is not None
-        drafted, tree, law_rows = lane.tree_tokens[slot], lane.trees[slot], lane.law_rows[slot]
+        drafted, tree, law_rows = lane.tokens[slot], lane.trees[slot], lane.source.law_rows[slot]
         depth = int(tree.depths[node])
         position = sequence.done + depth
         count = kept(lane.logits[slot, node], sequence.sampling)
@@ -216,7 +201,7 @@ class Views:
             return None if after >= plan.length else self.of(at, relaxed_run + 1 if relaxed else 0)
 
         has_law = LOG_Q in sequence.needs and node in law_rows
-        if has_law and not np.isfinite(lane.log_q[slot, law_rows[node], 0]):
+        if has_law and not np.isfinite(lane.source.log_q[slot, law_rows[node], 0]):
             raise NotFiniteError  # a softmax that is not finite is nowhere finite
         seen = Node(
             index=node,
@@ -224,7 +209,7 @@ class Views:
             logits=lane.logits[slot, node, :count],
             tokens=[int(drafted[child]) for child in tree.children[node]],
             nodes=tree.children[node],
-            log_q=lane.log_q[slot, law_rows[node]] if has_law else None,
+            log_q=lane.source.log_q[slot, law_rows[node]] if has_law else None,
             similarity=lane.similarity[slot] if SIMILARITY in sequence.needs else None,
             tree=tree,
             drafted=drafted,
@@ -253,48 +238,16 @@ def commit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None
 
 
 def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None]) -> None:
-    """Writes the new tokens, advances the lengths and tells the drafter what to read next."""
+    """Writes the new tokens, advances the lengths, and keeps what the round says of the tokens behind them."""
     for slot, sequence in occupied(sequences):
         if (walked := accepted[slot]) is None:
             continue
-        count, done = len(walked.tokens), sequence.done
-        sequence.tokens[done : done + count] = walked.tokens
-        sequence.causes[done : done + count] = walked.causes
-        sequence.done = done + count
+        ahead = slice(sequence.done, sequence.done + len(walked.tokens))
+        sequence.tokens[ahead], sequence.causes[ahead] = walked.tokens, walked.causes
+        sequence.origins[ahead] = walked.origins
+        sequence.done, sequence.newest = ahead.stop, walked
         sequence.rounds += any(cause != Cause.FORCED for cause in walked.causes)
-        lane.path[slot] = walked.path[-1]
-        lane.path[slot, :count] = walked.path[:count]
-        lane.pair_tokens[slot] = walked.tokens[-1]
-        lane.pair_tokens[slot, :count] = walked.tokens
-        lane.count[slot] = count
-        start, rows = lane.prefix_len + done - 1, lane.rows_of(slot)
-        lane.pair_index[rows] = start
-        lane.pair_positions[rows] = start + np.arange(lane.pair_positions.shape[1])
-
-
-# plain decoding ---------------------------------------------------------------------------------------------
-def decode_one(lane: Lane, sequences: Sequences) -> None:
-    """Runs the target on the newest token of every image: plain decoding."""
-    here = np.zeros(1, np.int64)
-    for slot, sequence in occupied(sequences):
-        fill_noise(lane, slot, sequence)
-        lane.ids[lane.rows_of(slot), 0] = sequence.tokens[sequence.done - 1]
-        place(lane, slot, sequence, here)
-    lane.run_embed(len(sequences))
-    lane.run_target(len(sequences), ())
-
-
-def take_drawn(lane: Lane, sequences: Sequences) -> list[int]:
-    """Takes every image's drawn token; returns the slots where it was not finite."""
-    failed = []
-    for slot, sequence in occupied(sequences):
-        token, position = int(lane.drawn[slot, 0]), sequence.done
-        if token < 0:
-            failed.append(slot)
-            continue
-        forced = sequence.plan.forced[position] >= 0
-        sequence.tokens[position] = token
-        sequence.causes[position] = Cause.FORCED if forced else Cause.DRAWN
-        sequence.done += 1
-        sequence.rounds += not forced
-    return failed
+        sequence.trees[lane.tree.name] = sequence.trees.get(lane.tree.name, 0) + 1
+        if isinstance(lane.tree, Tree) and lane.tree.depth:
+            second = None if lane.second is None else lane.second[slot]
+            remember(sequence, lane.tree, walked.path[-1], lane.drawn[slot], second)

@@ -34,8 +34,9 @@ class DrawOptions:
     """Settings of one image; None means the bundle's default.
 
     guidance_scale: at least 0, 1 switches guidance off. temperature: 0 is greedy. top_k 0 and top_p 1 switch the cuts
-    off. rule: an acceptance rule by name ("cascade:tau_pos=0.9") or as an object; default `exact` with a drafter, else
-    `ar`. tree: one of the bundle's, default its first. timeout: seconds from the request to the finished image.
+    off. rule: an acceptance rule by name ("cascade:tau_pos=0.9") or as an object, default `exact`. tree: one of the
+    bundle's, or one of guesses ("jacobi_32"), or "auto" (default): with `exact` the fastest for the images that are
+    being drawn, with other rules the bundle's first that fits. timeout: seconds from the request to the finished image.
     """
 
     guidance_scale: float | None = None

@@ -18,13 +18,16 @@ import numpy as np
 from PIL import Image
 
 from .backends import Backend, Engine, open_backend
-from .batch import Batch, Drawn, Job
+from .batch import Batch
 from .bundle import MOST_SLOTS, Manifest, check_files, read_manifest
+from .chooser import Chooser, FixedTree
 from .conditioner import Conditioner
 from .decoder import Decoder
+from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
 from .errors import CascadeError
-from .lane import Lane
+from .job import Drawn, Job
+from .lane import ROOT, Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling
 from .prompts import PromptEncoder
 from .request import Checker, Drawing
@@ -33,7 +36,8 @@ from .rules import Rule
 from .rules.registry import PLAIN
 from .slots import Memory
 from .stats import Stats
-from .tree import AnyTree
+from .tree import AUTO, AnyTree
+from .workspace import Workspace
 
 Callback = Callable[[int, int], None]
 
@@ -44,13 +48,14 @@ class Output:
 
     `images` are PIL images in the order of the prompts, `codes` int32 [P, rows * columns] their tokens, `seeds` the
     seed of each, `warnings` sentences such as a prompt that was cut, `causes` int8 [P, rows * columns] how each token
-    came (rules.Cause), `rounds` int64 [P] the target calls that each took (prefill not counted). `places` says which
-    of the requested images these are.
+    came (rules.Cause), `origins` int8 [P, rows * columns] who said it first (drafting.Origin), `rounds` int64 [P] the
+    target calls that each took (prefill not counted). `places` says which of the requested images these are.
     """
 
     images: list[Image.Image]
     codes: np.ndarray
     causes: np.ndarray
+    origins: np.ndarray
     rounds: np.ndarray
     stats: Stats
     seeds: list[int]
@@ -67,6 +72,7 @@ class Output:
             [one.image for one in images],
             np.array([one.codes for one in images], np.int32).reshape(shape),
             np.array([one.causes for one in images], np.int8).reshape(shape),
+            np.array([one.origins for one in images], np.int8).reshape(shape),
             np.array([one.stats.rounds for one in images], np.int64),
             stats,
             [one.seed for one in images],
@@ -110,7 +116,7 @@ class Pipeline:
 
     def _reset(self) -> None:
         """Forgets everything that is bound to the engines."""
-        self._lanes: dict[tuple[int, str | None], Lane] = {}
+        self._lanes: dict[int, Lanes] = {}  # by rows, on the pipeline's own memory
         self._memory: Memory | None = None
         self._decoder: Decoder | None = None
 
@@ -139,12 +145,11 @@ class Pipeline:
     def _warm_up(self) -> None:
         for name in ("condition", "embed", *((TEXT,) if TEXT in self._engines else ())):
             self._engines[name]
-        tree = self.manifest.trees[0].name if self.manifest.trees else None
         self._shared_decoder()
-        lane = self._lane(check_sampling(self.manifest, DrawOptions()).rows, tree)
+        lane = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)[self.manifest.tree(None).name]
         lane.run_target(1, ())
-        if tree is not None:
-            lane.run_draft(1, ())
+        if isinstance(lane.source, (Eagle, Mixed)):
+            lane.source.run(1, 1, lane.verified)
 
     # what it is made of -------------------------------------------------------------------------------------
     def engines(self) -> Mapping[str, Engine]:
@@ -177,9 +182,16 @@ class Pipeline:
         """Raises CascadeError when the rule or the tree is unknown, or the bundle cannot serve them together."""
         self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))
 
-    def lane(self, tree: AnyTree | None, guided: bool = True) -> Lane:
-        """Bound calls for any tree (None: plain decoding) on the pipeline's own memory, for those who measure them."""
-        return Lane(self._backend, self._engines, self.manifest, self._shared_memory(), 2 if guided else 1, tree)
+    def lane(self, tree: AnyTree | None, guided: bool = True, slots: int | None = None) -> Lane:
+        """Bound calls for any tree (None: plain decoding), for those who measure them: on the pipeline's own memory, or
+        on memory for so many slots."""
+        return Lane(self.workspace(guided, slots), ROOT if tree is None else tree)
+
+    def workspace(self, guided: bool = True, slots: int | None = None) -> Workspace:
+        """What lanes share, for those who measure: on the pipeline's own memory, or on memory for so many slots."""
+        if slots is None:
+            return self._shared_lanes(2 if guided else 1).workspace
+        return self._new_lanes(self._new_memory(slots), 2 if guided else 1).workspace
 
     def close(self) -> None:
         """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
@@ -194,20 +206,25 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _shared_memory(self) -> Memory:
+    def _new_memory(self, slots: int) -> Memory:
+        return Memory.allocate(self._backend, self._engines, self.manifest, slots)
+
+    def _new_lanes(self, memory: Memory, rows: int) -> Lanes:
+        return Lanes(Workspace(self._backend, self._engines, self.manifest, memory, rows))
+
+    def _shared_lanes(self, rows: int) -> Lanes:
+        """The lanes on the pipeline's own memory."""
         if self._memory is None:
-            self._memory = Memory.allocate(self._backend, self._engines, self.manifest, self.manifest.batch)
-        return self._memory
+            self._memory = self._new_memory(self.manifest.batch)
+        if rows not in self._lanes:
+            self._lanes[rows] = self._new_lanes(self._memory, rows)
+        return self._lanes[rows]
 
-    def _lane(self, rows: int, tree: str | None) -> Lane:
-        """The lane on the pipeline's own memory."""
-        if (rows, tree) not in self._lanes:
-            self._lanes[rows, tree] = self._new_lane(self._shared_memory(), rows, tree)
-        return self._lanes[rows, tree]
-
-    def _new_lane(self, memory: Memory, rows: int, tree: str | None) -> Lane:
-        drafted = None if tree is None else self.manifest.tree(tree).tree()
-        return Lane(self._backend, self._engines, self.manifest, memory, rows, drafted)
+    def _chooser(self, tree: str | None, lanes: Lanes) -> Chooser:
+        """What chooses the trees of images that ask for `tree`."""
+        if tree != AUTO:
+            return FixedTree(tree)
+        return FixedTree(self.manifest.tree(None).name)  # TODO auto
 
     def _shared_decoder(self) -> Decoder:
         if self._decoder is None:
@@ -230,10 +247,9 @@ class Pipeline:
         given = as_options(options, settings)
         sampling = check_sampling(self.manifest, given)
         _, tree = self._rulebook.choose(given.rule, given.tree, sampling)
-        memory = Memory.allocate(self._backend, self._engines, self.manifest, slots)
-        lane = self._new_lane(memory, sampling.rows, tree)
+        lanes = self._new_lanes(self._new_memory(slots), sampling.rows)
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        return Batch(lane, self._conditioner, decoder, self._checker.one, given)
+        return Batch(lanes, self._chooser(tree, lanes), self._conditioner, decoder, self._checker.one, given)
 
     def generate(
         self,
@@ -354,8 +370,11 @@ class _Run:
         """Finished images by their places, as they are done: those of each round in which any was."""
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
-            lane = pipe._lane(first.sampling.rows, first.tree)
-            batch = Batch(lane, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions())
+            lanes = pipe._shared_lanes(first.sampling.rows)
+            chooser = pipe._chooser(first.tree, lanes)
+            batch = Batch(
+                lanes, chooser, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions()
+            )
             batch.stats = self.stats
             jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             handed: set[int] = set()
@@ -370,7 +389,7 @@ class _Run:
                     ended = batch.step()
                     tokens += sum(job.progress.tokens for job in ended)
                     if self._callback is not None:
-                        self._callback(tokens + batch.tokens, len(jobs) * lane.plan.length)
+                        self._callback(tokens + batch.tokens, len(jobs) * batch.length)
                     if ended and (images := fresh()):
                         yield images
                         handed.update(images)

@@ -100,3 +100,20 @@ class TokenPlan:
         positions = (len(self.begin) + rows * self._stride + columns).astype(np.int64)
         positions.flags.writeable = False
         return positions
+
+    @cached_property
+    def left(self) -> np.ndarray:
+        """int64 [length]: the position of the code before each position's own, in raster order; -1 where none is."""
+        return self._neighbours(1)
+
+    @cached_property
+    def above(self) -> np.ndarray:
+        """int64 [length]: the position of the code above each position's own; -1 in the first row."""
+        return self._neighbours(self.columns)
+
+    def _neighbours(self, back: int) -> np.ndarray:
+        """The code `back` codes earlier; -1 at forced positions."""
+        positions = np.full(self.length, -1, np.int64)
+        positions[self.code_positions[back:]] = self.code_positions[: self.image_tokens - back]
+        positions.flags.writeable = False
+        return positions

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import Manifest
+from .bundle import Manifest, TreeInfo
 from .errors import CascadeError
 from .noise import Stream
-from .rules import Rule, get_rule
+from .rules import LOG_Q, Rule, get_rule
 from .rules.base import NEEDS
 from .rules.cascade import Cascade
+from .rules.exact import Exact
 from .rules.registry import PLAIN
 from .rules.states import StateTable
 from .sampling import Sampling
+from .tree import AUTO, JACOBI
 
 
 class Rulebook:
@@ -33,23 +35,54 @@ class Rulebook:
     def choose(
         self, rule: str | Rule | None, tree: str | None, sampling: Sampling
     ) -> tuple[Rule | None, str | None]:
-        """The rule (None for plain decoding) and the tree's name. Raises CascadeError for pairs that do not fit."""
+        """The rule (None for plain decoding) and the tree's name. Raises CascadeError for pairs that do not fit.
+
+        Without a tree, or with `auto`, the images of `exact` get `auto`: they do not depend on the tree, so it may be
+        chosen anew for every round. Those of other rules depend on it: they get the first of the bundle's trees that
+        fits the rule.
+        """
         manifest = self._manifest
+        named = None if tree == AUTO else tree
         if rule is None:
-            rule = "exact" if manifest.trees else PLAIN
+            rule = "exact"
         if rule == PLAIN:
-            if tree is not None:
-                manifest.tree(tree)  # a misspelt tree is told, even where it plays no part
+            if named is not None:
+                manifest.tree(named)  # a misspelt tree is told, even where it plays no part
             return None, None
         rule = self.rule(rule) if isinstance(rule, str) else _checked(rule)
-        info = manifest.tree(tree)
+        if named is None:
+            return rule, AUTO if isinstance(rule, Exact) else self._first_for(rule, sampling)
+        info = manifest.tree(named)
+        if (reason := self._unfit(rule, info, sampling)) is not None:
+            raise CascadeError(reason)
+        return rule, info.name
+
+    def _first_for(self, rule: Rule, sampling: Sampling) -> str:
+        """The first tree that fits a rule; where none does, the first one's reason is raised."""
+        default = self._manifest.tree(None)
+        for info in self._manifest.trees:
+            if self._unfit(rule, info, sampling) is None:
+                return info.name
+        if (reason := self._unfit(rule, default, sampling)) is not None:
+            raise CascadeError(reason)
+        return default.name
+
+    @staticmethod
+    def _unfit(rule: Rule, info: TreeInfo, sampling: Sampling) -> str | None:
+        """Why a rule cannot be used on a tree, if so."""
+        if LOG_Q in rule.needs and JACOBI in info.sources:
+            return (
+                f"rule {rule.name} tests nodes against the drafter's law, and the guesses of the tree {info.name} have "
+                "none: use a tree that the drafter drafts whole, rule exact, or one with children=coupled or "
+                "children=topk."
+            )
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:
-            raise CascadeError(
+            return (
                 f"rule {rule.name} tests children that were drawn at random, and of those the dynamic tree "
                 f"{info.name} keeps only the likeliest: use a static tree, rule exact or strict-topk, or children=topk."
             )
-        return rule, info.name
+        return None
 
     @cached_property
     def _neighbours(self) -> np.ndarray | None:

@@ -6,7 +6,7 @@ part of any run of slots is one contiguous view.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,18 +15,36 @@ from .backends import Backend, Buffer, Cache, Kind
 from .bundle import Manifest
 from .engines import Engines
 from .plan import TokenPlan
-from .rules import LOGITS, Rule
+from .rules import LOGITS, Cause, Rule
 from .rules.exact import Exact
 from .sampling import Sampling
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """One image's walk through its tree.
+
+    `path` are node numbers from the root on, `tokens` follow them (the bonus is the last), each with its cause and its
+    origin (drafting.Origin). `start` is how many tokens were decided before, the root being the last of them.
+    """
+
+    start: int
+    path: list[int]
+    tokens: list[int]
+    causes: list[Cause]
+    origins: list[int]
+
+
 @dataclass
 class TokenSequence:
-    """The sequence of one image while it is drawn: `tokens` int32 [length], `causes` int8 [length].
+    """The sequence of one image while it is drawn: `tokens` int32, `causes` int8, `origins` int8, all [length].
 
     `done` tokens are decided, the tree's root included; `emit` alone advances it. The root is not in the target's
     cache yet, so that has T + done - 1 committed slots. `first` int64 [G]: row of the rotary table of slot 0.
-    `rounds` counts the decoding calls of the target that drew a code of the image.
+    `rounds` counts the decoding calls of the target that drew a code of the image, `trees` by the tree they verified.
+    `guesses` int64 [2, length]: what the target drew at each position when it last did, and what came second there;
+    -1 where it never has. `newest` is the walk of the round before; `read`: the next slot that the drafter writes,
+    those before it hold what it has read.
     """
 
     seed: int
@@ -36,13 +54,20 @@ class TokenSequence:
     first: np.ndarray
     tokens: np.ndarray = field(init=False)
     causes: np.ndarray = field(init=False)
+    origins: np.ndarray = field(init=False)
+    guesses: np.ndarray = field(init=False)
     needs: frozenset[str] = field(init=False)  # of a rule that looks at nodes; empty where draws alone decide
+    trees: dict[str, int] = field(default_factory=dict)
+    newest: Accepted | None = None
+    read: int = 0
     done: int = 0
     rounds: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = np.zeros(self.plan.length, np.int32)
         self.causes = np.zeros(self.plan.length, np.int8)
+        self.origins = np.zeros(self.plan.length, np.int8)
+        self.guesses = np.full((2, self.plan.length), -1, np.int64)
         rule = self.rule
         self.needs = frozenset() if rule is None or isinstance(rule, Exact) else rule.needs | {LOGITS}
 
@@ -62,9 +87,23 @@ class TokenSequence:
         return self.causes[self.plan.code_positions]
 
     @property
+    def code_origins(self) -> np.ndarray:
+        """int8 [rows * columns] (drafting.Origin)."""
+        return self.origins[self.plan.code_positions]
+
+    @property
     def drawn(self) -> int:
         """How many codes are drawn."""
         return int(np.searchsorted(self.plan.code_positions, self.done))
+
+
+Sequences = Sequence[TokenSequence | None]
+"""Of the slots at the front; None is a slot without an image, whose part of a call nobody reads."""
+
+
+def occupied(sequences: Sequences) -> Iterable[tuple[int, TokenSequence]]:
+    """Slots with an image, and its sequence."""
+    return ((slot, sequence) for slot, sequence in enumerate(sequences) if sequence is not None)
 
 
 @dataclass(frozen=True)
@@ -106,6 +145,10 @@ class SlotBuffers:
         buffer = self._backend.buffer((self._slots * places, *shape), dtype, kind)
         self._buffers[name] = buffer, places
         return buffer.host
+
+    def host(self, name: str) -> np.ndarray:
+        """The host view of a buffer."""
+        return self._buffers[name][0].host
 
     def part(self, names: Iterable[str], start: int, stop: int) -> dict[str, Buffer]:
         """The views of slots start ... stop - 1."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from .drafting import Origin
 from .rules import Cause
 
 ROUND = ("draft", "verify", "accept", "commit", "emit")  # the stages of one decoding round
 STAGES = ("condition", "prefill", "draft", "verify", "accept", "commit", "emit", "decode")
+_TABLES = ("seconds", "causes", "origins", "trees")
 _COUNTS = ("images", "tokens", "rounds", "target_calls", "total_seconds", "engine_seconds")
 
 
@@ -25,11 +27,14 @@ class Stats:
     counted), averaged over the prompts' rounds. `seconds` holds wall time per stage: condition, prefill, verify,
     draft and decode run engines, accept, commit and emit are host work. `engine_seconds` is the part of the
     decoding rounds that was spent inside engines; the rest of them is the host's. `causes` counts tokens by how
-    they came (rules.Cause).
+    they came (rules.Cause), `origins` by who said them first (drafting.Origin). `tree` is what was asked for: "auto"
+    chooses anew for each round, so `trees` counts rounds of images by their trees ("none": plain decoding), and `why`
+    is the reason for the newest choice.
     """
 
     rule: str
     tree: str | None
+    why: str = ""
     images: int = 0
     tokens: int = 0
     rounds: int = 0
@@ -38,6 +43,8 @@ class Stats:
     engine_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     causes: dict[str, int] = field(default_factory=lambda: {cause.name.lower(): 0 for cause in Cause if cause >= 0})
+    origins: dict[str, int] = field(default_factory=lambda: {origin.name.lower(): 0 for origin in Origin})
+    trees: dict[str, int] = field(default_factory=dict)
 
     @property
     def tau(self) -> float:
@@ -59,10 +66,13 @@ class Stats:
         relaxed = sum(self.causes[cause.name.lower()] for cause in Cause if cause.relaxed)
         return relaxed / max(1, sum(self.causes.values()))
 
-    def count_causes(self, causes: np.ndarray) -> None:
-        """Counts how tokens came, causes int8 [P, rows * columns]."""
-        for cause, count in enumerate(np.bincount(causes.ravel()).tolist()):
+    def count(self, causes: np.ndarray, origins: np.ndarray, trees: Mapping[str, int]) -> None:
+        """Counts how the tokens of an image came, causes and origins int8 [rows * columns], and its rounds by tree."""
+        for cause, count in enumerate(np.bincount(causes).tolist()):
             self.causes[Cause(cause).name.lower()] += count
+        for origin, count in enumerate(np.bincount(origins).tolist()):
+            self.origins[Origin(origin).name.lower()] += count
+        _add(self.trees, trees)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -82,22 +92,27 @@ class Stats:
         }
 
     def copy(self) -> Stats:
-        return replace(self, seconds=dict(self.seconds), causes=dict(self.causes))
+        return replace(self, **{name: dict(getattr(self, name)) for name in _TABLES})
 
     def since(self, before: Stats) -> Stats:
         """The counts and seconds that were added to a copy `before`."""
         found = self.copy()
         for name in _COUNTS:
             setattr(found, name, getattr(self, name) - getattr(before, name))
-        found.seconds = {name: seconds - before.seconds[name] for name, seconds in self.seconds.items()}
-        found.causes = {name: count - before.causes[name] for name, count in self.causes.items()}
+        for name in _TABLES:
+            earlier = getattr(before, name)
+            setattr(found, name, {key: count - earlier.get(key, 0) for key, count in getattr(self, name).items()})
         return found
 
     def add(self, other: Stats) -> None:
         """Adds the counts and seconds of another generation with the same settings."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name, seconds in other.seconds.items():
-            self.seconds[name] += seconds
-        for name, count in other.causes.items():
-            self.causes[name] += count
+        for name in _TABLES:
+            _add(getattr(self, name), getattr(other, name))
+        self.why = other.why or self.why
+
+
+def _add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count

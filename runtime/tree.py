@@ -160,6 +160,35 @@ class Tree:
             heights[parent] = max(heights[parent], heights[node] + 1)
         return tuple(heights)
 
+    @cached_property
+    def has_rivals(self) -> bool:
+        """Whether some guess has a sibling, so that what came second may be guessed, too."""
+        return any(len(nodes) > 1 and not set(nodes).isdisjoint(self.guessed) for nodes in self.children)
+
+    @cached_property
+    def continuations(self) -> np.ndarray:
+        """int64 [N, depth]: the nodes behind which the next tokens were drawn, seen from where a walk ended.
+
+        For a walk that ended at node v, entry k is the node whose draw is a guess of the (k + 1)-th token after the
+        walk's last: the first descendants of v, where they end the first node of that depth; -1 below the deepest.
+        """
+        found = np.full((self.size, self.depth), -1, np.int64)
+        first = [int(np.argmax(self.depths == depth)) for depth in range(self.depth + 1)]
+        for end in range(self.size):
+            node = end
+            for k, depth in enumerate(range(int(self.depths[end]) + 1, self.depth + 1)):
+                node = self.children[node][0] if node >= 0 and self.children[node] else -1
+                found[end, k] = node if node >= 0 else first[depth]
+        return found
+
+    @cached_property
+    def lines(self) -> tuple[tuple[int, ...], ...]:
+        """Each node's ancestors from the root on, itself the last."""
+        lines: list[tuple[int, ...]] = [(0,)]
+        for node in range(1, self.size):
+            lines.append((*lines[self.parents[node]], node))
+        return tuple(lines)
+
     def paths(self) -> list[list[int]]:
         """Child indices from the root to each node (the root left out), the form EAGLE's choices have."""
         paths: list[list[int]] = [[]]

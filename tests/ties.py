@@ -8,6 +8,7 @@ import pytest
 from cascade_trt.runtime import loop
 from cascade_trt.runtime.lane import Lane
 from cascade_trt.runtime.sampling import kept
+from cascade_trt.runtime.slots import Accepted, Sequences, occupied
 
 
 def watch_leads(patch: pytest.MonkeyPatch) -> dict[tuple[int, int], float]:
@@ -18,19 +19,19 @@ def watch_leads(patch: pytest.MonkeyPatch) -> dict[tuple[int, int], float]:
     on the prefix, which is the same one for every rule.
     """
     leads: dict[tuple[int, int], float] = {}
-    take_drawn = loop.take_drawn
+    accept = loop.accept
 
-    def watched(lane: Lane, sequences: loop.Sequences) -> list[int]:
-        for slot, sequence in loop.occupied(sequences):
+    def watched(lane: Lane, sequences: Sequences) -> dict[int, Accepted | None]:
+        for slot, sequence in occupied(sequences):
             count = kept(lane.logits[slot, 0], sequence.sampling)
             ids, logits = lane.kept_ids[slot, 0, :count], lane.logits[slot, 0, :count]
             scores = logits + lane.noise[slot, 0, ids]
             assert lane.drawn[slot, 0] == ids[scores.argmax()]  # these are the scores that the graph drew by
             second, first = np.sort(scores)[-2:]
             leads[sequence.seed, sequence.done] = float(first - second) / max(1.0, float(np.abs(logits).max()))
-        return take_drawn(lane, sequences)
+        return accept(lane, sequences)
 
-    patch.setattr(loop, "take_drawn", watched)
+    patch.setattr(loop, "accept", watched)
     return leads
 
 

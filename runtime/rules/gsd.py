@@ -25,6 +25,7 @@ class Gsd(Relaxed):
     size: int = 10
     p_thr: float = 0.15
     kind: ClassVar[str] = "gsd"
+    weighs_q: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

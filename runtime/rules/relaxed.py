@@ -47,6 +47,7 @@ class Relaxed(ABC):
     row_ends: bool = False
 
     kind: ClassVar[str]
+    weighs_q: ClassVar[bool] = False  # whether `weigh` changes q, too: else it cancels out on a coupled tree
     cause: ClassVar[Cause] = Cause.RELAXED
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class Relaxed(ABC):
     # what a rule says of itself ---------------------------------------------------------------------------
     @property
     def needs(self) -> frozenset[str]:
-        reads_q = self.children == "sampled" or (self.children == "coupled" and self.reweighs)
+        reads_q = self.children == "sampled" or (self.children == "coupled" and self.weighs_q)
         return frozenset({LOGITS, LOG_Q} if reads_q else {LOGITS})
 
     @property

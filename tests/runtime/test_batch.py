@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from support import random_features
 
 from cascade_trt.runtime import loop
-from cascade_trt.runtime.batch import Batch, CancelledError, Job, TimedOutError
+from cascade_trt.runtime.batch import Batch
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.job import CancelledError, Job, TimedOutError
 from cascade_trt.runtime.lane import Lane
 from cascade_trt.runtime.noise import Stream, gumbel
 from cascade_trt.runtime.options import DrawOptions

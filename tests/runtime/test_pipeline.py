@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from support import random_features
 
-from cascade_trt.runtime.batch import Batch, Job
+from cascade_trt.runtime.batch import Batch
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.job import Job
 from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError

@@ -1,0 +1,74 @@
+"""Which tree the images in slots are drawn with, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .auto import Choice
+from .rules import Rule
+from .rules.exact import Exact
+from .tree import AUTO, NO_TREE
+
+
+class Chooser(Protocol):
+    """What a batch asks before each round."""
+
+    @property
+    def asked(self) -> str | None:
+        """What the batch was made for: a tree, `auto`, or None (plain decoding)."""
+        ...
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """What jobs may ask for."""
+        ...
+
+    @property
+    def first(self) -> str:
+        """A tree to begin with."""
+        ...
+
+    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:
+        """The tree for images with these rules (None: plain decoding), the newest round's being `current`."""
+        ...
+
+    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+        """What images of `exact` have accepted in a round: tokens in all, of so many images."""
+        ...
+
+
+class FixedTree:
+    """The same for all rounds; None is plain decoding."""
+
+    def __init__(self, tree: str | None) -> None:
+        self.asked = tree
+        self.first = NO_TREE if tree is None else tree
+        self.serves = frozenset() if tree is None else frozenset({tree, AUTO})
+        self._choice = Choice(self.first, "plain decoding was asked for" if tree is None else "it was asked for")
+
+    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
+        return self._choice
+
+    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+        """Nothing follows from it."""
+
+
+class AutoTree:
+    """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn."""
+
+    def __init__(self, auto: "Auto", home: str) -> None:
+        self.asked, self.first, self.serves = AUTO, home, frozenset({AUTO, home})
+        self._auto, self._home = auto, home
+
+    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:
+        others = [rule for rule in rules if rule is not None and not isinstance(rule, Exact)]
+        if others:
+            return Choice(self._home, f"images of {others[0].name} depend on the tree, so it is the bundle's first")
+        plain = sum(rule is None for rule in rules)
+        if plain == len(rules):
+            return Choice(NO_TREE, "plain decoding was asked for")
+        return self._auto.choose(len(rules) - plain, plain, current)
+
+    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+        self._auto.observe(tree, tokens, rounds)
