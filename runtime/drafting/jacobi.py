@@ -101,12 +101,18 @@ def fill(tokens: list[int], origins: list[int], tree: Tree, guessed: list[Step],
 
 
 def new_place(tokens: list[int], line: tuple[int, ...], sequence: TokenSequence, position: int) -> int:
-    """A token for a place that no round has reached: that of the code to the left."""
-    left = int(sequence.plan.left[position])
-    if left < 0:
+    """A token for a place that no round has reached: that of the code above, in the first row of the code before.
+
+    Images are flat from row to row: it is worth a twentieth of the accepted length over the code to the left, on a
+    window of 16, and as much as tables of which codes follow which.
+    """
+    beside = int(sequence.plan.above[position])
+    if beside < 0:
+        beside = int(sequence.plan.left[position])
+    if beside < 0:
         return 0
-    behind = left - sequence.done + 1  # its depth in the tree, where it is a node
-    return tokens[line[behind]] if behind >= 0 else int(sequence.tokens[left])
+    depth = beside - sequence.done + 1  # in the tree, where it is one of its nodes
+    return tokens[line[depth]] if depth >= 0 else int(sequence.tokens[beside])
 
 
 def remember(sequence: TokenSequence, tree: Tree, end: int, drawn: np.ndarray, second: np.ndarray | None) -> None:
