@@ -1,0 +1,210 @@
+"""`tree="auto"`: before each round the tree that draws most tokens a second, or none.
+
+`exact` draws the same image with every tree, so the choice is of speed alone. It rests on what rounds cost here
+(`costs.py`) and on how many tokens a round of each tree brings: measured with this model, or assumed, and corrected
+by what the rounds so far have brought.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bundle import Manifest, TreeInfo
+from .costs import Costs
+from .errors import CascadeError
+from .tree import NO_TREE, AnyTree, Tree
+
+KINDS = DRAFTED, JACOBI, MIXED = "drafted", "jacobi", "mixed"
+
+# Tokens a round that are assumed of a tree which nobody has measured: those of the demo model, by the longest chain
+# of guesses, and for drafted trees by the nodes behind the root.
+_ASSUMED: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
+    DRAFTED: ((0, 7, 16, 59), (1, 3.5, 3.65, 4.0)),
+    JACOBI: ((0, 8, 16, 32, 56), (1, 2.66, 3.73, 4.69, 5.32)),
+    MIXED: ((0, 6, 12, 16, 24, 32, 56), (1, 2.9, 3.9, 4.4, 5.3, 5.8, 6.1)),
+}
+_SPECS = (*(f"jacobi_{n}" for n in (8, 16, 32, 48)), *(f"mixed_{n}" for n in (8, 16, 24, 32, 48)))
+_ROOT = Tree(NO_TREE, (-1,))
+
+_GAIN = 1.03  # how much faster than the current tree another one must be
+_PATIENCE = 16  # rounds of plain decoding between two looks at the trees, of which they tell nothing
+
+# What an expectation may be wrong by, the same for all trees of a kind: it brings so many times the tokens beyond the
+# first. A measured one holds as it is with probability _TRUST, an assumed one is likelier the nearer to 1.
+_FACTORS = np.array([0.01, 0.05, 0.15, 0.3, 0.5, 0.75, 1, 1.4, 2])
+_TRUST = 0.75
+_ALIKE = 0.5  # what a round counts for: neighbouring rounds are alike, so they tell less than as many independent ones
+_HEARSAY = 0.1  # what a round of another kind counts for, of that
+_OWN = {True: 32.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
+_MEMORY = 500.0  # rounds in which what was seen loses most of its weight
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tree's name (`NO_TREE`: plain decoding), and why in one sentence."""
+
+    tree: str
+    why: str
+
+
+def kind_of(tree: AnyTree) -> str:
+    """Where the tree's tokens come from: the draft engine, the round before, or both."""
+    if not tree.guessed:
+        return DRAFTED
+    return JACOBI if tree.drafted is None else MIXED
+
+
+def assumed(tree: AnyTree) -> float:
+    """Tokens a round of `exact` to start from where nothing was measured."""
+    kind = kind_of(tree)
+    return float(np.interp(tree.size - 1 if kind == DRAFTED else tree.depth, *_ASSUMED[kind]))
+
+
+def candidates_of(manifest: Manifest) -> dict[str, TreeInfo]:
+    """The trees to choose among: the bundle's own, and chains of guesses as far as the bundle serves them."""
+    found = {info.name: info for info in manifest.trees}
+    for name in _SPECS:
+        with suppress(CascadeError):  # longer than a target call takes, or no engine drafts its first token
+            found.setdefault(name, manifest.tree(name))
+    return found
+
+
+class Outlook:
+    """Tokens a round that trees are expected to bring: `accepted` where they were measured, corrected by rounds seen.
+
+    Trees of a kind share one factor on what they bring beyond the first token, so that a disappointment with one of
+    them is one with all. It is the mean of `_FACTORS` weighted by how likely each makes the tokens seen, which are
+    taken to be geometrically distributed. Around it each tree goes by its own rounds.
+    """
+
+    def __init__(self, trees: Mapping[str, AnyTree], accepted: Mapping[str, float]) -> None:
+        self.names = list(trees)
+        kinds = [kind_of(tree) for tree in trees.values()]
+        known = [name in accepted for name in trees]
+        excess = np.array([accepted.get(name, assumed(tree)) - 1 for name, tree in trees.items()])
+        for kind in KINDS:  # what is assumed goes along with what was measured of its kind
+            here = [i for i, k in enumerate(kinds) if k == kind and known[i]]
+            ratio = np.mean([excess[i] / (assumed(trees[self.names[i]]) - 1) for i in here]) if here else 1.0
+            for i, k in enumerate(kinds):
+                excess[i] *= ratio if k == kind and not known[i] else 1.0
+        self._excess = np.clip(excess, 1e-3, [tree.depth for tree in trees.values()])
+        self._own = np.array([_OWN[one] for one in known])
+        self._kind = np.array([KINDS.index(kind) for kind in kinds], np.int64)
+        self._rounds, self._more = np.zeros(len(trees)), np.zeros(len(trees))  # seen: rounds, tokens beyond the first
+        measured = [any(one for one, k in zip(known, kinds, strict=True) if k == kind) for kind in KINDS]
+        self._prior = np.array([_prior(one) for one in measured])  # [kinds, factors]
+        self._evidence = np.zeros_like(self._prior)  # log-likelihood of what was seen
+        most = _FACTORS[:, None] * self._excess
+        self._passed, self._stopped = np.log(most / (1 + most)), -np.log1p(most)  # [factors, trees]
+
+    def see(self, tree: str | None, tokens: int, rounds: float) -> None:
+        """Learns that `rounds` rounds of a tree brought so many tokens; None: they were another's, and time passes."""
+        kept = math.exp(-rounds / _MEMORY)
+        self._rounds *= kept
+        self._more *= kept
+        self._evidence *= kept
+        if tree is not None:
+            at, more = self.names.index(tree), max(tokens - rounds, 0)
+            self._rounds[at] += rounds
+            self._more[at] += more
+            self._evidence[self._kind[at]] += more * self._passed[:, at] + rounds * self._stopped[:, at]
+
+    def tokens(self) -> np.ndarray:
+        """float64, in the order of `names`: tokens that a round of an image is expected to bring."""
+        shared = (1 - _HEARSAY) * self._evidence + _HEARSAY * self._evidence.sum(0)
+        likely = self._prior * np.exp(_ALIKE * (shared - shared.max(1, keepdims=True)))
+        # An expectation is one of the mean: nothing seen must leave it as it is.
+        factor = likely @ _FACTORS / likely.sum(1) / (self._prior @ _FACTORS)
+        return 1 + (self._own * factor[self._kind] * self._excess + self._more) / (self._own + self._rounds)
+
+
+def _prior(measured: bool) -> np.ndarray:
+    """How likely each of `_FACTORS` is before anything was seen."""
+    if not measured:
+        weights = np.sqrt(np.minimum(_FACTORS, 1 / _FACTORS))
+        return weights / weights.sum()
+    others = (1 - _TRUST) / (len(_FACTORS) - 1)
+    return np.where(_FACTORS == 1, _TRUST, others)
+
+
+class Auto:
+    """Chooses among trees and plain decoding; what it has seen serves all that ask it, on any thread.
+
+    `candidates` are trees by name, `accepted` the tokens a round that were measured with this model by tree name.
+    Trees whose draft engine's cost is not known are left out.
+    """
+
+    def __init__(self, costs: Costs, candidates: Mapping[str, TreeInfo], accepted: Mapping[str, float]) -> None:
+        known = {name: (info.tree(), info.engine) for name, info in candidates.items() if costs.knows(info.engine)}
+        self._costs, self._trees = costs, list(known.values())
+        self._outlook = Outlook({name: tree for name, (tree, _) in known.items()}, accepted)
+        self._milliseconds: dict[int, np.ndarray] = {}  # by busy slots
+        self._last: tuple[tuple[int, int, str | None], Choice] | None = None
+        self._plain_rounds = 0
+        self._lock = threading.Lock()
+
+    def choose(self, exact: int, plain: int, current: str | None) -> Choice:
+        """The tree for a round of `exact` images of that rule and `plain` images of plain decoding, which gain one
+        token a round whatever the tree. It stays with `current` unless another is 3 % faster."""
+        asked = exact, plain, current
+        with self._lock:
+            if self._last is None or self._last[0] != asked:
+                self._last = asked, self._choose(*asked)
+            return self._last[1]
+
+    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+        """Learns what images of `exact` have accepted: `tokens` in `rounds`, a round of each image counting one."""
+        with self._lock:
+            if tree in self._outlook.names:
+                self._outlook.see(tree, tokens, rounds)
+            else:
+                self._plain_rounds += rounds
+                if self._plain_rounds < _PATIENCE:
+                    return
+                self._outlook.see(None, 0, self._plain_rounds)
+                self._plain_rounds = 0
+            self._last = None
+
+    def expected(self) -> dict[str, float]:
+        """Tokens that a round of an image is expected to bring now, by tree."""
+        with self._lock:
+            return dict(zip(self._outlook.names, self._outlook.tokens().tolist(), strict=True))
+
+    def _choose(self, exact: int, plain: int, current: str | None) -> Choice:
+        if not exact or not self._trees:
+            return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
+        busy, names = exact + plain, self._outlook.names
+        tokens, times = self._outlook.tokens(), self._times(busy)
+        alone, times = float(times[0]), times[1:]
+        speeds = (exact * tokens + plain) / times
+        best, here = int(np.argmax(speeds)), busy / alone
+        held = speeds[names.index(current)] if current in names else here
+        if max(speeds[best], here) > _GAIN * held:
+            chosen = best if speeds[best] > here else None
+        else:
+            chosen = names.index(current) if current in names else None
+        return Choice(NO_TREE if chosen is None else names[chosen], self._why(chosen, best, tokens, times, alone, busy))
+
+    def _times(self, busy: int) -> np.ndarray:
+        """Milliseconds of a round: of plain decoding, then of each tree."""
+        if busy not in self._milliseconds:
+            calls = [(_ROOT, None), *self._trees]
+            self._milliseconds[busy] = np.array([self._costs.of(tree, engine, busy) for tree, engine in calls])
+        return self._milliseconds[busy]
+
+    def _why(
+        self, chosen: int | None, best: int, tokens: np.ndarray, times: np.ndarray, alone: float, busy: int
+    ) -> str:  # fmt: skip
+        shown = best if chosen is None else chosen
+        tree = f"about {tokens[shown]:.1f} tokens in {times[shown]:.3g} ms"
+        name, of = self._outlook.names[shown], "" if busy == 1 else f" for each of {busy} images"
+        measured = f"{of}; costs measured on {self._costs.info.machine}"
+        if chosen is None:
+            return f"plain decoding: 1 token in {alone:.3g} ms, the best tree, {name}, {tree}{measured}"
+        return f"{name}: {tree}, plain decoding 1 in {alone:.3g} ms{measured}"

@@ -1,0 +1,134 @@
+"""What a round costs: the target on a number of nodes, a draft engine, and the host, by images at the same time.
+
+Measured by `calibrate costs` and kept in the bundle (`CostInfo`), or measured when they are first needed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from .bundle import CostInfo, Manifest
+from .drafting import Eagle, Jacobi, Mixed
+from .tree import JACOBI, AnyTree, chains
+
+if TYPE_CHECKING:
+    from .lane import Lane
+
+REPEATS = 9
+PAIRS = 6  # newest pairs that a draft call reads while it is measured: those of an ordinary round
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds, the fields of `CostInfo` with these names."""
+
+    target: list[list[float]]
+    draft: dict[str, list[float]]
+
+
+class Costs:
+    """Milliseconds of rounds, interpolated between what was measured."""
+
+    def __init__(self, info: CostInfo) -> None:
+        self.info = info
+        self._of = lru_cache(maxsize=4096)(self._sum)  # asked before every round, about a few dozen trees
+
+    def knows(self, engine: str | None) -> bool:
+        """Whether the calls of this draft engine were measured (None: there is none to measure)."""
+        return engine is None or engine in self.info.draft
+
+    def of(self, tree: AnyTree, engine: str | None, busy: int) -> float:
+        """Milliseconds of a round of `busy` images with `tree`, of which `engine` drafts something (None: nothing).
+
+        Plain decoding is a tree of one node. Beyond the measured sizes the last slope goes on, but never below the
+        nearest measured size. Raises KeyError for an engine that was not measured.
+        """
+        return self._of(tree.size, engine, busy)
+
+    def _sum(self, nodes: int, engine: str | None, busy: int) -> float:
+        info = self.info
+        ms = _line(busy, info.slots, [_line(nodes, info.nodes, row) for row in info.target])
+        if engine is not None:
+            ms += _line(busy, info.slots, info.draft[engine])
+        return ms + busy * info.host
+
+
+def _line(at: float, known: Sequence[int], values: Sequence[float]) -> float:
+    """`values` at the rising places `known`, interpolated; the last slope goes on, but never downwards."""
+    if at <= known[0] or len(known) == 1:
+        return values[0]
+    right = min(bisect_right(known, at), len(known) - 1)
+    left = right - 1
+    share = (at - known[left]) / (known[right] - known[left])
+    found = values[left] + share * (values[right] - values[left])
+    return max(found, values[-1]) if at > known[-1] else found
+
+
+def stored(manifest: Manifest, backend: str, version: str, machine: str, threads: int) -> CostInfo | None:
+    """What the bundle knows of rounds on this backend, its version, this machine and number of threads."""
+    wanted = backend, version, machine, threads
+    found = (
+        info for info in manifest.costs if (info.backend, info.backend_version, info.machine, info.threads) == wanted
+    )
+    return next(found, None)
+
+
+def measure(
+    lane_of: Callable[[AnyTree | None], Lane], slots: Sequence[int], nodes: Sequence[int],
+    drafted: Mapping[str, AnyTree], repeats: int = REPEATS, note: Callable[[], None] = lambda: None,
+) -> Measured:  # fmt: skip
+    """Median milliseconds of target calls on each number of slots and nodes, and of calls of the draft engines.
+
+    `lane_of` gives the lane of a tree (None: plain decoding), with memory for the most slots; `drafted` has a tree for
+    each draft engine. Embedding the nodes is part of a target call. Sizes are measured in turn, so that a drifting
+    machine hits all alike; the first turn warms up. `note` is told of each of the `repeats` + 1 turns.
+    """
+    calls: dict[tuple[str | int, int], Callable[[], float]] = {}
+    for count in nodes:
+        lane = lane_of(None if count == 1 else chains("cost", [count - 1], JACOBI))
+        _in_the_middle(lane)
+        calls |= {(count, busy): partial(_verify, lane, busy) for busy in slots}
+    for engine, tree in drafted.items():
+        lane = lane_of(tree)
+        calls |= {(engine, busy): partial(_draft, lane, busy) for busy in slots}
+    seconds: dict[tuple[str | int, int], list[float]] = {key: [] for key in calls}
+    for turn in range(repeats + 1):
+        for key, call in calls.items():
+            taken = call()
+            if turn:
+                seconds[key].append(taken)
+        note()
+    medians = {key: 1e3 * statistics.median(taken) for key, taken in seconds.items()}
+    return Measured(
+        [[medians[count, busy] for count in nodes] for busy in slots],
+        {engine: [medians[engine, busy] for busy in slots] for engine in drafted},
+    )
+
+
+def _in_the_middle(lane: Lane) -> None:
+    """Puts the lane's slots into the middle of a sequence."""
+    model = lane.manifest.model
+    lane.write_index[:] = model.condition.length + model.plan.length // 2
+    lane.positions[:] = lane.write_index[:, None]
+
+
+def _verify(lane: Lane, busy: int) -> float:
+    """Seconds in engines of a target call on `busy` slots, whose nodes are embedded before it."""
+    before = lane.workspace.engine_seconds
+    assert isinstance(lane.source, Jacobi)  # nothing of its tree is drafted
+    lane.source.embed(busy)
+    lane.run_target(busy, ())
+    return lane.workspace.engine_seconds - before
+
+
+def _draft(lane: Lane, busy: int) -> float:
+    """Seconds in engines of a draft call for `busy` slots."""
+    before = lane.workspace.engine_seconds
+    assert isinstance(lane.source, Eagle | Mixed)  # something of its tree is drafted
+    lane.source.run(busy, min(PAIRS, lane.tree.depth + 1), lane.verified)
+    return lane.workspace.engine_seconds - before
