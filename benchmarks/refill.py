@@ -96,7 +96,7 @@ def main(
                 seconds, calls, codes = run(pipe, kind, waves, slots, images, PROMPTS, seed, options)
                 found[name].append((seconds, calls))
                 drawn[name] = codes
-        manifest = pipe.manifest
+        manifest, tree = pipe.manifest, pipe.tree_for(rule, tree)
     same = [_share_of_equal(codes, drawn["refilled"]) for codes in drawn.values()]
     rows = [
         {"way": name, "images_per_second": images / statistics.median(s for s, _ in runs), "target_calls": runs[0][1],
@@ -106,7 +106,7 @@ def main(
     ]  # fmt: skip
     content = {
         "machine": describe_machine(threads), "bundle": manifest.name, "rule": rule,
-        "tree": manifest.tree(tree).name, "slots": slots, "images": images, "repeats": repeats, "rows": rows,
+        "tree": tree, "slots": slots, "images": images, "repeats": repeats, "rows": rows,
     }  # fmt: skip
     (RESULTS / file).write_text(json.dumps(content, indent=1) + "\n")
     for row in rows:

@@ -24,6 +24,7 @@ from ..runtime.plan import TokenPlan
 from ..runtime.rules import RULE_NAMES, check_rule_name
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
+from ..runtime.tree import AUTO
 from .files import check_writable
 from .judge import judge_with
 
@@ -64,6 +65,7 @@ class Setting:
             "decode_ms": 1e3 * statistics.median(run.seconds["decode"] / run.images for run in self.runs),
             "host_share": statistics.median(run.host_share for run in self.runs),
             "causes": {cause: sum(run.causes[cause] for run in self.runs) for cause in self.runs[0].causes},
+            "origins": {origin: sum(run.origins[origin] for run in self.runs) for origin in self.runs[0].origins},
             "relaxed_share": statistics.mean(run.relaxed_share for run in self.runs),
         }  # fmt: skip
 
@@ -138,22 +140,22 @@ def captions(means: Means, prompts: tuple[str, ...], count: int) -> list[Caption
 
 
 def choose(pipe: Pipeline, rules: tuple[str, ...], trees: tuple[str, ...]) -> list[Setting]:
-    """Plain decoding first, then every asked rule with every asked tree.
+    """Plain decoding first, then every asked rule with every asked tree; without trees, with all that the bundle was
+    built with, and `exact` with `auto`, too.
 
     Pairs that do not fit are left out with a word on stderr; where no pair is left it raises CascadeError.
     """
     for rule in rules:
         check_rule_name(rule)
-    names = [pipe.manifest.tree(tree).name for tree in trees] or [tree.name for tree in pipe.manifest.trees]
+    names = trees or (AUTO, *(tree.name for tree in pipe.manifest.trees))
     wanted = [rule for rule in rules or RULE_NAMES if rule != PLAIN]
+    pairs = [pair for pair in itertools.product(wanted, names) if trees or pair[1] != AUTO or pair[0] == "exact"]
     found, refused = [Setting(PLAIN, None)], []
-    for rule, tree in itertools.product(wanted, names):
+    for rule, tree in pairs:
         try:
-            pipe.check_rule(rule, tree)
+            found.append(Setting(rule, pipe.tree_for(rule, tree)))
         except CascadeError as error:
             refused.append(error)
-        else:
-            found.append(Setting(rule, tree))
     if refused and len(found) == 1:
         raise refused[0]
     for error in refused:

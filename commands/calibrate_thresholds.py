@@ -72,7 +72,7 @@ def run(
     chosen = operating_point(points, tolerance) if means is not None else None
     plot_curve(points, chosen, out / "curve.png")
     report = {
-        "bundle": pipe.manifest.name, "tree": pipe.manifest.tree(tree).name, "images": len(asked), "seed": seed,
+        "bundle": pipe.manifest.name, "tree": pipe.tree_for(watched, tree), "images": len(asked), "seed": seed,
         "foretold": foretold, "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
         "operating_point": None if chosen is None else chosen.to_dict(), "points": [p.to_dict() for p in points],
     }  # fmt: skip

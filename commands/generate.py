@@ -19,6 +19,7 @@ from ..runtime.images import save_png
 from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Output, Pipeline
 from ..runtime.stats import Stats
+from ..runtime.tree import AUTO
 from .files import check_writable
 
 _CONSOLE = Console(stderr=True)
@@ -152,6 +153,15 @@ def _report(writer: _Writer, as_json: bool) -> None:
         click.echo(path)
     click.echo(
         f"{stats.images} image{'s' * (stats.images != 1)}, {stats.images_per_second:.2f} images/s, rule {stats.rule}, "
-        f"tau {stats.tau:.2f} ({stats.target_calls} target calls)",
+        f"tau {stats.tau:.2f} ({stats.target_calls} target calls){_guesses(stats)}",
         err=True,
     )
+    if stats.tree == AUTO and stats.why:
+        click.echo(f"tree chosen: {stats.why}", err=True)
+
+
+def _guesses(stats: Stats) -> str:
+    """Where the accepted tokens came from."""
+    said = {"drafter": stats.origins["eagle"], "round before": stats.origins["jacobi"] + stats.origins["new"]}
+    shares = [f"{100 * count / sum(stats.origins.values()):.0f} % from the {name}" for name, count in said.items() if count]
+    return f", {', '.join(shares)}" if shares else ""

@@ -96,7 +96,7 @@ def open_image(file: Path) -> Image.Image:
 def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> dict[str, str]:
     """What a picture's file says of how it was made; the bundle by its manifest, so that any rebuild counts."""
     made_by = hashlib.sha256((pipe.folder / MANIFEST).read_bytes()).hexdigest()[:16]
-    tree = "" if drawing.rule == PLAIN else drawing.tree or pipe.manifest.tree(None).name
+    tree = pipe.tree_for(drawing.rule, drawing.tree) or ""
     return {"prompt": caption.prompt, "seed": str(drawing.seed + number), "rule": drawing.rule, "tree": tree,
             "model": pipe.manifest.name, "bundle": made_by}  # fmt: skip
 

@@ -178,9 +178,10 @@ class Pipeline:
         """The acceptance rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
         return self._rulebook.rule(name)
 
-    def check_rule(self, rule: str, tree: str | None = None) -> None:
-        """Raises CascadeError when the rule or the tree is unknown, or the bundle cannot serve them together."""
-        self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))
+    def tree_for(self, rule: str | Rule, tree: str | None = None) -> str | None:
+        """The tree that images of `rule` are drawn with when `tree` is asked for: a name, `auto`, or None (plain
+        decoding). Raises CascadeError when one of them is unknown, or the bundle cannot serve them together."""
+        return self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))[1]
 
     def lane(self, tree: AnyTree | None, guided: bool = True, slots: int | None = None) -> Lane:
         """Bound calls for any tree (None: plain decoding), for those who measure them: on the pipeline's own memory, or
