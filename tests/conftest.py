@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apart import ApartBackend, ApartCall
 from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints, save_text_encoder
 
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import TREE_NAMES
+
+CHAINS = ("chain_1", "chain_2")  # what mixed trees draft
 
 # A shell's background job ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,9 +26,10 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fixture's bundle with every named tree, for batches of three."""
+    """The fixture's bundle with every named tree and the chains of mixed trees, for batches of three."""
     out = tmp_path_factory.mktemp("bundles") / "llamagen-tiny"
-    build(*fixture_arguments(out), "--batch", 3, *(part for name in TREE_NAMES for part in ("--tree", name)))
+    trees = (part for name in (*TREE_NAMES, *CHAINS) for part in ("--tree", name))
+    build(*fixture_arguments(out), "--batch", 3, *trees)
     return out
 
 
@@ -39,9 +43,21 @@ def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Eight tokens: trees hold most of them, so long paths are accepted."""
     folder = tmp_path_factory.mktemp("small")
     arguments = save_checkpoints(folder / "checkpoints", vocab=8, grid=6)
-    trees = ("chain", "small_9", "naive_extend_57")
+    trees = ("chain", "small_9", "naive_extend_57", *CHAINS)
     build(*arguments, "--batch", 3, *(part for name in trees for part in ("--tree", name)), "--out", folder / "bundle")
     return Pipeline.load(folder / "bundle", threads=1)
+
+
+@pytest.fixture(scope="session")
+def apart(small_vocabulary: Pipeline) -> Pipeline:
+    """The same bundle on device memory of its own."""
+    return Pipeline.load(small_vocabulary.folder, backend=ApartBackend())
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That memory's outputs are spoilt where nobody asked for them."""
+    monkeypatch.setattr(ApartCall, "spoils", True)
 
 
 @pytest.fixture(scope="session")

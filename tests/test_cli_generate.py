@@ -60,7 +60,7 @@ def test_a_picture_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
     written = {name: str(value) for name, value in image.text.items()}  # type: ignore[attr-defined]
     assert written["prompt"] == "A Red apple"
     assert written["seed"] == "3"
-    assert (written["rule"], written["tree"], written["top_k"]) == ("exact", "pair_4", "20")
+    assert (written["rule"], written["tree"], written["top_k"]) == ("exact", "auto", "20")
     assert written["guidance_scale"] == "2.0"
     pipe = Pipeline.load(text_bundle)
     again = pipe.generate(["A Red apple"], seed=3, top_k=20).images[0]

@@ -10,36 +10,20 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from tree_cases import VOCAB, plans, trees
 
 from cascade_trt.runtime import loop
+from cascade_trt.runtime.drafting import Origin
 from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.plan import TokenPlan
 from cascade_trt.runtime.rules import LOG_Q, LOGITS, Cause, Decision, Draws, Node, Rule
 from cascade_trt.runtime.rules.exact import Exact
 from cascade_trt.runtime.sampling import Sampling
 from cascade_trt.runtime.slots import TokenSequence
-from cascade_trt.runtime.tree import Tree, tree_from_branching
+from cascade_trt.runtime.tree import Tree, get_tree, tree_from_branching
 
-VOCAB, PREFIX = 20, 6
+PREFIX = 6
 SAMPLING = Sampling(3.0, 1.0, 0, 1.0)
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> Tree:
-    levels, width = [], 1
-    for _ in range(draw(st.integers(1, 4))):
-        counts = draw(st.lists(st.integers(0, 3), min_size=width, max_size=width).filter(any))
-        levels.append(counts)
-        width = sum(counts)
-    return tree_from_branching("drawn", levels)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> TokenPlan:
-    """Sequences with and without forced tokens at the start and at the ends of rows."""
-    begin = [VOCAB + 1] * draw(st.integers(0, 2))
-    row_end = VOCAB if begin or draw(st.booleans()) else None
-    return TokenPlan(draw(st.integers(1, 3)), draw(st.integers(1, 4)), VOCAB, row_end, begin)
 
 
 @dataclass
@@ -71,25 +55,24 @@ class Moves:
 
 
 def verified(tree: Tree, slots: int, rows: int = 2) -> Any:
-    """A lane as the target and the drafter leave it; node n of slot p carries the token (n + p) % V."""
+    """A lane as the target and the source of guesses leave it; node n of slot p carries the token (n + p) % V."""
     rng = np.random.default_rng(0)
-    pairs = tree.depth + 1
+    source = SimpleNamespace(
+        law_rows=[{node: row for row, node in enumerate(tree.internal)}] * slots,
+        log_q=np.zeros((slots, len(tree.internal), VOCAB), np.float32),
+        origins=np.tile(np.int8([0, *(1 + n % 3 for n in range(1, tree.size))]), (slots, 1)),
+    )
+    source.log_q[:] = np.arange(len(tree.internal))[:, None]
     lane = SimpleNamespace(
         tree=tree, rows=rows, rows_of=lambda slot: slice(slot * rows, (slot + 1) * rows), prefix_len=PREFIX,
         logits=-np.sort(-rng.normal(size=(slots, tree.size, VOCAB)).astype(np.float32)),
         kept_ids=rng.permuted(np.tile(np.arange(VOCAB), (slots, tree.size, 1)), axis=2),
-        drawn=np.zeros((slots, tree.size), np.int64),
-        similarity=None, states=None,
-        tree_tokens=(np.arange(tree.size) + np.arange(slots)[:, None]) % VOCAB,
-        log_q=np.zeros((slots, len(tree.internal), VOCAB), np.float32),
-        noise=np.zeros((slots, pairs, VOCAB), np.float32), depths=np.tile(tree.depths, (slots, 1)),
-        trees=[tree] * slots, law_rows=[{node: row for row, node in enumerate(tree.internal)}] * slots,
-        write_index=np.zeros(slots * rows, np.int64), positions=np.zeros((slots * rows, tree.size), np.int64),
-        path=np.full((slots, pairs), 99), pair_tokens=np.full((slots, pairs), 99), count=np.zeros(slots, np.int64),
-        pair_index=np.zeros(slots * rows, np.int64), pair_positions=np.zeros((slots * rows, pairs), np.int64),
-        memory=SimpleNamespace(target=Moves()), runs=[],
+        drawn=np.zeros((slots, tree.size), np.int64), second=None, similarity=None, states=None,
+        tokens=(np.arange(tree.size) + np.arange(slots)[:, None]) % VOCAB, source=source,
+        noise=np.zeros((slots, tree.depth + 1, VOCAB), np.float32), depths=np.tile(tree.depths, (slots, 1)),
+        trees=[tree] * slots, write_index=np.zeros(slots * rows, np.int64),
+        positions=np.zeros((slots * rows, tree.size), np.int64), memory=SimpleNamespace(target=Moves()), runs=[],
     )  # fmt: skip
-    lane.log_q[:] = np.arange(len(tree.internal))[:, None]
     lane.run_target = lambda count, fetch: lane.runs.append((count, sorted(fetch)))
     return lane
 
@@ -116,7 +99,11 @@ def test_walk(tree: Tree, plan: TokenPlan, choices: list[int], data: st.DataObje
     assert all(tree.parents[node] == before for before, node in pairwise(path))
     assert all(before < node for before, node in pairwise(path))
     assert len(tokens) == len(path) <= min(tree.depth + 1, one.room)
-    assert tokens[:-1] == [int(lane.tree_tokens[0, node]) for node in path[1:]]
+    assert tokens[:-1] == [int(lane.tokens[0, node]) for node in path[1:]]
+    assert accepted.start == done
+    origins = [int(lane.source.origins[0, node]) for node in path[1:]]
+    assert accepted.origins[: len(origins)] == origins and len(accepted.origins) == len(tokens)
+    assert accepted.origins[-1] == Origin.TARGET or len(tokens) == one.room  # the bonus, unless the sequence ends first
     asked = iter(rule.seen)
     for index, token, cause, must in zip(path, tokens, accepted.causes, plan.forced[done:], strict=False):
         if must >= 0:
@@ -145,10 +132,26 @@ def test_a_walk_follows_the_targets_draws_where_the_rule_asks_for_nothing_else()
     walked = loop.walk(lane, 0, sequence(plan, Exact(), 2))
     assert (walked.path, walked.tokens) == ([0, 2, 4], [2, 4, 13])
     assert walked.causes == [Cause.STRICT, Cause.STRICT, Cause.DRAWN]
+    assert walked.origins == [lane.source.origins[0, 2], lane.source.origins[0, 4], Origin.TARGET]
     plain = TokenSequence(9, SAMPLING, None, plan, np.zeros(2, np.int64))
     plain.done = 2
     walked = loop.walk(lane, 0, plain)
-    assert (walked.path, walked.tokens) == ([0], [2])
+    assert (walked.path, walked.tokens, walked.origins) == ([0], [2], [Origin.TARGET])
+
+
+def test_who_said_a_token_first() -> None:
+    """The drafter its node, the round before its guesses, nobody a new place, the target the bonus token."""
+    tree = get_tree("mixed_4")
+    plan = TokenPlan(3, 4, VOCAB)
+    lane = verified(tree, 1)
+    lane.source.origins[0] = [Origin.TARGET, Origin.EAGLE, Origin.JACOBI, Origin.JACOBI, Origin.NEW]
+    lane.drawn[0] = [*lane.tokens[0, 1:], 17]
+    one = sequence(plan, Exact(), 1)
+    walked = loop.accept(lane, [one])
+    loop.emit(lane, [one], walked)
+    said = [Origin.TARGET, Origin.EAGLE, Origin.JACOBI, Origin.JACOBI, Origin.NEW, Origin.TARGET]
+    assert one.code_origins[: one.done].tolist() == said
+    assert one.trees == {"mixed_4": 1} and one.rounds == 1
 
 
 def test_a_rule_without_needs_is_asked_all_the_same() -> None:
@@ -156,7 +159,7 @@ def test_a_rule_without_needs_is_asked_all_the_same() -> None:
     tree = tree_from_branching("t", [[1]])
     rule = Anything([1], needs=frozenset())  # takes no child
     lane = verified(tree, 1)
-    lane.drawn[0] = lane.tree_tokens[0, 1]
+    lane.drawn[0] = lane.tokens[0, 1]
     walked = loop.walk(lane, 0, sequence(TokenPlan(3, 3, VOCAB), rule, 2))
     assert walked.tokens == [VOCAB - 1] and len(rule.seen[0][0].ids) == VOCAB
 
@@ -165,7 +168,7 @@ def test_a_node_that_is_not_finite_ends_only_its_image() -> None:
     tree = tree_from_branching("t", [[1], [1]])
     plan = TokenPlan(3, 3, VOCAB)
     lane = verified(tree, 3)
-    lane.drawn[:] = lane.tree_tokens[:, [1, 2, 0]]  # each walk goes down to the leaf
+    lane.drawn[:] = lane.tokens[:, [1, 2, 0]]  # each walk goes down to the leaf
     lane.drawn[1, 1] = -1  # visited
     lane.drawn[2, 0], lane.drawn[2, 1] = 19, -1  # leaves at the root, so the second node is not visited
     accepted = loop.accept(lane, [sequence(plan, Exact(), 1) for _ in range(3)])
@@ -200,12 +203,9 @@ def test_lengths_over_a_whole_image(tree: Tree, plan: TokenPlan, choices: list[i
             assert one.done == before[slot] + len(walked.tokens) <= plan.length
             np.testing.assert_array_equal(one.tokens[before[slot] : one.done], walked.tokens)
             assert (list(range(own.start, own.stop)), start, walked.path) in lane.memory.target.calls[-len(before) :]
-            count = len(walked.tokens)
-            assert lane.count[slot] == count
-            np.testing.assert_array_equal(lane.path[slot, :count], walked.path)
-            np.testing.assert_array_equal(lane.pair_tokens[slot, :count], walked.tokens)
-            assert (lane.pair_index[own] == start).all()
-            np.testing.assert_array_equal(lane.pair_positions[own][:, 0], [start] * rows)
+            np.testing.assert_array_equal(one.causes[before[slot] : one.done], walked.causes)
+            np.testing.assert_array_equal(one.origins[before[slot] : one.done], walked.origins)
+            assert one.newest is walked and walked.start == before[slot]  # what the drafter reads next
     assert len(lane.memory.target.calls) > 0 or plan.length == 1
 
 

@@ -138,7 +138,7 @@ def test_images_stream_as_they_are_done(small_vocabulary: Pipeline) -> None:
 
 def test_a_timeout_keeps_the_images_that_were_done(small_vocabulary: Pipeline, monkeypatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cascade_trt.runtime.batch.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("cascade_trt.runtime.job.time.monotonic", lambda: clock[0])
     given = random_features(small_vocabulary, 5)
 
     def pass_time(done: int, _total: int) -> None:

@@ -70,11 +70,12 @@ def test_the_drafter_sees_no_padding(pipe: Pipeline) -> None:
     for p in range(3):
         batch.submit(Request(features=given["features"][p], features_mask=given["features_mask"][p]))
     batch.step()
+    workspace = batch.lane.workspace
     own = np.arange(m.PREFIX) >= m.PREFIX - m.UNCOND
     wanted = np.stack([row for mask in given["features_mask"] for row in (mask, own)])
-    np.testing.assert_array_equal(batch.lane.cache_mask[:, : m.PREFIX], wanted)
-    np.testing.assert_array_equal(batch.lane.pair_mask[:, : m.PREFIX], wanted)
-    assert batch.lane.cache_mask[:, m.PREFIX :].all() and batch.lane.pair_mask[:, m.PREFIX :].all()
+    np.testing.assert_array_equal(workspace.cache_mask[:, : m.PREFIX], wanted)
+    np.testing.assert_array_equal(workspace.pair_mask[:, : m.PREFIX], wanted)
+    assert workspace.cache_mask[:, m.PREFIX :].all() and workspace.pair_mask[:, m.PREFIX :].all()
 
 
 @pytest.mark.parametrize("tree", TREES)
