@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engines.draws import may_draw
 from ..runtime.bundle import FEATURES, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.noise import Stream, gumbel
@@ -76,10 +77,12 @@ def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str) -> 
         report["embed"] = _judge("embed", precision, _embed(parts, run, rng))
         with scan.watch("target"):
             report["target"], hidden = _target(parts, manifest, run, rng, prefix, mask, precision)
-        for tree in manifest.trees:
-            with scan.watch(tree.engine):
-                outputs = _draft(parts, manifest, run, rng, tree.tree(), tree.engine, hidden)
-            report[tree.engine] = _judge(tree.engine, precision, outputs)
+        for engine in manifest.engines:
+            if (drafted := manifest.tree_of(engine)) is None:
+                continue
+            with scan.watch(engine):
+                outputs = _draft(parts, manifest, run, rng, drafted, engine, hidden)
+            report[engine] = _judge(engine, precision, outputs)
         with scan.watch("decode"):
             outputs = _decode(parts, run, rng)
         report["decode"] = _judge("decode", precision, outputs)
@@ -198,8 +201,8 @@ def _target(
     Returns the report and PyTorch's hidden states of the whole prefix, for the drafter.
     """
     reference, window, length = _reference(parts), manifest.target.window, parts.target.prefix_len
-    static = [tree for info in manifest.trees if isinstance(tree := info.tree(), Tree)]
-    tree = static[0] if static else Tree("root", (-1,))
+    trees = [info.tree() for info in manifest.trees] or [manifest.tree(None).tree()]
+    tree = next((tree for tree in trees if isinstance(tree, Tree)), Tree("root", (-1,)))
     kept_slots = min(length, max(1, window - tree.size))  # prefix slots that fit beside the tree
     tree = Tree(tree.name, tree.parents[: min(tree.size, window - kept_slots)])
     ids = rng.integers(0, parts.target.plan.tokens, (1, tree.size)).repeat(2, axis=0)
@@ -216,7 +219,7 @@ def _target(
     logits = reference.logits(guided)  # [1, kept + N, V]
     unit = guided / guided.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     inputs = _target_inputs(parts, manifest, x.numpy(), positions, visible[:, 0], rng)
-    got = run("target", inputs, ["hidden", "states", "logits", "ids", "similarity", "drawn"])
+    got = run("target", inputs, ["hidden", "states", "logits", "ids", "similarity", "drawn", "runner_up"])
     pairs = {
         "hidden": (got["hidden"], wanted),
         "states": (got["states"], guided),
@@ -224,7 +227,8 @@ def _target(
         "similarity": (got["similarity"], unit @ unit.transpose(1, 2)),
     }
     report = _judge("target", precision, pairs)
-    report["drawn"] = judge_drawn(got["drawn"][0], logits[0].numpy(), inputs, _LIMITS[precision], manifest)
+    both = np.stack([got["drawn"][0], got["runner_up"][0]], axis=1)
+    report["drawn"] = judge_drawn(both, logits[0].numpy(), inputs, _LIMITS[precision], manifest)
     return report, states.numpy()
 
 
@@ -257,23 +261,24 @@ def _target_inputs(
 def judge_drawn(
     drawn: np.ndarray, logits: np.ndarray, inputs: Mapping[str, np.ndarray], limit: float, manifest: Manifest
 ) -> dict[str, Any]:
-    """The engine's draws int64 [N] against those of runtime/sampling.py on PyTorch's logits [N, V], noise and all.
+    """The engine's draws int64 [N, 2], first and second, against those of runtime/sampling.py on PyTorch's logits
+    [N, V], noise and all.
 
-    A token that PyTorch would not draw is a tie when rounding of the allowed size would make it win: when its race
-    is nearly as good, and it is nearly in what the sampler keeps. Raises CascadeError for any other.
+    Draws that PyTorch would not make are a tie when rounding of the allowed size would explain them. Raises
+    CascadeError for any other.
     """
     sampling = Sampling(1.0, 1.0, int(inputs["top_k"][0]), float(inputs["top_p"][0]))
-    slack = 2 * limit * float(np.abs(logits).max())
+    slack, top_k = 2 * limit * float(np.abs(logits).max()), manifest.target.top_k
     equal = ties = 0
-    for node, token in enumerate(drawn.tolist()):
-        order = np.argsort(-logits[node], kind="stable")
-        ranked = logits[node, order]
-        keep = order[: kept(ranked[: manifest.target.top_k], sampling)]
-        race = logits[node] + inputs["noise"][0, inputs["depths"][0, node]]  # [V]
-        best = int(keep[np.argmax(race[keep])])
-        last = logits[node, keep[-1]]
-        near = token >= 0 and race[token] >= race[best] - slack and logits[node, token] >= last - slack
-        equal, ties = equal + (token == best), ties + (token != best and near)
+    for node, tokens in enumerate(drawn.tolist()):
+        ids = np.argsort(-logits[node], kind="stable")
+        ranked = logits[node, ids]
+        race = ranked + inputs["noise"][0, inputs["depths"][0, node], ids]  # [V]
+        order = np.argsort(-race[: kept(ranked[:top_k], sampling)], kind="stable")
+        if tokens == ids[order[[0, min(1, len(order) - 1)]]].tolist():
+            equal += 1
+        else:
+            ties += may_draw(tokens, ids, ranked, race, top_k, sampling, slack)
     if equal + ties < len(drawn):
         raise CascadeError(
             f"the engine target draws other tokens than PyTorch at {len(drawn) - equal - ties} of {len(drawn)} nodes: "

@@ -13,7 +13,7 @@ from cascade_trt.runtime.tree import AnyTree
 ROWS = 4  # both prompts with their caption, then both without
 ALONE = np.arange(ROWS)[:, None]  # rows_of_prompt where every row is a slot of its own
 PAIRS = np.array([[0, 2], [1, 3]])  # and where each caption has its row without one
-OUTPUTS = ("drawn", "logits", "ids", "states", "hidden", "similarity")
+OUTPUTS = ("drawn", "runner_up", "logits", "ids", "states", "hidden", "similarity")
 
 
 def session(bundle: Path, engine: str) -> ort.InferenceSession:
@@ -44,12 +44,14 @@ class Target:
 
     def __call__(
         self, embeds: np.ndarray, start: int, visible: np.ndarray | None = None, depths: np.ndarray | None = None,
-        **sampler: np.ndarray,
+        rows: np.ndarray | None = None, **sampler: np.ndarray,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         """Nodes from slot `start` on: a causal chunk, unless `visible` [N, N] or [R, N, N] says otherwise.
 
-        Draws are greedy unless `sampler` has other inputs.
+        Draws are greedy unless `sampler` has other inputs; `rows` [P, N] are each node's row of the noise, else 0.
         """
+        if rows is not None:
+            sampler["depths"] = rows
         nodes = embeds.shape[1]
         tree_mask = np.zeros((ROWS, nodes, self.manifest.target.window + 1), bool)
         tree_mask[:, :, :nodes] = np.tri(nodes, dtype=bool) if visible is None else visible
@@ -84,17 +86,19 @@ def prefill(target: Target, embeds: np.ndarray, mask: np.ndarray, chunk: int) ->
 
 
 class Draft:
-    """One draft engine, fed call by call; keeps its cache. `guidance` [P, R] mixes each slot's rows, 0 elsewhere."""
+    """The engine that drafts a tree, or the part of it that is drafted, fed call by call; keeps its cache. `guidance`
+    [P, R] mixes each slot's rows, 0 elsewhere."""
 
     def __init__(self, bundle: Path, tree: AnyTree, rows: int, guidance: np.ndarray) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        file = bundle / f"draft.{tree.name}.onnx"
-        self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         manifest = read_manifest(bundle)
+        engine, drafted = manifest.engine_for(tree), tree.drafted
         drafter, self._codes = manifest.drafter, manifest.model.vocab_size
-        assert drafter is not None
-        self._tree, self._rows = tree, rows
+        assert drafter is not None and drafted is not None and engine is not None
+        file = bundle / manifest.engines[engine].file
+        self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self._tree, self._rows = drafted, rows
         self._rows_of_prompt = np.stack([np.flatnonzero(weights) for weights in guidance])
         self._guidance = np.take_along_axis(guidance, self._rows_of_prompt, axis=1)
         self._slots = drafter.slots

@@ -21,6 +21,7 @@ P slots hold one image each, on G rows: 2 under guidance, else 1.
 | output | shape | what |
 |---|---|---|
 | drawn | int64 [P, N] | the token after each node; -1 where a row of the slot is not finite |
+| runner_up | int64 [P, N] | the token that came second in the draw; `drawn` where the sampler keeps no other |
 | logits, ids | [P, N, K] | the K largest guided logits / temperature, and their token ids |
 | states | [P, N, F] | the guided features that the readout's linear map reads, 0 where `drawn` is -1 |
 | hidden | [R, N, D] | after the final norm |
@@ -108,8 +109,9 @@ def build_target(g: GraphBuilder, model: TargetModel, shape: TargetShape) -> Non
         logits = g.op("Div", readout.logits(states), blocks.of_prompt(g, temperature))  # [P, N, V]
     with g.scope("sampler"):
         top, ids = g.op("TopK", logits, g.constant([shape.top_k]), outputs=2, axis=-1, largest=1, sorted=1)
-        drawn = draw(g, model.plan.codes, shape.top_k, (top, ids), fine, sampler)
+        drawn, runner_up = draw(g, model.plan.codes, shape.top_k, (top, ids), fine, sampler)
     g.output("drawn", drawn, INT64, ["P", "N"])
+    g.output("runner_up", runner_up, INT64, ["P", "N"])
     g.output("logits", top, FLOAT, ["P", "N", shape.top_k])
     g.output("ids", ids, INT64, ["P", "N", shape.top_k])
     g.output("states", states, FLOAT, ["P", "N", model.readout.width])

@@ -85,10 +85,29 @@ def test_what_the_head_returns(tiny_bundle: Path, prefix: tuple[np.ndarray, np.n
     np.testing.assert_allclose(in_vocabulary_order(mixed), rows[2:] + 3 * (rows[:2] - rows[2:]), rtol=0, atol=1e-4)
     assert (np.diff(mixed["logits"]) <= 0).all()
     np.testing.assert_array_equal(mixed["drawn"], mixed["ids"][..., 0])
+    np.testing.assert_array_equal(mixed["runner_up"], mixed["drawn"])  # the sampler keeps one token
     state = own["hidden"][2:] + 3 * (own["hidden"][:2] - own["hidden"][2:])
     np.testing.assert_allclose(mixed["states"], state, rtol=0, atol=1e-5)
     unit = state / np.linalg.norm(state, axis=-1, keepdims=True)
     np.testing.assert_allclose(mixed["similarity"], unit @ unit.transpose(0, 2, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [512, 20, 2])
+def test_the_runner_up_comes_second_in_the_draw(
+    tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray], top_k: int
+) -> None:
+    """The largest two of logits + noise, each node with the noise of its depth."""
+    embeds, mask = prefix
+    target, tree, rng = Target(tiny_bundle, mask, PAIRS, (3.0, -2.0)), get_tree("small_9"), np.random.default_rng(0)
+    prefill(target, embeds, mask, 120)
+    noise, depths = rng.gumbel(size=(2, 4, 512)).astype(np.float32), rng.integers(0, 4, (2, tree.size))
+    embedded = target.embed(rng.integers(0, 512, (ROWS, tree.size)))
+    sampler = {"noise": noise, "top_k": np.full(2, top_k), "temperature": np.full(2, 0.7, np.float32)}
+    got = target(embedded, 120, tree.ancestors, tree.depths, rows=depths, **sampler)
+    for slot, node in np.ndindex(depths.shape):
+        race = got["logits"][slot, node, :top_k] + noise[slot, depths[slot, node], got["ids"][slot, node, :top_k]]
+        wanted = got["ids"][slot, node, np.argsort(-race)[:2]].tolist()
+        assert [got["drawn"][slot, node], got["runner_up"][slot, node]] == wanted
 
 
 def test_masked_and_later_slots_have_no_say(tiny_bundle: Path, prefix: tuple[np.ndarray, np.ndarray]) -> None:
