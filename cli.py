@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .export.request import MAX_NODES
 from .runtime.errors import CascadeError
 
 DEFAULT_BUNDLE = Path("build/emoji")
@@ -51,12 +52,16 @@ PATH = click.Path(path_type=Path)
 @click.argument("model")
 @click.option("--checkpoint", type=PATH, help="The transformer's checkpoint (.pt, .safetensors, folder).")
 @click.option("--vq", type=PATH, help="The VQ tokenizer's checkpoint; only its decoder is used.")
-@click.option("--drafter", type=PATH, help="LANTERN drafter (file or folder); without it only rule 'ar' runs.")
+@click.option("--drafter", type=PATH,
+              help="LANTERN drafter (file or folder); without it guesses come from the round before.")
 @click.option("--text", default="none", help="Folder of the text encoder (transformers format), or 'none'.")
 @click.option("--config", type=PATH, help="JSON with what the checkpoint cannot tell (grid, n_head, ...).")
 @click.option("--grid", type=int, help="Side of the token grid: 16, 24, 32 (instead of --config).")
 @click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
-@click.option("--tree", "trees", multiple=True, help="Draft tree by name or .json of paths; repeatable.")
+@click.option("--tree", "trees", multiple=True,
+              help="Tree that is drawn with: a name, chain_W, mixed_W, jacobi_W, ... or a .json of nodes; repeatable.")
+@click.option("--max-nodes", type=int, default=MAX_NODES, show_default=True,
+              help="Most nodes of a target call: trees of guesses up to it need no rebuild.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Most prompts drawn at once.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
 @click.option("--max-top-k", type=int, help="Logits that the engine returns: the largest top_k to be used.")

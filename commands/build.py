@@ -17,8 +17,9 @@ from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
 
 _CONSOLE = Console(stderr=True)
-DEFAULT_TREES = ("small_6",)
-_DEMO_TREES = ("chain_7",)  # the fastest for `cascade` on two cores, where nodes cost much (docs/results.md)
+# Trees of a build that names none, where there is a drafter: what needs no rebuild is served without being named.
+_DEMO_TREES = ("mixed_24", "chain_7")
+_TREES = ("mixed_24", "small_6")
 _DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
@@ -47,15 +48,19 @@ def run(model: str, *, text: str, **given: Any) -> None:
             f"{error.name} is not installed: run `pip install 'cascade-trt[export,cpu]'` to build bundles."
         ) from None
     parts, sampling = open_parts(request)
-    if request.trees and parts.drafter is None:
-        click.echo("Warning: trees need --drafter: they are left out, and only rule 'ar' runs.", err=True)
+    if parts.drafter is None:
+        drafting = [tree.name for tree in trees if tree.drafted is not None]
+        trees = tuple(tree for tree in trees if tree.drafted is None)
+        if request.trees and drafting:
+            click.echo(f"Warning: trees that draft need --drafter; left out: {', '.join(drafting)}.", err=True)
     options = BuildOptions(
         out=folder,
-        trees=trees if parts.drafter is not None else (),
+        trees=trees,
         sampling=sampling,
         batch=request.batch,
         precision=request.precision,
         max_top_k=max(1000, sampling.top_k) if request.max_top_k is None else request.max_top_k,
+        max_nodes=request.max_nodes,
         request=digest,
     )
     plans = _Plans(folder, request.targets, request.one_plan)
@@ -68,7 +73,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
 
 def chosen_trees(request: BuildRequest) -> tuple[AnyTree, ...]:
     """The trees asked for, or those that suit the model. Raises CascadeError for an unknown name."""
-    default = _DEMO_TREES if request.model == "emoji" else DEFAULT_TREES
+    default = _DEMO_TREES if request.model == "emoji" else _TREES
     return tuple(get_tree(name) for name in request.trees or default)
 
 

@@ -45,6 +45,7 @@ from .neighbours import FILE as NEIGHBOURS
 from .neighbours import neighbour_table
 from .parity import check_parity
 from .parts import Parts
+from .request import MAX_NODES
 from .support import backend_support
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes read, bytes in all
@@ -52,7 +53,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, bytes read, by
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Settings of a build. `batch` is the largest number of images that are drawn at once."""
+    """Settings of a build. `batch` is the largest number of images that are drawn at once, `max_nodes` that of nodes in
+    a target call, unless one of `trees` has more."""
 
     out: Path
     trees: tuple[AnyTree, ...]
@@ -60,7 +62,40 @@ class BuildOptions:
     batch: int = 1
     precision: str = "fp32"
     max_top_k: int = 1000
+    max_nodes: int = MAX_NODES
     request: str = ""
+
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the largest target call that the bundle has room for."""
+        return max([self.max_nodes, *(tree.size for tree in self.trees)])
+
+    @property
+    def drafts(self) -> dict[str, AnyTree]:
+        """The draft engines by name, each with what it drafts: one for all trees that draft the same shape.
+
+        Raises CascadeError where two shapes would have one name.
+        """
+        engines: dict[str, AnyTree] = {}
+        for tree in self.trees:
+            drafted = tree.drafted
+            if drafted is None or any(same_shape(drafted, other) for other in engines.values()):
+                continue
+            if engines.setdefault(f"draft.{drafted.name}", drafted) is not drafted:
+                raise CascadeError(f"two trees draft parts called {drafted.name!r} that differ: name them apart.")
+        return engines
+
+    def engine_of(self, tree: AnyTree) -> str | None:
+        """The draft engine of one of the trees; None where nothing of it is drafted."""
+        drafted = tree.drafted
+        if drafted is None:
+            return None
+        return next(name for name, other in self.drafts.items() if same_shape(drafted, other))
+
+
+def same_shape(one: AnyTree, other: AnyTree) -> bool:
+    """Whether two drafted trees are the same but for their names."""
+    return replace(one, name=other.name) == other
 
 
 @dataclass
@@ -103,6 +138,8 @@ def build_bundle(
     disagrees with PyTorch; nothing is left behind then.
     """
     _check(parts, options)
+    if not options.drafts:
+        parts = replace(parts, drafter=None)
     counted = parts.counted(progress)
     with staged_bundle(options.out) as folder:
         stage = Stage(folder, options.precision)
@@ -130,13 +167,18 @@ def _check(parts: Parts, options: BuildOptions) -> None:
         raise CascadeError("--batch must be at least 1.")
     if options.max_top_k < 1:
         raise CascadeError("--max-top-k must be at least 1.")
-    widest = max((_widest(tree) for tree in options.trees), default=0)
+    if options.max_nodes < 2:
+        raise CascadeError("--max-nodes must be at least 2: the root and one guess.")
+    widest = max(map(_widest, options.drafts.values()), default=0)
     codes = parts.target.plan.codes
     if widest > codes:
         raise CascadeError(f"a tree node has {widest} children, more than the {codes} tokens.")
     names = [tree.name for tree in options.trees]
     if len(set(names)) != len(names):
         raise CascadeError(f"two trees are called {max(names, key=names.count)!r}: name them apart.")
+    drafting = [tree.name for tree in options.trees if tree.drafted is not None]
+    if parts.drafter is None and drafting:
+        raise CascadeError(f"tree {drafting[0]} needs a drafter: build with --drafter, or leave the tree out.")
     check_shapes(parts.target.weights, parts.target.shapes(), "checkpoint")
     if parts.drafter is not None:
         check_shapes(parts.drafter.weights, parts.drafter.shapes(parts.target.plan), "drafter")
@@ -156,8 +198,7 @@ class Shapes:
 def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
     """Writes every graph of the bundle and its weights."""
     dtype, target, plan = PRECISIONS[stage.precision], parts.target, parts.target.plan
-    nodes = max((tree.size for tree in options.trees), default=1)
-    shape = target_shape(target, nodes, options.max_top_k)
+    shape = target_shape(target, options.most_nodes, options.max_top_k)
     drafted = None
     with ExitStack() as stack:
 
@@ -179,23 +220,22 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
         stage.save(g, "decode", ["decode.data"])
         if parts.drafter is not None:
             files["drafter"] = weights("drafter")
-            drafted = draft_shape(target, options.trees)
-            for tree in options.trees:
-                name = f"draft.{tree.name}"
+            drafted = draft_shape(target, list(options.drafts.values()), options.most_nodes)
+            for name, tree in options.drafts.items():
                 g = GraphBuilder(name, files["drafter"], files["target"].tensors)
                 build_draft(DraftGraph(g, parts.drafter, target, drafted), tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
-            if len(options.trees) > 1:
-                stage.merge("draft", [f"draft.{tree.name}" for tree in options.trees])
-            np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
-            if parts.states is not None:
-                parts.states.save(stage.folder / STATES)
+            if len(options.drafts) > 1:
+                stage.merge("draft", list(options.drafts))
         if parts.text is not None and parts.text_config is not None:
             files["text"] = weights("text")
             g = GraphBuilder("text", files["text"])
             build_text(g, parts.text, parts.text_config, target.prefix_len)
             stage.save(g, "text", ["text.data"])
     stage.close(*files.values())
+    np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
+    if parts.states is not None:
+        parts.states.save(stage.folder / STATES)
     return Shapes(shape, drafted)
 
 
@@ -234,14 +274,14 @@ def _manifest(
         engines=stage.engines,
         files=stage.files(),
         merged=stage.merged,
-        trees=[TreeInfo.of(tree, f"draft.{tree.name}") for tree in options.trees] if drafter else [],
+        trees=[TreeInfo.of(tree, options.engine_of(tree)) for tree in options.trees],
         drafter=drafter_info,
         text=text,
         dummy_weights=parts.dummy,
         provenance=parts.provenance(),
         backends=backend_support(stack.head_dim, options.precision),
         request=options.request,
-        neighbours=NEIGHBOURS if drafter else None,
+        neighbours=NEIGHBOURS,
         states=STATES if parts.states is not None else None,
         rules=dict(parts.rules),
     )

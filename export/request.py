@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MAX_NODES = 33  # of one target call, unless a build asks for another number: `mixed_32` with its root
+
 
 @dataclass(frozen=True)
 class BuildRequest:
@@ -26,6 +28,7 @@ class BuildRequest:
     batch: int = 1
     precision: str = "fp32"
     max_top_k: int | None = None
+    max_nodes: int = MAX_NODES
     dummy_weights: bool = False
     targets: tuple[str, ...] = ()
     one_plan: bool = False

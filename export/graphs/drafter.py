@@ -28,11 +28,14 @@ class DraftShape:
     positions: int
 
 
-def draft_shape(target: TargetModel, trees: Sequence[AnyTree]) -> DraftShape:
-    """Slots for the prefix, the sequence, the padding of the last catch-up, and the drafted nodes behind it."""
-    depth, drafted = max(tree.depth for tree in trees), max(expanded(tree) for tree in trees)
-    read = target.prefix_len - 1 + target.plan.length
-    return DraftShape(read + depth + 1 + drafted, read + 2 * (depth + 1))
+def draft_shape(target: TargetModel, drafted: Sequence[AnyTree], max_nodes: int) -> DraftShape:
+    """Slots for the prefix, the sequence, the padding of the last catch-up, and the drafted nodes behind it.
+
+    A round accepts a path of a tree of at most `max_nodes`, of which one of `drafted` may be the first part only.
+    """
+    levels, inner = (max(count(tree) for tree in drafted) for count in (lambda tree: tree.depth + 1, expanded))
+    read, pairs = target.prefix_len - 1 + target.plan.length, max(max_nodes, levels)
+    return DraftShape(read + pairs + inner, read + pairs + levels)
 
 
 def expanded(tree: AnyTree) -> int:

@@ -13,6 +13,7 @@ from support import FIXTURE
 
 from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 from cascade_trt.runtime.backends.ort import OrtBackend
+from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.tree import TREE_NAMES, DynamicTree, Tree, get_tree
 
 PREFIX, DIM, VOCAB, SCALE = 120, 128, 512, 3.0
@@ -45,7 +46,7 @@ def golden_drafter() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("cuts", [[129], [120, 129], [3, 50, 120, 124, 129]])
 def test_golden_states(tiny_bundle: Path, golden_drafter: dict[str, np.ndarray], cuts: list[int]) -> None:
     """The original drafter's states, in one call or over several with padding behind the valid pairs."""
-    draft = Draft(tiny_bundle, get_tree("chain_2"), 2, np.eye(2, dtype=np.float32))
+    draft = Draft(tiny_bundle, get_tree("chain"), 2, np.eye(2, dtype=np.float32))
     hidden, ids = golden_drafter["hidden_in"], golden_drafter["ids"].astype(np.int64)
     features, begin = [], 0
     for end in cuts:
@@ -188,3 +189,28 @@ def test_steps_may_share_the_caches_memory(tiny_bundle: Path, name: str) -> None
     np.testing.assert_array_equal(memory[1], apart[f"present_value.{last}"])
     committed = PREFIX + 2
     np.testing.assert_array_equal(apart["present_key.0"][:, :, :committed], memory[0][:, :, :committed])
+
+
+@pytest.mark.parametrize("name", ["chain", "small_9", "eagle2_60"])
+def test_padding_up_to_the_largest_call_changes_nothing(tiny_bundle: Path, name: str) -> None:
+    """The newest pairs come in any number: behind the longest sequence the cache still has room for those of the
+    largest target call and the drafted nodes, and nothing is read of the padding."""
+    manifest, tree, rng = read_manifest(tiny_bundle), get_tree(name), np.random.default_rng(5)
+    assert manifest.drafter is not None
+    draft = Draft(tiny_bundle, tree, 2, np.array([[SCALE, 1 - SCALE]], np.float32))
+    end = PREFIX - 1 + manifest.model.plan.length  # what a drafter has read of the longest sequence
+    draft(rng.normal(size=(2, PREFIX, DIM)).astype(np.float32), np.arange(PREFIX)[None],
+          rng.integers(0, VOCAB, (1, PREFIX)), np.array([PREFIX]), 0)  # fmt: skip
+    hidden = rng.normal(size=(2, 3, DIM)).astype(np.float32)
+    most = manifest.most_nodes
+    path, tokens = np.array([[2, *[0] * (most - 1)]]), rng.integers(0, VOCAB, (1, most))
+    noise = rng.gumbel(size=(1, tree.depth + 1, VOCAB)).astype(np.float32)
+    alone, padded = (
+        draft.run(draft.inputs(hidden, path[:, :pairs], tokens[:, :pairs], np.array([1]), end - 1, noise))
+        for pairs in (1, most)
+    )
+    np.testing.assert_array_equal(padded["tree_tokens"], alone["tree_tokens"])
+    limit = ROUNDING * (1 + tree.depth) * np.abs(alone["log_q"]).max()
+    np.testing.assert_allclose(padded["log_q"], alone["log_q"], rtol=0, atol=limit)
+    last = f"present_key.{tree.depth - 1}"
+    assert not alone[last][:, :, end + tree.laws - 1 :].any() and padded[last][:, :, end:].any()

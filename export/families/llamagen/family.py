@@ -117,7 +117,7 @@ def open_checkpoints(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     if request.text is not None:
         parts["text"], parts["text_config"], parts["tokenizer"] = open_t5(request.text)
         check_text_matches(target.conditioner.info, parts["text_config"])
-    if request.config is not None and request.drafter is not None:
+    if request.config is not None:
         parts["states"] = state_table(settings, request.config.parent, (config.vocab_size, config.dim))
     return Parts(target, vq_source, vq_config, **parts), _sampling(config, settings)
 
