@@ -22,7 +22,7 @@ from .script import SCRIPT, build_script
 from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
-from .tensorrt.profiles import Dims, engine_profiles, largest_tree, pairs_of
+from .tensorrt.profiles import Dims, engine_profiles, steady_pairs
 from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
 
 Progress = Callable[[str, int, int], None]  # what is being done, plans compiled, plans in all
@@ -158,9 +158,10 @@ def _open_work(
 
 
 def _options(manifest: Manifest, engine: str, group: tuple[Target, ...], plain_attention: bool) -> dict[str, Any]:
-    tree, form = manifest.tree_of(engine), AttentionForm.PLAIN
-    fixed, size = (FIXED_NODES, largest_tree(manifest)) if tree is None else (FIXED_PAIRS, pairs_of(tree))
-    if (engine == "target" or tree is not None) and not plain_attention:
+    fixed, size, form = FIXED_NODES, manifest.most_nodes, AttentionForm.PLAIN
+    if pairs := steady_pairs(manifest, engine):
+        fixed, size = FIXED_PAIRS, max(count for count, _ in pairs)
+    if (engine == "target" or pairs) and not plain_attention:
         form = attention_form(group, manifest.engines[engine].precision, size)
     return builder_options(form, fixed, size)
 

@@ -19,9 +19,11 @@ from ..runtime.backends.host import HostBuffer, host_buffer, host_dtype
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
-from ..runtime.sampling import Sampling, kept
+from ..runtime.sampling import Sampling
 from .doctor import USABLE, judge_bundle, look_around
+from .draws import may_draw
 from .tensorrt.loader import import_tensorrt, require_polygraphy
+from .tensorrt.profiles import drawn_trees
 
 if TYPE_CHECKING:
     from .tensorrt.run import TimedCall
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 # the fixture and the random XL model (docs/tensorrt.md).
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 _CHOSEN = ("parents", "sources", "depths", "ancestors")  # by the draft graph of a dynamic tree
-_DRAWN = "drawn"
-INTEGERS = (_DRAWN, "ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
+_DRAWN, _SECOND = "drawn", "runner_up"
+INTEGERS = (_DRAWN, _SECOND, "ids", "tree_tokens", *_CHOSEN)  # near ties may swap, so a share of them must agree
 _LEAST_AGREEMENT = 0.8  # of draws all: which of them are ties can be told
 _BEST = 16  # of the ids, which are sorted by logit, as many are compared, as sets
 
@@ -87,7 +89,7 @@ class RecordingEngine:
 
 
 def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) -> list[Call]:
-    """Draws one picture, begins one with each further tree and one by plain decoding, and records.
+    """Draws one image, begins one with each further tree and one by plain decoding, and records.
 
     So every engine of the bundle is called with every shape that it is used with. `pipeline` must be loaded with
     warm=False.
@@ -95,11 +97,11 @@ def record(pipeline: Pipeline, given: Mapping[str, Any], limit: int, seed: int) 
     recording = Recording(limit)
     pipeline.wrap_engines(lambda name, engine: RecordingEngine(name, engine, recording))
     draw = partial(pipeline.generate, **given, seed=seed, temperature=1.0)
-    draw()
-    for tree in pipeline.manifest.trees[1:]:
+    first, *others = drawn_trees(pipeline.manifest)
+    draw(tree=first.name)
+    for tree in others:
         _begin(partial(draw, tree=tree.name), limit)
-    if pipeline.manifest.trees:
-        _begin(partial(draw, rule=PLAIN), limit)
+    _begin(partial(draw, rule=PLAIN), limit)
     pipeline.wrap_engines(None)
     return recording.calls
 
@@ -125,7 +127,7 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
 
     Raises CascadeError with `doctor`'s sentence when they are missing or cannot be used here.
     """
-    from .tensorrt.fixed_nodes import FixedNodes
+    from .tensorrt.fixed_nodes import FixedNodes, PaddedIds
     from .tensorrt.fixed_pairs import FixedPairs
     from .tensorrt.run import CudaDevice, PlanEngine
 
@@ -145,8 +147,10 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
         plan = plans[name]
         runs = PlanEngine(flavour, folder / plan.file, device)
         if plan.fixed_nodes is not None:
-            return FixedNodes(runs, plan.fixed_nodes)
-        return runs if plan.fixed_pairs is None else FixedPairs(runs, plan.fixed_pairs)
+            return FixedNodes(runs, plan.profiles)
+        if name == "embed":
+            return PaddedIds(runs, plan.profiles)
+        return runs if pipeline.manifest.tree_of(name) is None else FixedPairs(runs, plan.profiles)
 
     pipeline.wrap_engines(lambda name, _: engine(name))
 
@@ -173,8 +177,8 @@ def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list
             raise CascadeError(f"the bundle has no engine {call.engine}: build both bundles with the same trees.")
         outputs = _replay(call, engines[call.engine], pipeline.manifest.target.top_k)
         for name, expected in call.outputs.items():
-            if name == _DRAWN:
-                share = _share_drawn(call, outputs, tolerance)
+            if name in (_DRAWN, _SECOND):
+                share = _share_drawn(call, outputs, (_DRAWN, _SECOND) if name == _SECOND else (_DRAWN,), tolerance)
                 found.append(Difference(number, call.engine, name, share, 1.0, share == 1))
                 continue
             drafted = name == "embeds" and "tree_tokens" in outputs
@@ -237,24 +241,21 @@ def _bound(
     return engine.bind(inputs, outputs), outputs
 
 
-def _share_drawn(call: Call, outputs: Mapping[str, np.ndarray], tolerance: float) -> float:
-    """The share of nodes at which the engine drew the recorded token, or one that ties with it.
-
-    They tie when differences of the logits that are allowed would have made it draw the recorded one: it is nearly
-    among the kept ones, and nearly wins their race.
-    """
+def _share_drawn(call: Call, outputs: Mapping[str, np.ndarray], names: Sequence[str], tolerance: float) -> float:
+    """The share of nodes at which the engine drew the recorded tokens `names`, or others that tie with them: when
+    differences of the logits that are allowed would have made it draw the recorded ones."""
     logits, ids, given = outputs["logits"], outputs["ids"], call.inputs
     slack = 2 * tolerance * float(np.abs(logits).max(initial=0))
-    good = call.outputs[_DRAWN] == outputs[_DRAWN]  # [P, N]
+    wanted, got = (np.stack([tokens[name] for name in names], axis=-1) for tokens in (call.outputs, outputs))
+    good = (wanted == got).all(axis=-1)  # [P, N]
     for slot, node in np.argwhere(~good).tolist():
         sampling = Sampling(1.0, 1.0, int(given["top_k"][slot]), float(given["top_p"][slot]))
-        ranked, names = logits[slot, node], ids[slot, node]
-        race = ranked + given["noise"][slot, given["depths"][slot, node], names]  # [K]
-        count = kept(ranked, sampling)
-        at = np.flatnonzero(names == call.outputs[_DRAWN][slot, node])
-        if len(at) and outputs[_DRAWN][slot, node] >= 0:
-            near = race[at[0]] >= race[:count].max() - slack and ranked[at[0]] >= ranked[count - 1] - slack
-            good[slot, node] = near
+        ranked, own = logits[slot, node], ids[slot, node]
+        race = ranked + given["noise"][slot, given["depths"][slot, node], own]  # [K]
+        if (got[slot, node] >= 0).all():
+            good[slot, node] = may_draw(
+                wanted[slot, node].tolist(), own, ranked, race, len(own), sampling, slack
+            )
     return float(good.mean())
 
 
@@ -297,10 +298,11 @@ class EndToEnd:
 
 
 def compare_drawings(reference: Pipeline, other: Pipeline, given: Mapping[str, Any], seed: int) -> EndToEnd:
-    """Both draw at temperature 0. Tokens after the first difference belong to different pictures."""
-    one, two = (pipe.generate(**given, seed=seed, temperature=0.0) for pipe in (reference, other))
+    """Both draw at temperature 0, with the same tree. Tokens after the first difference belong to different images."""
+    draw = {**given, "seed": seed, "temperature": 0.0, "tree": drawn_trees(reference.manifest)[0].name}
+    one, two = (pipe.generate(**draw) for pipe in (reference, other))
     equal = one.codes == two.codes
     places = np.flatnonzero(~equal.reshape(-1))
-    pictures = [np.asarray(output.images[0], np.float32) for output in (one, two)]
+    images = [np.asarray(output.images[0], np.float32) for output in (one, two)]
     first = int(places[0]) if places.size else None
-    return EndToEnd(float(equal.mean()), first, float(np.abs(pictures[0] - pictures[1]).mean()))
+    return EndToEnd(float(equal.mean()), first, float(np.abs(images[0] - images[1]).mean()))

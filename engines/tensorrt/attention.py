@@ -29,10 +29,9 @@ class AttentionForm(StrEnum):
 def attention_form(targets: Sequence[Target], precision: str, nodes: int) -> AttentionForm:
     """The form in which all `targets`, which share a plan, read the cache in place; PLAIN where none is known.
 
-    `nodes` is how many every call of the engine would have in the form NODES: those of the bundle's largest tree, 1
-    where it has none, or a drafter's pairs. With a single node the plain form copies nothing but in the prefix's one
-    call, which NODES would split into a call for each slot. Only TensorRT-RTX's fused attention (half precisions) has
-    been looked at.
+    `nodes` is how many every call of the engine would have in the form NODES: the most nodes of a target call, or a
+    drafter's pairs. With a single one the plain form copies nothing but in the prefix's one call, which NODES would
+    split into a call for each slot. Only TensorRT-RTX's fused attention (half precisions) has been looked at.
     """
     if precision not in ("fp16", "bf16") or any(target.backend != "tensorrt-rtx" for target in targets):
         return AttentionForm.PLAIN

@@ -5,7 +5,10 @@ change no answer, and are cut off again. A longer one (the prefix) becomes sever
 padded; a later piece reads what the earlier ones wrote, as slots before `write_index`. Copies fill up to K - 1 cache
 slots after the call's last node. A runtime may leave them there, because no node ever sees a slot that was not
 written again first; here they are put back, so that caches can be compared. The bundle's cache has room for them,
-since K is the size of its largest tree: its slots end K after the last image token.
+since K is the most nodes of a call: its slots end K after the last image token. Rows of noise, and forced tokens, are
+padded to those that the engine takes, which no node asks for.
+
+`PaddedIds` is the embed engine for the trees of any number of nodes.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import numpy as np
 
 from ...runtime.backends import Buffer
 from ...runtime.backends.host import HostBuffer, host_buffer
+from .profiles import Dims, fitting
 from .run import PlanEngine, TimedCall
 
 Buffers = Mapping[str, Buffer]
 _OF_NODES = ("embeds", "positions", "depths")  # inputs [P or R, N, ...] that a piece takes its nodes from
-_BY_NODE = ("drawn", "logits", "ids", "states", "hidden")  # outputs [P or R, N, ...]
+_BY_LEVEL = ("noise", "forced")  # inputs [P, L, ...]
+_BY_NODE = ("drawn", "runner_up", "logits", "ids", "states", "hidden")  # outputs [P or R, N, ...]
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,11 @@ def pieces(tree_mask: np.ndarray, fixed: int) -> list[Piece]:
 
 
 class FixedNodes:
-    """The target on `engine`, of which every call has `fixed` nodes, as an engine for any number of them."""
+    """The target on `engine`, of which every call has one number of nodes and of rows of noise by its `profiles`, as an
+    engine for any number of them."""
 
-    def __init__(self, engine: PlanEngine, fixed: int) -> None:
-        self._engine, self._fixed = engine, fixed
+    def __init__(self, engine: PlanEngine, profiles: Sequence[Dims]) -> None:
+        self._engine, self._fixed, self._levels = engine, profiles[0]["N"], profiles[0]["L"]
 
     def dtype(self, name: str) -> str:
         return self._engine.dtype(name)
@@ -61,6 +67,7 @@ class FixedNodes:
         """Raises CascadeError when the engine has no profile for the rows of `inputs`, ValueError for `similarity`
         without `states`: cosines of nodes in different pieces are made from these."""
         own = {name: self._resized(given) for name, given in inputs.items() if name in (*_OF_NODES, "tree_mask")}
+        own |= {name: _longer(inputs[name], self._levels) for name in _BY_LEVEL if name in inputs}
         own |= {name: HostBuffer(inputs[name].host.copy()) for name in ("write_index", "cache_mask")}
         answers = {name: self._resized(wanted) for name, wanted in outputs.items() if name in _BY_NODE}
         if "similarity" in outputs:
@@ -73,7 +80,12 @@ class FixedNodes:
 
     def _resized(self, like: Buffer) -> HostBuffer:
         """Zeros like a buffer [P or R, N, ...] with as many nodes as the engine takes."""
-        return host_buffer((like.shape[0], self._fixed, *like.shape[2:]), like.dtype)
+        return _longer(like, self._fixed)
+
+
+def _longer(like: Buffer, count: int) -> HostBuffer:
+    """Zeros like a buffer [P or R, n, ...], `count` in place of n."""
+    return host_buffer((like.shape[0], count, *like.shape[2:]), like.dtype)
 
 
 class FixedNodesCall:
@@ -125,6 +137,9 @@ class FixedNodesCall:
         mask = given["tree_mask"]
         own["tree_mask"][:] = False
         own["tree_mask"][:, :, : mask.shape[2] - start] = mask[:, nodes, start:]
+        for name in _BY_LEVEL:
+            if name in own:
+                own[name][:, : given[name].shape[1]] = given[name]
         own["cache_mask"][:] = given["cache_mask"]
         for row, first in enumerate(given["write_index"]):
             own["cache_mask"][row, first : first + start] = mask[row, start, :start]
@@ -149,3 +164,44 @@ class FixedNodesCall:
             for cache in caches
             for row, first in enumerate(self._inputs["write_index"].tolist())
         ]
+
+
+class PaddedIds:
+    """The embed engine on `engine`, which takes the numbers of nodes of its `profiles`, as an engine for any number up
+    to their largest."""
+
+    def __init__(self, engine: PlanEngine, profiles: Sequence[Dims]) -> None:
+        self._engine, self._profiles = engine, profiles
+
+    def dtype(self, name: str) -> str:
+        return self._engine.dtype(name)
+
+    def bind(self, inputs: Buffers, outputs: Buffers) -> TimedCall:
+        """Raises CascadeError when the engine has no profile for these ids [R, N]."""
+        rows, nodes = inputs["ids"].shape
+        size = fitting(self._profiles, rows, N=nodes)["N"]
+        if size == nodes:
+            return self._engine.bind(inputs, outputs)
+        ids, embeds = _longer(inputs["ids"], size), _longer(outputs["embeds"], size)
+        call = self._engine.bind({"ids": ids}, {"embeds": embeds})
+        return PaddedIdsCall(call, inputs["ids"].host, outputs["embeds"].host, ids.host, embeds.host)
+
+
+@dataclass(frozen=True)
+class PaddedIdsCall:
+    """`call` reads `own_ids` and writes `own_embeds`; users of this see `ids` [R, N] and `embeds` [R, N, D]."""
+
+    call: TimedCall
+    ids: np.ndarray
+    embeds: np.ndarray
+    own_ids: np.ndarray
+    own_embeds: np.ndarray
+
+    def run(self, fetch: Sequence[str] = ()) -> None:
+        nodes = self.ids.shape[1]
+        self.own_ids[:, :nodes] = self.ids
+        self.call.run(fetch)
+        self.embeds[:] = self.own_embeds[:, :nodes]
+
+    def seconds(self, repeats: int = 50) -> float:
+        return self.call.seconds(repeats)

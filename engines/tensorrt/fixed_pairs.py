@@ -1,9 +1,11 @@
-"""Calls of any number of pairs on a draft engine of which every call has K pairs (`attention.py`, NODES).
+"""Calls of any number of pairs on a draft engine that takes few numbers of them.
 
-The steady call has K pairs anyway. The first one, over the prefix, becomes several calls: each reads the next K pairs,
-the last one the last K, some of them once more, with the same result. A prefix shorter than K is padded. Every one of
-these calls drafts a tree; that of the last call is the answer, and what the others wrote of theirs behind their pairs
-is overwritten by the next.
+The runtime reads as many pairs as a round has accepted, behind a target call of any tree. An engine has profiles for
+the most that a tree can leave, or takes K pairs in every call (`attention.py`, NODES). So a call of fewer pairs is
+padded behind its last one, and its hidden states with rows that no pair reads. One of more (the first, over the prefix)
+becomes several calls: each reads the next K pairs, the last one the last K, some of them once more, with the same
+result. Every one of these calls drafts a tree; that of the last call is the answer, and what the others wrote of theirs
+behind their pairs is overwritten by the next.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 
 from ...runtime.backends import Buffer
 from ...runtime.backends.host import HostBuffer, host_buffer
+from .profiles import Dims, fitting
 from .run import PlanEngine, TimedCall
 
 Buffers = Mapping[str, Buffer]
@@ -22,22 +25,34 @@ _OWN = ("count", "write_index")
 
 
 class FixedPairs:
-    """The drafter on `engine`, of which every call has `fixed` pairs, as an engine for any number of them."""
+    """The drafter on `engine`, with these profiles, as an engine for any number of pairs and of hidden states up to the
+    profiles' largest."""
 
-    def __init__(self, engine: PlanEngine, fixed: int) -> None:
-        self._engine, self._fixed = engine, fixed
+    def __init__(self, engine: PlanEngine, profiles: Sequence[Dims]) -> None:
+        self._engine, self._profiles = engine, profiles
 
     def dtype(self, name: str) -> str:
         return self._engine.dtype(name)
 
     def bind(self, inputs: Buffers, outputs: Buffers) -> TimedCall:
-        """Raises CascadeError when the engine has no profile for the rows of `inputs`."""
-        if inputs["path"].shape[1] == self._fixed:
+        """Raises CascadeError when the engine has no profile for the rows or hidden states of `inputs`."""
+        (rows, states, _), pairs = inputs["hidden"].shape, inputs["path"].shape[1]
+        fixed, states_taken = self._sizes(rows, pairs, states)
+        if (fixed, states_taken) == (pairs, states):
             return self._engine.bind(inputs, outputs)
-        own = {name: host_buffer((inputs[name].shape[0], self._fixed), "int64") for name in _OF_PAIRS}
-        own |= {name: HostBuffer(inputs[name].host.copy()) for name in _OWN}
         assert "features" not in outputs, "states of all pairs would come in pieces; the runtime reads none"
+        own = {name: host_buffer((inputs[name].shape[0], fixed), "int64") for name in _OF_PAIRS}
+        own |= {name: HostBuffer(inputs[name].host.copy()) for name in _OWN}
+        if states_taken > states:
+            like = inputs["hidden"]
+            own["hidden"] = host_buffer((rows, states_taken, like.shape[2]), like.dtype)
         return FixedPairsCall(self._engine.bind({**inputs, **own}, outputs), inputs, own)
+
+    def _sizes(self, rows: int, pairs: int, states: int) -> tuple[int, int]:
+        """M and N_hidden of the smallest profile that takes so many pairs; of more pairs than any takes, pieces."""
+        taken = [p["M"] for p in self._profiles if p["R"] == rows and p["N_hidden"] >= states]
+        profile = fitting(self._profiles, rows, M=min(pairs, max(taken, default=pairs)), N_hidden=states)
+        return profile["M"], profile["N_hidden"]
 
 
 class FixedPairsCall:
@@ -63,8 +78,13 @@ class FixedPairsCall:
         return -(-int(self._inputs["count"].max()) // self._fixed)
 
     def _prepare(self, piece: int) -> None:
-        """Fills the engine's inputs with a piece's pairs."""
+        """Fills the engine's inputs with a piece's pairs.
+
+        Raises ValueError for pairs that would be written outside the cache: a GPU might not notice.
+        """
         given, own, count = self._inputs, self._own, self._inputs["count"]
+        if "hidden" in own:
+            own["hidden"][:, : given["hidden"].shape[1]] = given["hidden"]
         first = np.minimum(piece * self._fixed, np.maximum(count - self._fixed, 0))  # [P]
         pairs = np.minimum(first[:, None] + np.arange(self._fixed), count[:, None] - 1)  # [P, K]
         for name in ("path", "tokens"):
@@ -72,4 +92,6 @@ class FixedPairsCall:
         own["count"][:] = np.minimum(count - first, self._fixed)
         starts = first[given["prompt_of_row"]]
         own["write_index"][:] = given["write_index"] + starts
+        if (own["write_index"] + self._fixed > (slots := given["cache_mask"].shape[1])).any():
+            raise ValueError(f"{self._fixed} pairs would be written beyond the cache's {slots} slots")
         own["positions"][:] = (given["positions"][:, 0] + starts)[:, None] + np.arange(self._fixed)

@@ -7,10 +7,11 @@ dimensions of one name stay equal over all inputs, which the KV update and atten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...runtime.bundle import FIXED_NODES, FIXED_PAIRS, Manifest
+from ...runtime.errors import CascadeError
 from ...runtime.tree import AnyTree
 
 Dims = dict[str, int]  # dimension name -> size
@@ -24,39 +25,47 @@ def guided(manifest: Manifest) -> bool:
     return manifest.sampling.guidance_scale != 1
 
 
-def largest_tree(manifest: Manifest) -> int:
-    """Nodes of the bundle's largest tree with its root; 1 where it has no tree."""
-    return max((tree.tree().size for tree in manifest.trees), default=1)
+def drawn_trees(manifest: Manifest) -> list[AnyTree]:
+    """The trees that engines have profiles for: those that the bundle was built with, or the one that it draws with
+    where it was built with none."""
+    return [info.tree() for info in manifest.trees or [manifest.tree(None)]]
 
 
-def pairs_of(tree: AnyTree) -> int:
-    """Pairs M of a drafter's steady call: what a round can accept, and the root."""
-    return tree.depth + 1
+def steady_pairs(manifest: Manifest, engine: str) -> list[tuple[int, int]]:
+    """(M, N_hidden) of a draft engine's steady calls, one for each tree that it drafts for: the most pairs that a round
+    leaves, a token accepted at each level and the bonus token, and the nodes verified. Empty for any other engine."""
+    trees = [info.tree() for info in manifest.trees if info.engine == engine]
+    return [(tree.depth + 1, tree.size) for tree in trees]
 
 
 def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] | None = None) -> list[Dims]:
     """The profiles of `engine`: calls on 1 to the bundle's batch of slots, and those that fill a single slot.
 
     target: the prefix (N = T, one slot), each tree (N = its nodes, L = its levels and one) and plain decoding (N = 1),
-    largest first; with the builder `options`' fixed_nodes, where the engine takes one number of nodes, in place of N.
-    draft.*: the first call after the prefix (M = N_hidden = T, one slot), then the steady one (M = depth + 1); or both
-    with fixed_pairs.
-    embed: plain decoding (N = 1). condition, text, decode: one image at a time.
+    largest first; with the builder `options`' fixed_nodes, where the engine takes one number of nodes, one call of so
+    many, L being the most levels that a tree of the bundle can have.
+    draft.*: the first call after the prefix (M = N_hidden = T, one slot), then a steady one for each tree; with
+    fixed_pairs, M is that in both, and N_hidden in the steady one that of a target with fixed_nodes.
+    embed: plain decoding (N = 1), each tree with guesses (N = its nodes), the most nodes of a call.
+    condition, text, decode: one image at a time.
     """
     length, options = manifest.model.condition.length, options or {}
     filling: list[Dims] = [{}]  # calls on one slot
     steady: list[Dims] = []  # calls on any number of slots
-    if engine == "target":
-        trees = [tree.tree() for tree in manifest.trees]
+    if FIXED_NODES in options:
+        filling, steady = [], [{"N": options[FIXED_NODES], "L": manifest.most_nodes}]
+    elif engine == "target":
         filling = [{"N": length, "L": 1}]
-        steady = [{"N": 1, "L": 1}, *({"N": tree.size, "L": tree.depth + 1} for tree in trees)]
-        if FIXED_NODES in options:
-            filling, steady = ([call | {"N": options[FIXED_NODES]} for call in calls] for calls in (filling, steady))
+        steady = [{"N": 1, "L": 1}, *({"N": tree.size, "L": tree.depth + 1} for tree in drawn_trees(manifest))]
     elif engine == "embed":
-        filling, steady = [], [{"N": 1}]
-    elif (tree := manifest.tree_of(engine)) is not None:
-        filling = [{"M": options.get(FIXED_PAIRS, length), "N_hidden": length}]
-        steady = [{"M": pairs_of(tree), "N_hidden": tree.size}]
+        guessed = [tree.size for tree in drawn_trees(manifest) if tree.guessed]
+        filling, steady = [], [{"N": size} for size in sorted({1, *guessed, manifest.most_nodes})]
+    elif FIXED_PAIRS in options:
+        filling = [{"M": options[FIXED_PAIRS], "N_hidden": length}]
+        steady = [{"M": options[FIXED_PAIRS], "N_hidden": manifest.most_nodes}]
+    elif pairs := steady_pairs(manifest, engine):
+        filling = [{"M": length, "N_hidden": length}]
+        steady = [{"M": count, "N_hidden": nodes} for count, nodes in pairs]
     rows = 2 if guided(manifest) else 1
     profiles: list[Dims] = []
     for slots in range(1, manifest.batch + 1):
@@ -66,3 +75,18 @@ def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] 
             if profile not in profiles:
                 profiles.append(profile)
     return profiles
+
+
+def fitting(profiles: Sequence[Dims], rows: int, **least: int) -> Dims:
+    """The smallest profile for so many rows in which the dimensions named in `least` are at least so large.
+
+    Raises CascadeError when there is none.
+    """
+    found = [p for p in profiles if p["R"] == rows and all(p[name] >= size for name, size in least.items())]
+    if not found:
+        sizes = ", ".join(f"{name} = {size}" for name, size in least.items())
+        raise CascadeError(
+            f"the engine has no profile for {sizes} on {rows} rows: name the tree in `build --tree`, and compile the "
+            "bundle's engines again."
+        )
+    return min(found, key=lambda profile: [profile[name] for name in least])

@@ -122,8 +122,12 @@ class PlanEngine:
             best = {name: tuple(engine.get_tensor_profile_shape(name, index)[1]) for name in open_inputs}
             if all(best[name] == buffer.shape for name, buffer in open_inputs.items()):
                 return index
-        shapes = ", ".join(f"{name} {list(given.shape)}" for name, given in inputs.items() if len(given.shape) > 1)
-        raise CascadeError(f"{self._name} has no profile for {shapes}: compile the bundle's engines again.")
+        shapes = ", ".join(f"{name} {list(given.shape)}" for name, given in inputs.items()
+                           if len(given.shape) > 1 and not name.startswith("past_"))  # fmt: skip
+        raise CascadeError(
+            f"{self._name} has no profile for {shapes}: name the tree in `build --tree`, and compile the bundle's "
+            "engines again."
+        )
 
 
 class TimedCall(Protocol):

@@ -72,11 +72,11 @@ def test_targets_share_one_plan(bundle: Path, fake_worker: list[str]) -> None:
 
 
 def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -> None:
-    """The largest tree's, in every profile of the target and where users of the manifest look; drafters, of pairs."""
+    """The most of a call, in every profile of the target and where users of the manifest look; drafters, of pairs."""
     added = add_plans(bundle, [SM89, SM86], quiet)
     plans = {plan.target: plan for plan in added.manifest.plans if plan.engine == "target"}
-    assert plans["rtx:sm86"].fixed_nodes == 9
-    assert plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "G": 2, "N": 9, "L": rows} for rows in (1, 5)]
+    assert plans["rtx:sm86"].fixed_nodes == 33
+    assert plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "G": 2, "N": 33, "L": 33}]
     assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 3
     assert {plan.fixed_nodes for plan in added.manifest.plans if plan.engine != "target"} == {None}
     drafters = {plan.target: plan for plan in added.manifest.plans if plan.engine == "draft.small_9"}
@@ -84,7 +84,7 @@ def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -
     assert [profile["M"] for profile in drafters["rtx:sm86"].profiles] == [5, 5]
     assert {plan.fixed_pairs for plan in added.manifest.plans if not plan.engine.startswith("draft.")} == {None}
     shared = add_plans(bundle, [SM89, SM86], quiet, one_plan=True).manifest.plans
-    assert {plan.fixed_nodes for plan in shared if plan.engine == "target"} == {9}
+    assert {plan.fixed_nodes for plan in shared if plan.engine == "target"} == {33}
     plain = add_plans(bundle, [SM86], quiet, plain_attention=True).manifest.plans
     assert {len(plan.profiles) for plan in plain if (plan.target, plan.engine) == ("rtx:sm86", "target")} == {3}
     assert fake_worker.count("rtx:sm86 target") == 2 and fake_worker.count("rtx:sm86 rtx:sm89 target") == 1

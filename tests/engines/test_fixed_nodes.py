@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from support import build, random_features, save_checkpoints
 
-from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes, Piece, pieces
-from cascade_trt.engines.tensorrt.profiles import engine_profiles, largest_tree
+from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes, PaddedIds, Piece, pieces
+from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
+from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
 from cascade_trt.engines.verify import Call, compare_calls, record, time_calls
+from cascade_trt.runtime.backends import Engine
 from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
-SIZES = [9, 5, 1]  # of the engine; calls have 20 nodes (prefix), 9 (tree) and 1
+SIZES = [33, 9, 5, 1]  # of the engine; calls have 20 nodes (prefix), 9 (tree) and 1
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +46,15 @@ def with_fixed(pipe: Pipeline, fixed: int, folder: Path) -> Pipeline:
     other, graph = Pipeline.load(pipe.folder, threads=1, warm=False), pipe.folder / pipe.manifest.engines["target"].file
     profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": fixed})
     plan = fake_trt.write_plan(folder / "target.plan", graph, profiles)
-    target = FixedNodes(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), fixed)
+    target = FixedNodes(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), profiles)
     other.wrap_engines(lambda name, engine: target if name == "target" else engine)
     return other
 
 
-def test_the_largest_tree_and_its_only_number_of_nodes(pipe: Pipeline) -> None:
-    assert largest_tree(pipe.manifest) == 9
-    profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": 9})
-    assert profiles == [{"P": p, "R": 2 * p, "G": 2, "N": 9, "L": rows} for p in (1, 2) for rows in (1, 5)]
+def test_the_most_nodes_of_a_call_and_their_only_profile(pipe: Pipeline) -> None:
+    assert pipe.manifest.most_nodes == 33
+    profiles = engine_profiles(pipe.manifest, "target", {"fixed_nodes": 33})
+    assert profiles == [{"P": p, "R": 2 * p, "G": 2, "N": 33, "L": 33} for p in (1, 2)]
 
 
 @pytest.mark.parametrize("fixed", SIZES)
@@ -103,12 +105,41 @@ def run(pipe: Pipeline, inputs: dict[str, np.ndarray], like: dict[str, np.ndarra
     return {name: buffer.host for name, buffer in outputs.items()}
 
 
-@pytest.mark.parametrize("rule", ["ar", "exact"])
-def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path, rule: str) -> None:
-    """To the last image token, after which padding still has room in the cache."""
-    given, other = prompts(pipe), with_fixed(pipe, 9, tmp_path)
-    one, two = (pipeline.generate(**given, rule=rule, seed=3) for pipeline in (pipe, other))
+@pytest.mark.parametrize(
+    ("fixed", "rule", "tree"),
+    [(9, "ar", None), (9, "exact", "small_9"), (9, "exact", "jacobi_5x3"), (33, "ar", None), (33, "exact", "small_9"),
+     (33, "exact", "jacobi_32"), (33, "exact", "jacobi_20x12")],
+)  # fmt: skip
+def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path, fixed: int, rule: str, tree: str | None) -> None:
+    """To the last image token, after which padding still has room in the cache; with any tree that fits into a call of
+    the engine."""
+    given, other = prompts(pipe), with_fixed(pipe, fixed, tmp_path)
+    one, two = (pipeline.generate(**given, rule=rule, tree=tree, seed=3) for pipeline in (pipe, other))
     assert (one.codes == two.codes).all()
+
+
+@pytest.mark.parametrize("name", ["mixed_24", "mixed_32", "mixed_9x4", "jacobi_16", "small_6"])
+def test_plans_of_one_shape_serve_every_tree(tmp_path: Path, name: str) -> None:
+    """Target, drafter and embeddings on plans as for Ampere, with trees that the bundle was built with and others."""
+    checkpoints, folder = save_checkpoints(tmp_path / "checkpoints", grid=6), tmp_path / "b"
+    trees = ("--tree", "mixed_24", "--tree", "small_6")
+    build(*checkpoints, "--precision", "fp16", *trees, "--batch", "2", "--out", folder)
+    pipe, other = (Pipeline.load(folder, threads=1, warm=False) for _ in range(2))
+
+    def on_plan(engine: str, kind: type, options: dict[str, int]) -> Engine:
+        profiles, graph = engine_profiles(pipe.manifest, engine, options), folder / pipe.manifest.engines[engine].file
+        plan = fake_trt.write_plan(tmp_path / f"{engine}.plan", graph, profiles)
+        return kind(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), profiles)
+
+    engines = {
+        "target": on_plan("target", FixedNodes, {"fixed_nodes": 33}), "embed": on_plan("embed", PaddedIds, {}),
+        "draft.chain_1": on_plan("draft.chain_1", FixedPairs, {"fixed_pairs": 25}),
+        "draft.small_6": on_plan("draft.small_6", FixedPairs, {"fixed_pairs": 4}),
+    }  # fmt: skip
+    other.wrap_engines(lambda name, engine: engines.get(name, engine))
+    one, two = (p.generate(**random_features(p, 2), rule="exact", tree=name, seed=3) for p in (pipe, other))
+    np.testing.assert_array_equal(one.codes, two.codes)
+    np.testing.assert_array_equal(one.rounds, two.rounds)
 
 
 def test_padding_that_would_leave_the_cache_is_refused(pipe: Pipeline, calls: list[Call], tmp_path: Path) -> None:

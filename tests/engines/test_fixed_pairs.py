@@ -12,7 +12,7 @@ from support import build, random_features, save_checkpoints
 from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
-from cascade_trt.engines.verify import compare_calls, record, time_calls
+from cascade_trt.engines.verify import Call, compare_calls, record, time_calls
 from cascade_trt.runtime.backends import Engine
 from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
@@ -30,35 +30,58 @@ def pipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pipeline.load(folder / "b", threads=1, warm=False)
 
 
-def with_fixed(pipe: Pipeline, folder: Path, more: list[dict[str, int]] | None = None) -> Pipeline:
-    """The bundle of `pipe` once more, its drafter on a plan of PAIRS pairs, with `more` profiles than the bundle's."""
+def with_fixed(
+    pipe: Pipeline, folder: Path, more: list[dict[str, int]] | None = None, fixed: bool = True
+) -> Pipeline:
+    """The bundle of `pipe` once more, its drafter on a plan of PAIRS pairs, with `more` profiles than the bundle's; or
+    on one with a profile for the prefix, too."""
     other, graph = Pipeline.load(pipe.folder, threads=1, warm=False), pipe.folder / pipe.manifest.engines[ENGINE].file
-    profiles = engine_profiles(pipe.manifest, ENGINE, {"fixed_pairs": PAIRS})
-    assert {profile["M"] for profile in profiles} == {PAIRS}
-    plan = fake_trt.write_plan(folder / "draft.plan", graph, [*profiles, *(more or [])])
-    drafter = FixedPairs(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), PAIRS)
+    profiles = [*engine_profiles(pipe.manifest, ENGINE, {"fixed_pairs": PAIRS} if fixed else {}), *(more or [])]
+    assert {profile["M"] for profile in profiles} <= {PAIRS, pipe.manifest.model.condition.length}
+    plan = fake_trt.write_plan(folder / "draft.plan", graph, profiles)
+    drafter = FixedPairs(PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice()), profiles)
     other.wrap_engines(lambda name, engine: drafter if name == ENGINE else engine)
     return other
 
 
-def test_outputs_and_caches_are_those_of_the_plain_call(pipe: Pipeline, tmp_path: Path) -> None:
-    """Trees and laws, and every slot that a later call sees; steps have memory of their own."""
+@pytest.mark.parametrize("fixed", [True, False])
+def test_outputs_and_caches_are_those_of_the_plain_call(pipe: Pipeline, tmp_path: Path, fixed: bool) -> None:
+    """Trees and laws, and every slot that a later call sees; steps have memory of their own. Padded or in pieces, and
+    where the call was recorded behind a target call of fewer nodes."""
     calls = [call for call in record(pipe, random_features(pipe, 2), 2, seed=0) if call.engine == ENGINE]
     length = pipe.manifest.model.condition.length  # of the prefix, which fills one slot
     shapes = {call.inputs["path"].shape for call in calls}
-    assert {(1, length), (2, PAIRS)} <= shapes <= {(1, length), (2, PAIRS), (1, PAIRS)}
-    other = with_fixed(pipe, tmp_path)
+    steady = [call for call in calls if len(call.inputs["count"]) == 2]
+    assert (1, length) in shapes and len(steady) >= 2
+    assert all(call.inputs["path"].shape[1] <= PAIRS for call in steady)  # they read what a round has accepted
+    calls += [Call(call.engine, few_states(call.inputs), call.outputs) for call in steady]
+    other = with_fixed(pipe, tmp_path, fixed=fixed)
     found = compare_calls(calls, other, "fp32")
     assert {item.tensor for item in found} >= {"tree_tokens", "embeds", "log_q", "present_key.0", "present_value.3"}
     assert all(item.passed for item in found), [item for item in found if not item.passed]
     assert all(milliseconds > 0 for _, milliseconds in time_calls(calls, other))
 
 
-def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path) -> None:
+def few_states(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same call with the hidden states that it reads alone, as behind a smaller target call."""
+    return {**inputs, "hidden": inputs["hidden"][:, : inputs["path"].max() + 1]}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_drawing_is_the_same(pipe: Pipeline, tmp_path: Path, fixed: bool) -> None:
     """Steps share their memory, as in any drawing."""
-    given, other = random_features(pipe, 2), with_fixed(pipe, tmp_path)
-    one, two = (pipeline.generate(**given, rule="exact", seed=3) for pipeline in (pipe, other))
+    given, other = random_features(pipe, 2), with_fixed(pipe, tmp_path, fixed=fixed)
+    one, two = (pipeline.generate(**given, rule="exact", tree="small_9", seed=3) for pipeline in (pipe, other))
     assert (one.codes == two.codes).all() and (one.rounds == two.rounds).all()
+
+
+def test_padding_that_would_leave_the_cache_is_refused(pipe: Pipeline, tmp_path: Path) -> None:
+    calls = [call for call in record(pipe, random_features(pipe, 2), 2, seed=0) if call.engine == ENGINE]
+    call = next(call for call in calls if len(call.inputs["count"]) == 2 and call.inputs["path"].shape[1] < PAIRS)
+    end = call.inputs["past_key.0"].shape[2]
+    call = Call(call.engine, {**call.inputs, "write_index": np.full(4, end - 4)}, call.outputs)
+    with pytest.raises(ValueError, match="beyond the cache's"):
+        compare_calls([call], with_fixed(pipe, tmp_path), "fp16")
 
 
 def test_prompts_of_different_lengths_end_at_their_own_root(pipe: Pipeline, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from cascade_trt.engines import verify
 from cascade_trt.engines.doctor import DAMAGED, UNKNOWN, USABLE, Verdict
 from cascade_trt.engines.gpu import find_gpu
 from cascade_trt.engines.tensorrt import run
-from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes
+from cascade_trt.engines.tensorrt.fixed_nodes import FixedNodes, PaddedIds
 from cascade_trt.engines.tensorrt.fixed_pairs import FixedPairs
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.engines.tensorrt.run import PlanEngine
 from cascade_trt.engines.verify import compare_calls, record, time_calls, use_plans
+from cascade_trt.runtime.backends import Engine
 from cascade_trt.runtime.backends.host import host_buffer
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
@@ -35,10 +36,18 @@ def plan_engine(pipe: Pipeline, name: str, folder: Path) -> PlanEngine:
     return PlanEngine(fake_trt.flavour(), plan, fake_trt.HostDevice())
 
 
+def on_plan(pipe: Pipeline, name: str, folder: Path) -> Engine:
+    """The same, drafters for any number of pairs."""
+    engine = plan_engine(pipe, name, folder)
+    if pipe.manifest.tree_of(name) is None:
+        return engine
+    return FixedPairs(engine, engine_profiles(pipe.manifest, name))
+
+
 @pytest.mark.parametrize("rule", ["ar", "exact"])
 def test_a_drawing_on_plans_is_the_same(plain_bundle: Path, pipe: Pipeline, tmp_path: Path, rule: str) -> None:
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
-    other.wrap_engines(lambda name, _: plan_engine(other, name, tmp_path))
+    other.wrap_engines(lambda name, _: on_plan(other, name, tmp_path))
     given = random_features(pipe, 1)
     one, two = (pipeline.generate(**given, rule=rule, seed=3) for pipeline in (pipe, other))
     assert (one.codes == two.codes).all()
@@ -49,7 +58,7 @@ def test_recorded_calls_agree(plain_bundle: Path, pipe: Pipeline, tmp_path: Path
     pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
     calls = record(pipe, random_features(pipe, 1), 2, seed=0)
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
-    other.wrap_engines(lambda name, _: plan_engine(other, name, tmp_path))
+    other.wrap_engines(lambda name, _: on_plan(other, name, tmp_path))
     found = compare_calls(calls, other, "fp16")
     assert {item.engine for item in found} == {"condition", "target", "embed", "draft.small_9", "decode"}
     assert all(item.passed and item.value in (0.0, 1.0) for item in found)
@@ -120,7 +129,9 @@ def test_use_plans_asks_the_doctor_first(
     pipe.manifest = replace(pipe.manifest, plans=plans)
     before = pipe.generate(**random_features(pipe, 1), seed=1)
     use_plans(pipe, "rtx:sm89")
-    assert all(isinstance(engine, PlanEngine) for engine in pipe.engines().values())
+    kinds = {name: type(engine) for name, engine in pipe.engines().items()}
+    assert kinds.pop("embed") is PaddedIds and kinds.pop("draft.small_9") is FixedPairs
+    assert set(kinds.values()) == {PlanEngine}
     assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
     # Ampere's target takes one number of nodes, its drafter one of pairs.
     monkeypatch.setattr(verify, "judge_bundle", lambda *_: [Verdict("rtx:sm86", USABLE, "fits.")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,33 @@ def test_every_draw_must_be_the_recorded_one_or_a_tie(pipes: tuple[Pipeline, Pip
         swapped = replaced(call, drawn, noise)
         (found,) = [x for x in compare_calls([swapped], pipe, "fp32") if x.tensor == "drawn"]
         assert found.passed is passed
+
+
+def test_what_came_second_is_judged_behind_the_draw(exact_bundle: Path) -> None:
+    """Trees with two guesses of one position read it; another token in its place is told, one that ties is not."""
+    pipe = Pipeline.load(exact_bundle, threads=1, warm=False)
+    pipe.manifest = replace(pipe.manifest, trees=[pipe.manifest.tree("jacobi_6x3")])
+    calls = [call for call in record(pipe, random_features(pipe, 1), 2, seed=0) if "runner_up" in call.outputs]
+    assert {call.outputs["runner_up"].shape for call in calls} == {(1, 10)}
+    found = [item for item in compare_calls(calls, pipe, "fp32") if item.tensor == "runner_up"]
+    assert len(found) == len(calls) == 2 and all(item.value == 1 for item in found)
+    call, vocab, node = calls[0], pipe.manifest.model.vocab_size, 7  # the only one of its level
+    drawn, second = (call.outputs[name].copy() for name in ("drawn", "runner_up"))
+    assert (drawn != second).all()
+    for token in ((set(range(3)) - {drawn[0, node], second[0, node]}).pop(), drawn[0, node], -1, vocab):
+        wrong = second.copy()
+        wrong[0, node] = token
+        swapped = Call(call.engine, call.inputs, {**call.outputs, "runner_up": wrong})
+        values = {item.tensor: item.value for item in compare_calls([swapped], pipe, "fp32")}
+        assert (values["drawn"], values["runner_up"]) == (1, 0.9)
+    # Where first and second tie, they may change places; the others, of other levels, stay.
+    ids, logits, row = call.outputs["ids"][0, node], call.outputs["logits"][0, node], call.inputs["depths"][0, node]
+    noise = call.inputs["noise"].copy()
+    noise[0, row], noise[0, row, ids[:2]] = -1e4, -logits[:2]
+    drawn[0, node], second[0, node] = ids[1], ids[0]
+    swapped = Call(call.engine, {**call.inputs, "noise": noise}, {**call.outputs, "drawn": drawn, "runner_up": second})
+    values = {item.tensor: item.value for item in compare_calls([swapped], pipe, "fp32")}
+    assert (values["drawn"], values["runner_up"]) == (1, 1)
 
 
 def replaced(call: Call, drawn: np.ndarray, noise: np.ndarray | None = None) -> Call:
