@@ -55,7 +55,8 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
                   f"tokens of {model.vocab_size}{forced}"),
         ("condition", condition if model.condition.kind == CLASS else f"{condition}; text: {text}"),
         ("drafter", _drafter(manifest)),
-        ("trees", "; ".join(map(_tree, manifest.trees)) or "none: only rule 'ar'"),
+        ("trees", "; ".join(map(_tree, manifest.trees or [manifest.tree(None)]))),
+        ("more trees", f"{_guessed(manifest)} of up to {manifest.most_nodes} nodes, without a rebuild"),
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
                      f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
         ("batch", f"{manifest.batch} slot(s) for images at a time, {manifest.target.slots} cache slots"),
@@ -74,8 +75,20 @@ def _drafter(manifest: Manifest) -> str:
 
 
 def _tree(info: TreeInfo) -> str:
-    tree = info.tree()
-    return f"{info.name} ({tree.size} nodes, depth {tree.depth}{', dynamic' if info.dynamic else ''})"
+    """A tree in a few words: "mixed_24: 25 nodes, drafts 1 level (draft.chain_1), guesses 23"."""
+    tree, parts = info.tree(), []
+    if tree.drafted is not None:
+        levels = "1 level" if tree.drafted.depth == 1 else f"{tree.drafted.depth} levels"
+        parts.append(f"drafts {levels} ({info.engine}{', dynamic' if info.dynamic else ''})")
+    if tree.guessed:
+        parts.append(f"guesses {len(tree.guessed)}")
+    return f"{info.name}: {tree.size} nodes, {', '.join(parts)}"
+
+
+def _guessed(manifest: Manifest) -> str:
+    """The trees that a bundle serves although it was not built with them."""
+    drafted = [manifest.tree_of(engine) for engine in manifest.engines]
+    return "jacobi and mixed" if any(tree is not None and tree.size == 2 for tree in drafted) else "jacobi"
 
 
 def _engines(console: Console, manifest: Manifest) -> None:
