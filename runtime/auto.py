@@ -179,32 +179,26 @@ class Auto:
     def _choose(self, exact: int, plain: int, current: str | None) -> Choice:
         if not exact or not self._trees:
             return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
-        busy, names = exact + plain, self._outlook.names
-        tokens, times = self._outlook.tokens(), self._times(busy)
-        alone, times = float(times[0]), times[1:]
-        speeds = (exact * tokens + plain) / times
-        best, here = int(np.argmax(speeds)), busy / alone
-        held = speeds[names.index(current)] if current in names else here
-        if max(speeds[best], here) > _GAIN * held:
-            chosen = best if speeds[best] > here else None
-        else:
-            chosen = names.index(current) if current in names else None
-        return Choice(NO_TREE if chosen is None else names[chosen], self._why(chosen, best, tokens, times, alone, busy))
+        names, busy = [NO_TREE, *self._outlook.names], exact + plain
+        tokens = np.concatenate([[1.0], self._outlook.tokens()])
+        gained = exact * tokens + plain
+        times = self._times(busy) + self._costs.info.token * gained
+        speeds = gained / times
+        at, best = names.index(current) if current in names else 0, int(np.argmax(speeds))
+        chosen = best if speeds[best] > _GAIN * speeds[at] else at
+        shown = chosen or 1 + int(np.argmax(speeds[1:]))  # plain decoding is compared with the best tree
+        tree = f"about {tokens[shown]:.1f} tokens in {times[shown]:.3g} ms"
+        of = "" if busy == 1 else f" for each of {busy} images"
+        now = "" if self._costs.info.images else " just now"  # nothing was drawn: not by `calibrate costs`
+        measured = f"{of}; costs measured{now} on {self._costs.info.machine}"
+        if chosen:
+            return Choice(names[chosen], f"{names[chosen]}: {tree}, plain decoding 1 in {times[0]:.3g} ms{measured}")
+        why = f"plain decoding: 1 token in {times[0]:.3g} ms, the best tree, {names[shown]}, {tree}{measured}"
+        return Choice(NO_TREE, why)
 
     def _times(self, busy: int) -> np.ndarray:
-        """Milliseconds of a round: of plain decoding, then of each tree."""
+        """Milliseconds of a round without what each token costs: of plain decoding, then of each tree."""
         if busy not in self._milliseconds:
             calls = [(_ROOT, None), *self._trees]
             self._milliseconds[busy] = np.array([self._costs.of(tree, engine, busy) for tree, engine in calls])
         return self._milliseconds[busy]
-
-    def _why(
-        self, chosen: int | None, best: int, tokens: np.ndarray, times: np.ndarray, alone: float, busy: int
-    ) -> str:  # fmt: skip
-        shown = best if chosen is None else chosen
-        tree = f"about {tokens[shown]:.1f} tokens in {times[shown]:.3g} ms"
-        name, of = self._outlook.names[shown], "" if busy == 1 else f" for each of {busy} images"
-        measured = f"{of}; costs measured on {self._costs.info.machine}"
-        if chosen is None:
-            return f"plain decoding: 1 token in {alone:.3g} ms, the best tree, {name}, {tree}{measured}"
-        return f"{name}: {tree}, plain decoding 1 in {alone:.3g} ms{measured}"

@@ -234,9 +234,10 @@ class CostInfo:
     """What rounds of `exact` cost on one machine, and what they bring with this model (`calibrate costs`).
 
     `target` holds the milliseconds of a target call, a row for each number of `slots` (images at the same time), a
-    column for each number of `nodes` (the root included); `draft` those of each draft engine's call by slots; `host`
-    the milliseconds of a round outside the engines, for each slot. `threads` are those of an engine. `accepted` are
-    the tokens a round of trees by name, mean of `images`. Raises CascadeError for figures that cannot be right.
+    column for each number of `nodes` (the root included); `draft` those of each draft engine's call by slots. Outside
+    the engines each image costs `host` milliseconds a round, and `token` for each token that it gains. `threads` are
+    those of an engine. `accepted` are the tokens a round of trees by name, the mean of `images` (0: none was drawn).
+    Raises CascadeError for figures that cannot be right.
     """
 
     backend: str
@@ -248,6 +249,7 @@ class CostInfo:
     target: list[list[float]]
     draft: dict[str, list[float]]
     host: float
+    token: float
     accepted: dict[str, float]
     images: int
 
@@ -263,7 +265,7 @@ class CostInfo:
         ]
         wrong += [] if fits else ["times for other sizes than were measured"]
         wrong += [] if self.threads >= 1 and self.images >= 0 else ["no threads, or fewer images than none"]
-        wrong += [] if all(0 < ms < math.inf for ms in times) else ["times that are not positive"]
+        wrong += [] if all(0 < ms < math.inf for ms in times) and 0 <= self.token < math.inf else ["times that are not positive"]
         wrong += [] if all(1 <= tau < math.inf for tau in self.accepted.values()) else ["less than a token a round"]
         if wrong:
             raise CascadeError(f"the bundle's costs on {self.machine} have {wrong[0]}: run `calibrate costs` again.")

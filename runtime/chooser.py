@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .auto import Choice
+from .auto import Auto, Choice
 from .rules import Rule
 from .rules.exact import Exact
 from .tree import AUTO, NO_TREE
@@ -57,7 +57,7 @@ class FixedTree:
 class AutoTree:
     """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn."""
 
-    def __init__(self, auto: "Auto", home: str) -> None:
+    def __init__(self, auto: Auto, home: str) -> None:
         self.asked, self.first, self.serves = AUTO, home, frozenset({AUTO, home})
         self._auto, self._home = auto, home
 

@@ -5,7 +5,9 @@ Measured by `calibrate costs` and kept in the bundle (`CostInfo`), or measured w
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from .tree import JACOBI, AnyTree, chains
 
 if TYPE_CHECKING:
     from .lane import Lane
+    from .workspace import Workspace
 
 REPEATS = 9
 PAIRS = 6  # newest pairs that a draft call reads while it is measured: those of an ordinary round
@@ -45,7 +48,7 @@ class Costs:
     def of(self, tree: AnyTree, engine: str | None, busy: int) -> float:
         """Milliseconds of a round of `busy` images with `tree`, of which `engine` drafts something (None: nothing).
 
-        Plain decoding is a tree of one node. Beyond the measured sizes the last slope goes on, but never below the
+        Each token that it brings costs `info.token` more. Plain decoding is a tree of one node. Beyond the measured sizes the last slope goes on, but never below the
         nearest measured size. Raises KeyError for an engine that was not measured.
         """
         return self._of(tree.size, engine, busy)
@@ -80,13 +83,15 @@ def stored(manifest: Manifest, backend: str, version: str, machine: str, threads
 
 def measure(
     lane_of: Callable[[AnyTree | None], Lane], slots: Sequence[int], nodes: Sequence[int],
-    drafted: Mapping[str, AnyTree], repeats: int = REPEATS, note: Callable[[], None] = lambda: None,
+    drafted: Mapping[str, AnyTree], repeats: int = REPEATS, within: float = math.inf,
+    note: Callable[[], None] = lambda: None,
 ) -> Measured:  # fmt: skip
     """Median milliseconds of target calls on each number of slots and nodes, and of calls of the draft engines.
 
     `lane_of` gives the lane of a tree (None: plain decoding), with memory for the most slots; `drafted` has a tree for
     each draft engine. Embedding the nodes is part of a target call. Sizes are measured in turn, so that a drifting
-    machine hits all alike; the first turn warms up. `note` is told of each of the `repeats` + 1 turns.
+    machine hits all alike; the first of `repeats` + 1 turns warms up. After `within` seconds there is no further turn
+    but the second. `note` is told of each.
     """
     calls: dict[tuple[str | int, int], Callable[[], float]] = {}
     for count in nodes:
@@ -97,7 +102,10 @@ def measure(
         lane = lane_of(tree)
         calls |= {(engine, busy): partial(_draft, lane, busy) for busy in slots}
     seconds: dict[tuple[str | int, int], list[float]] = {key: [] for key in calls}
+    started = time.perf_counter()
     for turn in range(repeats + 1):
+        if turn > 1 and time.perf_counter() - started > within:
+            break
         for key, call in calls.items():
             taken = call()
             if turn:
@@ -132,3 +140,26 @@ def _draft(lane: Lane, busy: int) -> float:
     assert isinstance(lane.source, Eagle | Mixed)  # something of its tree is drafted
     lane.source.run(busy, min(PAIRS, lane.tree.depth + 1), lane.verified)
     return lane.workspace.engine_seconds - before
+
+
+_AT_ONCE = (1, 9, 17, 33)  # nodes that are measured when a bundle knows nothing of its machine
+_PATIENCE = 2.0  # seconds after which it is not measured again, so that slow machines have not drawn half an image
+_HOST, _TOKEN = 0.25, 0.1  # ms outside the engines, of a round and of a token: assumed where nothing was drawn yet
+
+
+def measure_at_once(
+    workspace: Workspace, lane_of: Callable[[AnyTree | None], Lane], engines: Mapping[str, AnyTree]
+) -> CostInfo:
+    """A rough measure, in the time of a few dozen target calls, for a bundle that knows nothing of this machine.
+
+    It writes into the workspace's slots, so no image may be in one; `lane_of` gives its lanes. `engines` has a tree for
+    each draft engine.
+    """
+    manifest, identity = workspace.manifest, workspace.backend.identity
+    most = workspace.memory.slots
+    slots, nodes = sorted({1, most}), [count for count in _AT_ONCE if count <= manifest.most_nodes]
+    found = measure(lane_of, slots, nodes, engines, repeats=3, within=_PATIENCE)
+    return CostInfo(
+        identity.backend, identity.version, identity.machine, identity.threads, slots, nodes, found.target,
+        found.draft, _HOST, _TOKEN, {}, 0,
+    )  # fmt: skip

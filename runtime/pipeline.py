@@ -17,11 +17,13 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
-from .backends import Backend, Engine, open_backend
+from .auto import Auto, candidates_of
+from .backends import Backend, Engine, Identity, open_backend
 from .batch import Batch
-from .bundle import MOST_SLOTS, Manifest, check_files, read_manifest
-from .chooser import Chooser, FixedTree
+from .bundle import MOST_SLOTS, CostInfo, Manifest, check_files, read_manifest
+from .chooser import AutoTree, Chooser, FixedTree
 from .conditioner import Conditioner
+from .costs import Costs, measure_at_once, stored
 from .decoder import Decoder
 from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
@@ -117,6 +119,7 @@ class Pipeline:
     def _reset(self) -> None:
         """Forgets everything that is bound to the engines."""
         self._lanes: dict[int, Lanes] = {}  # by rows, on the pipeline's own memory
+        self._autos: dict[tuple[int, int], Auto] = {}  # by rows and slots
         self._memory: Memory | None = None
         self._decoder: Decoder | None = None
 
@@ -183,6 +186,11 @@ class Pipeline:
         decoding). Raises CascadeError when one of them is unknown, or the bundle cannot serve them together."""
         return self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))[1]
 
+    @property
+    def identity(self) -> Identity:
+        """What figures that are measured with this pipeline belong to."""
+        return self._backend.identity
+
     def lane(self, tree: AnyTree | None, guided: bool = True, slots: int | None = None) -> Lane:
         """Bound calls for any tree (None: plain decoding), for those who measure them: on the pipeline's own memory, or
         on memory for so many slots."""
@@ -225,7 +233,28 @@ class Pipeline:
         """What chooses the trees of images that ask for `tree`."""
         if tree != AUTO:
             return FixedTree(tree)
-        return FixedTree(self.manifest.tree(None).name)  # TODO auto
+        return AutoTree(self._auto_for(lanes.workspace), self.manifest.tree(None).name)
+
+    def _auto_for(self, workspace: Workspace) -> Auto:
+        """What chooses trees for images on so many rows and slots; what it sees of one batch serves the next."""
+        key = workspace.rows, workspace.memory.slots
+        if key not in self._autos:
+            candidates = candidates_of(self.manifest)
+            known = self._stored_costs(workspace)
+            engines = {info.engine: info.tree() for info in candidates.values() if info.engine is not None}
+            info = known or measure_at_once(
+                workspace, lambda tree: Lane(workspace, ROOT if tree is None else tree), engines
+            )
+            accepted = {name: tau for entry in self.manifest.costs for name, tau in entry.accepted.items()}
+            self._autos[key] = Auto(Costs(info), candidates, accepted | info.accepted)
+        return self._autos[key]
+
+    def _stored_costs(self, workspace: Workspace) -> CostInfo | None:
+        """What the bundle knows of this machine; it was measured with the rows of the bundle's own settings."""
+        if workspace.rows != check_sampling(self.manifest, DrawOptions()).rows:
+            return None
+        identity = self._backend.identity
+        return stored(self.manifest, identity.backend, identity.version, identity.machine, identity.threads)
 
     def _shared_decoder(self) -> Decoder:
         if self._decoder is None:

@@ -46,7 +46,10 @@ class Workspace:
         pair_slots = 1 if manifest.drafter is None else manifest.drafter.slots
         self.pair_mask = add("pair_mask", (pair_slots,), "bool", "in", by_row=True)
         self.cache_mask[:] = self.pair_mask[:] = True
-        self.temperature[:] = self.top_p[:] = self.top_k[:] = 1
+        scale = manifest.sampling.guidance_scale
+        self.guidance[:] = (scale, 1 - scale) if rows == 2 else 1  # defaults, for those who measure calls
+        self.temperature[:] = self.top_p[:] = 1
+        self.top_k[:] = manifest.sampling.top_k or manifest.target.top_k
         self._rows_of_prompt = backend.buffer((memory.slots, rows), "int64", "in")
         self._rows_of_prompt.host[:] = np.arange(memory.slots * rows).reshape(memory.slots, rows)
         self._prompt_of_row = backend.buffer((memory.slots * rows,), "int64", "in")

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -104,8 +105,23 @@ class Cache(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What costs depend on: the backend's name and full version, the processor or GPU, the threads of an engine."""
+
+    backend: str
+    version: str
+    machine: str
+    threads: int
+
+
 class Backend(Protocol):
     """Loads engines and owns their memory."""
+
+    @property
+    def identity(self) -> Identity:
+        """What figures that are measured with it belong to."""
+        ...
 
     def load(self, path: Path) -> Engine:
         """Raises CascadeError when the backend refuses the graph."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CascadeError
-from . import Buffer, Kind
+from ..machine import engine_threads, processor
+from . import Buffer, Identity, Kind
 from .host import HostBuffer, HostCache, host_buffer
 
 _DTYPES = {
@@ -45,6 +46,10 @@ class OrtBackend:
             raise CascadeError(f"threads must be at least 1 and at most {most} here, not {threads!r}.")
         self._ort: Any = onnxruntime
         self._threads = threads
+
+    @property
+    def identity(self) -> Identity:
+        return Identity("ort-cpu", self._ort.__version__, processor(), engine_threads(self._threads))
 
     def load(self, path: Path) -> OrtEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph."""

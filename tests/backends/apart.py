@@ -7,12 +7,13 @@ what `fetch` names; what was not fetched holds a pattern that no computation giv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cascade_trt.runtime.backends import Buffer, Kind
+from cascade_trt.runtime.backends import Buffer, Identity, Kind
 from cascade_trt.runtime.backends.host import HostBuffer, HostCache, host_buffer
 from cascade_trt.runtime.backends.ort import OrtBackend, OrtEngine
 
@@ -64,6 +65,10 @@ class ApartCache(HostCache):
 class ApartBackend:
     def __init__(self, threads: int | None = 1) -> None:
         self._ort = OrtBackend(threads)
+
+    @property
+    def identity(self) -> Identity:
+        return replace(self._ort.identity, backend="apart")
 
     def load(self, path: Path) -> ApartEngine:
         return ApartEngine(self._ort.load(path))

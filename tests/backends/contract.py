@@ -335,6 +335,10 @@ class Contract:
         return found.host.copy()
 
     # shapes -------------------------------------------------------------------------------------------------
+    def test_it_says_what_its_figures_belong_to(self, backend: Backend) -> None:
+        identity = backend.identity
+        assert identity.backend and identity.version and identity.machine and identity.threads >= 1
+
     @pytest.mark.parametrize("slots", [1, 2, 3, 5, 8])
     def test_sizes_rise_to_all_slots(self, backend: Backend, slots: int) -> None:
         sizes = backend.sizes(slots)
