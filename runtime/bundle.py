@@ -265,7 +265,8 @@ class CostInfo:
         ]
         wrong += [] if fits else ["times for other sizes than were measured"]
         wrong += [] if self.threads >= 1 and self.images >= 0 else ["no threads, or fewer images than none"]
-        wrong += [] if all(0 < ms < math.inf for ms in times) and 0 <= self.token < math.inf else ["times that are not positive"]
+        wrong += [] if all(0 < ms < math.inf for ms in times) else ["times that are not positive"]
+        wrong += [] if 0 <= self.token < math.inf else ["a time of less than nothing"]
         wrong += [] if all(1 <= tau < math.inf for tau in self.accepted.values()) else ["less than a token a round"]
         if wrong:
             raise CascadeError(f"the bundle's costs on {self.machine} have {wrong[0]}: run `calibrate costs` again.")

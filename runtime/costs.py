@@ -48,8 +48,9 @@ class Costs:
     def of(self, tree: AnyTree, engine: str | None, busy: int) -> float:
         """Milliseconds of a round of `busy` images with `tree`, of which `engine` drafts something (None: nothing).
 
-        Each token that it brings costs `info.token` more. Plain decoding is a tree of one node. Beyond the measured sizes the last slope goes on, but never below the
-        nearest measured size. Raises KeyError for an engine that was not measured.
+        Each token that it brings costs `info.token` more. Plain decoding is a tree of one node. Beyond the measured
+        sizes the last slope goes on, but never below the nearest measured size. Raises KeyError for an engine that
+        was not measured.
         """
         return self._of(tree.size, engine, busy)
 
