@@ -47,9 +47,11 @@ def round_ms(model: str, images: int, nodes: int, levels: int) -> float:
     return float(np.interp(nodes, *target_ms(model, images))) + levels * level_ms(model, images)
 
 
+def speed_up(model: str, images: int, tau: float, nodes: int, levels: int) -> float:
+    """Over plain decoding, with `tau` tokens a round."""
+    return tau * round_ms(model, images, 1, 0) / round_ms(model, images, nodes, levels)
+
+
 def computed(tau: float, nodes: int, levels: int) -> dict[str, float]:
-    """The speed-up over plain decoding with `tau` tokens a round, by model and images at the same time."""
-    return {
-        f"{model} x{images}": tau * round_ms(model, images, 1, 0) / round_ms(model, images, nodes, levels)
-        for model, images in settings()
-    }
+    """The speed-up for each model and number of images at the same time."""
+    return {f"{model} x{images}": speed_up(model, images, tau, nodes, levels) for model, images in settings()}

@@ -31,8 +31,10 @@ from . import RESULTS
 from .gpu_costs import computed
 from .machine import describe_machine
 
-TREES = ("jacobi_8", "jacobi_16", "jacobi_32", "jacobi_56", "jacobi_20x4", "mixed_8", "mixed_16", "mixed_24", "mixed_32",
-         "mixed_48", "mixed_20x4", "chain_7")  # fmt: skip
+TREES = (
+    "jacobi_8", "jacobi_16", "jacobi_32", "jacobi_56", "jacobi_20x4",
+    "mixed_8", "mixed_16", "mixed_24", "mixed_32", "mixed_48", "mixed_20x4", "chain_7",
+)  # fmt: skip
 
 
 @click.command()
