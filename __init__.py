@@ -36,7 +36,8 @@ _HOMES = {
     "errors": ("CascadeError",),
     "job": ("CancelledError", "Job", "TimedOutError"),
     "options": ("DrawOptions",),
-    "pipeline": ("Interrupted", "Output", "Pipeline", "UnfinishedError"),
+    "output": ("Interrupted", "Output", "UnfinishedError"),
+    "pipeline": ("Pipeline",),
     "request": ("Request",),
 }
 

@@ -133,7 +133,9 @@ def choose_on_gpu(model: str, images: int) -> dict[str, Any]:
     levels = {name: 0 if tree.drafted is None else tree.drafted.depth for name, tree in shapes.items()}
     level = gpu_costs.level_ms(model, images)
     draft = {f"draft.{count}": [count * level] for count in set(levels.values()) if count}
-    info = CostInfo("pytorch", "", "an H200 (computed)", 1, [images], nodes, [target], draft, 1e-6, taus, 1)
+    info = CostInfo(
+        "pytorch", "", "an H200", 1, [images], nodes, [target], draft, host=1e-6, token=1e-6, accepted=taus, images=1
+    )
     candidates = {
         name: TreeInfo.of(tree, f"draft.{levels[name]}" if levels[name] else None) for name, tree in shapes.items()
     }

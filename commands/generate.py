@@ -162,6 +162,7 @@ def _report(writer: _Writer, as_json: bool) -> None:
 
 def _guesses(stats: Stats) -> str:
     """Where the accepted tokens came from."""
-    said = {"drafter": stats.origins["eagle"], "round before": stats.origins["jacobi"] + stats.origins["new"]}
-    shares = [f"{100 * count / sum(stats.origins.values()):.0f} % from the {name}" for name, count in said.items() if count]
+    counts, total = stats.origins, sum(stats.origins.values())
+    said = {"drafter": counts["eagle"], "round before": counts["jacobi"] + counts["new"]}
+    shares = [f"{100 * count / total:.0f} % of the tokens from the {name}" for name, count in said.items() if count]
     return f", {', '.join(shares)}" if shares else ""
