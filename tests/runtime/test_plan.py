@@ -34,6 +34,10 @@ def test_the_sequence_is_begin_then_rows_with_their_ends(plan: TokenPlan) -> Non
     assert plan.tokens == plan.codes + len({*plan.begin, *([] if plan.row_end is None else [plan.row_end])})
     assert plan.forced.dtype == plan.code_positions.dtype == np.int64
     assert np.flatnonzero(plan.row_starts).tolist() == places[:: plan.columns]
+    for position in range(plan.length):
+        code = places.index(position) if position in places else 0  # forced positions have no neighbours
+        assert plan.left[position] == (places[code - 1] if code else -1)
+        assert plan.above[position] == (places[code - plan.columns] if code >= plan.columns else -1)
     assert TokenPlan(**json.loads(json.dumps(asdict(plan)))) == plan
 
 
