@@ -123,7 +123,7 @@ def verify(**options: Any) -> None:
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--class-id", "class_ids", type=int, multiple=True, help="Class to draw; repeatable.")
 @click.option("--rule", help="ar, exact, strict, ... [default: exact]")
-@click.option("--tree", help="One of the bundle's trees, one of guesses (mixed_32, jacobi_16), or auto. [default: auto]")
+@click.option("--tree", help="One of the bundle's trees, one of guesses (mixed_32, jacobi_16), or auto (default).")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--guidance-scale", type=float)
 @click.option("--temperature", type=float)
@@ -167,7 +167,8 @@ def models(as_json: bool) -> None:
 @cli.command()
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--rule", "rules", multiple=True, help="Rules to compare; repeatable. [default: all]")
-@click.option("--tree", "trees", multiple=True, help="Trees to compare; repeatable. [default: auto for exact, and the bundle's own]")
+@click.option("--tree", "trees", multiple=True,
+              help="Trees to compare; repeatable. [default: auto for exact, and the bundle's own]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--num-images", type=int, default=4, show_default=True, help="Pictures of each setting that are timed.")
 @click.option("--seed", type=int, default=0, show_default=True)
