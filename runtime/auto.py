@@ -41,8 +41,8 @@ _FACTORS = np.array([0.01, 0.05, 0.15, 0.3, 0.5, 0.75, 1, 1.4, 2])
 _TRUST = 0.75
 _ALIKE = 0.5  # what a round counts for: neighbouring rounds are alike, so they tell less than as many independent ones
 _HEARSAY = 0.1  # what a round of another kind counts for, of that
-_OWN = {True: 32.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
-_MEMORY = 500.0  # rounds in which what was seen loses most of its weight
+_OWN = {True: 100.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
+_MEMORY = 500.0  # rounds, whatever their number of images, in which what was seen loses most of its weight
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,20 @@ class Outlook:
         most = _FACTORS[:, None] * self._excess
         self._passed, self._stopped = np.log(most / (1 + most)), -np.log1p(most)  # [factors, trees]
 
-    def see(self, tree: str | None, tokens: int, rounds: float) -> None:
-        """Learns that `rounds` rounds of a tree brought so many tokens; None: they were another's, and time passes."""
+    def see(self, tree: str, tokens: int, images: int) -> None:
+        """Learns that a round of a tree brought so many images so many tokens in all."""
+        self.forget(1)
+        at, more = self.names.index(tree), max(tokens - images, 0)
+        self._rounds[at] += images
+        self._more[at] += more
+        self._evidence[self._kind[at]] += more * self._passed[:, at] + images * self._stopped[:, at]
+
+    def forget(self, rounds: int) -> None:
+        """Lets so many rounds pass."""
         kept = math.exp(-rounds / _MEMORY)
         self._rounds *= kept
         self._more *= kept
         self._evidence *= kept
-        if tree is not None:
-            at, more = self.names.index(tree), max(tokens - rounds, 0)
-            self._rounds[at] += rounds
-            self._more[at] += more
-            self._evidence[self._kind[at]] += more * self._passed[:, at] + rounds * self._stopped[:, at]
 
     def tokens(self) -> np.ndarray:
         """float64, in the order of `names`: tokens that a round of an image is expected to bring."""
@@ -159,15 +162,15 @@ class Auto:
             return self._last[1]
 
     def observe(self, tree: str, tokens: int, rounds: int) -> None:
-        """Learns what images of `exact` have accepted: `tokens` in `rounds`, a round of each image counting one."""
+        """Learns what images of `exact` have accepted in a round: `tokens` in all, of so many images."""
         with self._lock:
             if tree in self._outlook.names:
                 self._outlook.see(tree, tokens, rounds)
             else:
-                self._plain_rounds += rounds
+                self._plain_rounds += 1
                 if self._plain_rounds < _PATIENCE:
                     return
-                self._outlook.see(None, 0, self._plain_rounds)
+                self._outlook.forget(self._plain_rounds)
                 self._plain_rounds = 0
             self._last = None
 
