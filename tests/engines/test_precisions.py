@@ -34,8 +34,8 @@ def compiles(bundle: Path, precision: str) -> None:
         assert report.cache_rewrites() == [] and report.reformats() == []
         if precision != "fp32":
             assert report.cache_reformats() == []
-            steps = {tree.engine: tree.tree().depth for tree in manifest.trees}
-            attentions = steps | {"target": manifest.model.n_layer}
+            drafted = {name: tree for name in manifest.engines if (tree := manifest.tree_of(name)) is not None}
+            attentions = {"target": manifest.model.n_layer, **{name: tree.depth for name, tree in drafted.items()}}
             if plan.engine in attentions:
                 assert len(report.attention()) == attentions[plan.engine] * len(plan.profiles)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_trt
 import numpy as np
@@ -44,12 +45,14 @@ def on_plan(pipe: Pipeline, name: str, folder: Path) -> Engine:
     return FixedPairs(engine, engine_profiles(pipe.manifest, name))
 
 
-@pytest.mark.parametrize("rule", ["ar", "exact"])
-def test_a_drawing_on_plans_is_the_same(plain_bundle: Path, pipe: Pipeline, tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "tree"), [("ar", None), ("exact", "small_9")])
+def test_a_drawing_on_plans_is_the_same(
+    plain_bundle: Path, pipe: Pipeline, tmp_path: Path, rule: str, tree: str | None
+) -> None:
     other = Pipeline.load(plain_bundle, threads=1, warm=False)
     other.wrap_engines(lambda name, _: on_plan(other, name, tmp_path))
     given = random_features(pipe, 1)
-    one, two = (pipeline.generate(**given, rule=rule, seed=3) for pipeline in (pipe, other))
+    one, two = (pipeline.generate(**given, rule=rule, tree=tree, seed=3) for pipeline in (pipe, other))
     assert (one.codes == two.codes).all()
     assert np.array_equal(np.asarray(one.images[0]), np.asarray(two.images[0]))
 
@@ -127,15 +130,16 @@ def test_use_plans_asks_the_doctor_first(
         file = fake_trt.write_plan(tmp_path / f"{plan.target[4:]}.{plan.engine}", graph, plan.profiles)
         plans.append(replace(plan, file=str(file)))
     pipe.manifest = replace(pipe.manifest, plans=plans)
-    before = pipe.generate(**random_features(pipe, 1), seed=1)
+    given: dict[str, Any] = {**random_features(pipe, 1), "tree": "small_9", "seed": 1}
+    before = pipe.generate(**given)
     use_plans(pipe, "rtx:sm89")
     kinds = {name: type(engine) for name, engine in pipe.engines().items()}
     assert kinds.pop("embed") is PaddedIds and kinds.pop("draft.small_9") is FixedPairs
     assert set(kinds.values()) == {PlanEngine}
-    assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
+    assert (pipe.generate(**given).codes == before.codes).all()
     # Ampere's target takes one number of nodes, its drafter one of pairs.
     monkeypatch.setattr(verify, "judge_bundle", lambda *_: [Verdict("rtx:sm86", USABLE, "fits.")])
     use_plans(pipe, "rtx:sm86")
     assert isinstance(pipe.engines()["target"], FixedNodes)
     assert isinstance(pipe.engines()["draft.small_9"], FixedPairs)
-    assert (pipe.generate(**random_features(pipe, 1), seed=1).codes == before.codes).all()
+    assert (pipe.generate(**given).codes == before.codes).all()

@@ -17,7 +17,7 @@ from cascade_trt.runtime.bundle import read_manifest
 from synthetic.family import build_synthetic
 
 pytestmark = pytest.mark.slow
-TREES = ("small_9", "dynamic_9x4x3")
+TREES = ("mixed_8", "small_9", "dynamic_9x4x3")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def test_every_engine_reads_back_as_its_graph(bundle: Path) -> None:
 def test_caches_of_grouped_keys_are_read_and_updated_in_place(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     model, judged = manifest.model, 0
-    runs = {"target": model.n_layer, **{tree.engine: tree.tree().depth for tree in manifest.trees}}
+    drafted = {name: tree for name in manifest.engines if (tree := manifest.tree_of(name)) is not None}
+    runs = {"target": model.n_layer, **{name: tree.depth for name, tree in drafted.items()}}
     for plan in manifest.plans:
         layers, report = runs.get(plan.engine, 0), read_report(bundle, plan)
         every = dict.fromkeys(range(len(plan.profiles)), layers) if layers else {}
