@@ -34,6 +34,7 @@ from .prompts import PromptEncoder
 from .request import Checker, Drawing
 from .rulebook import Rulebook
 from .rules import Rule
+from .rules.exact import Exact
 from .rules.registry import PLAIN
 from .slots import Memory
 from .stats import Stats
@@ -93,7 +94,11 @@ class Pipeline:
         for name in ("condition", "embed", *((TEXT,) if TEXT in self._engines else ())):
             self._engines[name]
         self._shared_decoder()
-        lane = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)[self.manifest.tree(None).name]
+        lanes = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)
+        tree = self.manifest.tree(None).name
+        if self._stored_costs(lanes.workspace) is not None:  # else the first image of `auto` measures them
+            tree = self._chooser(AUTO, lanes).choose([Exact()], tree).tree
+        lane = lanes[tree]
         lane.run_target(1, ())
         if isinstance(lane.source, (Eagle, Mixed)):
             lane.source.run(1, 1, lane.verified)
