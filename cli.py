@@ -230,6 +230,22 @@ def calibrate_states(**options: Any) -> None:
     run(**options)
 
 
+@calibrate.command("costs")
+@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@click.option("--slots", type=int, multiple=True,
+              help="Images at the same time to measure with; repeatable. [default: 1, 2, 4, 8]")
+@click.option("--num-images", type=int, default=4, show_default=True, help="Images to draw with each tree.")
+@click.option("--repeats", type=int, default=9, show_default=True, help="Calls of each size; the medians count.")
+@click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, help="Threads of each engine, as you will draw. [default: one for each core]")
+def calibrate_costs(**options: Any) -> None:
+    """Measure what rounds cost here and what each tree brings, so that tree `auto` chooses the fastest."""
+    from .commands.calibrate_costs import run
+
+    run(**options)
+
+
 @calibrate.command("tree")
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")

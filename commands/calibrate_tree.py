@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..calibration.costs import Costs, measure_verify
+from ..calibration.costs import TreeCosts, measure_calls, to_info
 from ..calibration.tree import Choice, best_tree, choose_tree, expected_tau, sizes
 from ..calibration.watch import Watched
+from ..runtime.costs import REPEATS, Costs
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
@@ -30,10 +31,10 @@ def run(
     pipe = Pipeline.load(bundle, threads=threads)
     watched = Watched(pipe.rule(rule))
     console = Console(stderr=True)
-    wanted = sizes(most_nodes + 1)
+    wanted = sizes(min(most_nodes + 1, pipe.manifest.most_nodes))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         trees = list(_static(pipe))
-        task = bar.add_task("measuring", total=num_images * (len(trees) + 1) + 10)
+        task = bar.add_task("measuring", total=num_images * (len(trees) + 1) + REPEATS + 1)
         advance = lambda: bar.advance(task)  # noqa: E731 - a name for what both loops call
         runs: dict[str, Stats] = {}
         plain: Stats | None = None
@@ -43,15 +44,15 @@ def run(
                 chosen = PLAIN if tree is None else watched
                 stats = pipe.generate(**subject, seed=seed + max(number, 0), rule=chosen, tree=tree).stats
                 if number < 0:
-                    continue  # the first picture of each warms up
+                    continue  # the first image of each warms up
                 if tree is None:
                     plain = stats if plain is None else _sum(plain, stats)
                 else:
                     runs[tree] = stats if tree not in runs else _sum(runs[tree], stats)
                 advance()
-        verify = measure_verify(pipe, wanted, advance)
+        calls = measure_calls(pipe, [1], wanted, {}, note=advance)
     assert plain is not None  # num_images is at least 1
-    costs = _costs(pipe, runs, verify)
+    costs = TreeCosts(Costs(to_info(pipe, [1], wanted, calls, _host(runs))), _drafting(runs), _static(pipe))
     shares = watched.acceptance.table()
     if nodes is None:
         choices = choose_tree(shares, costs.of, most_nodes, most_depth, out.stem)
@@ -75,11 +76,15 @@ def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: 
 
 
 def _static(pipe: Pipeline) -> dict[str, Tree]:
-    """The bundle's static trees. Raises CascadeError when there is none: ranks of a dynamic tree say too little."""
-    trees = {info.name: tree for info in pipe.manifest.trees if isinstance(tree := info.tree(), Tree)}
+    """The bundle's static trees whose nodes are all drafted. Raises CascadeError when there is none: ranks of a dynamic
+    tree say too little, and those of guesses say nothing of the drafter."""
+    trees = {
+        info.name: tree for info in pipe.manifest.trees if isinstance(tree := info.tree(), Tree) and not tree.guessed
+    }
     if not trees:
         raise CascadeError(
-            f"bundle {pipe.manifest.name} has no static tree to measure with: build it with --tree mc_sim_7b_63, too."
+            f"bundle {pipe.manifest.name} has no static tree of drafted nodes to measure with: build it with --tree "
+            "mc_sim_7b_63, too."
         )
     return trees
 
@@ -89,13 +94,18 @@ def _sum(first: Stats, second: Stats) -> Stats:
     return first
 
 
-def _costs(pipe: Pipeline, runs: dict[str, Stats], verify: dict[int, float]) -> Costs:
-    draft = {name: 1e3 * stats.seconds["draft"] / stats.rounds for name, stats in runs.items()}
+def _drafting(runs: dict[str, Stats]) -> dict[str, float]:
+    """Milliseconds of drafting a round, by tree."""
+    return {name: 1e3 * stats.seconds["draft"] / stats.rounds for name, stats in runs.items()}
+
+
+def _host(runs: dict[str, Stats]) -> float:
+    """Milliseconds of a round's host work."""
     host = [
         1e3 * sum(stats.seconds[s] for s in ROUND if s not in ("draft", "verify")) / stats.rounds
         for stats in runs.values()
     ]
-    return Costs(verify, draft, sum(host) / len(host), _static(pipe))
+    return sum(host) / len(host)
 
 
 def _write(out: Path, best: Choice) -> None:
@@ -105,7 +115,7 @@ def _write(out: Path, best: Choice) -> None:
 
 
 def _show(
-    pipe: Pipeline, choices: list[Choice], runs: dict[str, Stats], shares, costs: Costs, plain: Stats, out: Path
+    pipe: Pipeline, choices: list[Choice], runs: dict[str, Stats], shares, costs: TreeCosts, plain: Stats, out: Path
 ) -> None:
     console = Console(highlight=False, width=110)
     alone = 1e3 * sum(plain.seconds[s] for s in ROUND) / plain.rounds  # ms a token of plain decoding

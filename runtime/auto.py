@@ -179,18 +179,21 @@ class Auto:
         with self._lock:
             return dict(zip(self._outlook.names, self._outlook.tokens().tolist(), strict=True))
 
+    def speeds(self, busy: int) -> dict[str, float]:
+        """How fast each tree is expected to draw so many images of `exact`, in speeds of plain decoding."""
+        with self._lock:
+            _, speeds = self._expect(self._outlook.tokens(), busy, 0)
+            return dict(zip(self._outlook.names, (speeds[1:] / speeds[0]).tolist(), strict=True))
+
     def _choose(self, exact: int, plain: int, current: str | None) -> Choice:
         if not exact or not self._trees:
             return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
-        names, busy = [NO_TREE, *self._outlook.names], exact + plain
-        tokens = np.concatenate([[1.0], self._outlook.tokens()])
-        gained = exact * tokens + plain
-        times = self._times(busy) + self._costs.info.token * gained
-        speeds = gained / times
+        names, busy, tokens = [NO_TREE, *self._outlook.names], exact + plain, self._outlook.tokens()
+        times, speeds = self._expect(tokens, exact, plain)
         at, best = names.index(current) if current in names else 0, int(np.argmax(speeds))
         chosen = best if speeds[best] > _GAIN * speeds[at] else at
         shown = chosen or 1 + int(np.argmax(speeds[1:]))  # plain decoding is compared with the best tree
-        tree = f"about {tokens[shown]:.1f} tokens in {times[shown]:.3g} ms"
+        tree = f"about {tokens[shown - 1]:.1f} tokens in {times[shown]:.3g} ms"
         of = "" if busy == 1 else f" for each of {busy} images"
         now = "" if self._costs.info.images else " just now"  # nothing was drawn: not by `calibrate costs`
         measured = f"{of}; costs measured{now} on {self._costs.info.machine}"
@@ -198,6 +201,12 @@ class Auto:
             return Choice(names[chosen], f"{names[chosen]}: {tree}, plain decoding 1 in {times[0]:.3g} ms{measured}")
         why = f"plain decoding: 1 token in {times[0]:.3g} ms, the best tree, {names[shown]}, {tree}{measured}"
         return Choice(NO_TREE, why)
+
+    def _expect(self, tokens: np.ndarray, exact: int, plain: int) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of a round, and tokens a millisecond: of plain decoding, then of trees that bring `tokens`."""
+        gained = exact * np.concatenate([[1.0], tokens]) + plain
+        times = self._times(exact + plain) + self._costs.info.token * gained
+        return times, gained / times
 
     def _times(self, busy: int) -> np.ndarray:
         """Milliseconds of a round without what each token costs: of plain decoding, then of each tree."""
