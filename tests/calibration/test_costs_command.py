@@ -1,0 +1,141 @@
+"""`cascade-trt calibrate costs`, as a user runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support import build, fixture_arguments, random_features
+
+from cascade_trt.calibration.costs import TreeCosts, outside
+from cascade_trt.cli import cli
+from cascade_trt.commands.bench import conditioning
+from cascade_trt.commands.calibrate_costs import with_costs
+from cascade_trt.engines.publish import amend_bundle
+from cascade_trt.runtime.auto import candidates_of
+from cascade_trt.runtime.bundle import CostInfo, check_files, read_manifest
+from cascade_trt.runtime.costs import Costs, stored
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.stats import Stats
+from cascade_trt.runtime.tree import get_tree
+
+ELSEWHERE = CostInfo("ort-cpu", "1.0", "elsewhere", 64, [1], [1], [[1.0]], {}, 0.1, 0.0, {}, 1)
+
+
+def calibrate(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["calibrate", "costs", *map(str, arguments)])
+
+
+@pytest.fixture
+def bundle(small_vocabulary: Pipeline, tmp_path: Path) -> Path:
+    """A copy that may be changed, and knows another machine."""
+    own = tmp_path / "bundle"
+    shutil.copytree(small_vocabulary.folder, own)
+    amend_bundle(own, lambda _, manifest: dataclasses.replace(manifest, costs=[ELSEWHERE]))
+    return own
+
+
+def test_auto_chooses_by_what_was_measured(bundle: Path) -> None:
+    before = read_manifest(bundle)
+    result = calibrate("--bundle", bundle, "--slots", 2, "--slots", 1, "--num-images", 2, "--repeats", 1,
+                       "--threads", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    other, info = manifest.costs
+    assert other == ELSEWHERE
+    assert dataclasses.replace(manifest, costs=before.costs) == before
+    candidates = candidates_of(manifest)
+    assert info.slots == [1, 2]
+    assert info.nodes == sorted({1, *(one.tree().size for one in candidates.values())})
+    assert info.draft.keys() == {one.engine for one in candidates.values()} - {None}
+    assert info.accepted.keys() == candidates.keys()
+    assert info.images == 2
+    pipe = Pipeline.load(bundle, threads=1)
+    here = pipe.identity
+    assert stored(manifest, here.backend, here.version, here.machine, here.threads) == info
+    runs = [
+        pipe.generate(**conditioning(manifest, (), number), seed=number, rule="exact", tree="small_9").stats
+        for number in range(2)
+    ]
+    tau = sum(stats.tokens for stats in runs) / sum(stats.rounds for stats in runs)
+    assert info.accepted["small_9"] == pytest.approx(tau)
+    auto = pipe.generate(**random_features(pipe, 1), rule="exact", tree="auto").stats
+    assert f"costs measured on {here.machine}" in auto.why
+    for said in ("auto draws with", "small_9", "target, 1 node", "draft."):
+        assert said in result.output
+
+
+def test_the_entry_of_the_same_machine_is_replaced(bundle: Path) -> None:
+    for seed in (0, 1):
+        result = calibrate("--bundle", bundle, "--slots", 1, "--num-images", 1, "--repeats", 1, "--threads", 1,
+                           "--seed", seed)  # fmt: skip
+        assert result.exit_code == 0, result.output
+    assert [info.threads for info in read_manifest(bundle).costs] == [64, 1]
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    newer = dataclasses.replace(ELSEWHERE, backend_version="2.0")
+    assert with_costs(dataclasses.replace(read_manifest(bundle), costs=[ELSEWHERE]), newer).costs == [newer]
+
+
+def test_without_a_drafter(tmp_path: Path) -> None:
+    arguments = [str(one) for one in fixture_arguments(tmp_path / "bundle")]
+    at = arguments.index("--drafter")
+    build(*arguments[:at], *arguments[at + 2 :])
+    result = calibrate("--bundle", tmp_path / "bundle", "--slots", 1, "--num-images", 1, "--repeats", 1)
+    assert result.exit_code == 0, result.output
+    info = read_manifest(tmp_path / "bundle").costs[0]
+    assert info.draft == {}
+    assert info.accepted and all(name.startswith("jacobi") for name in info.accepted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num-images", "0"], "--num-images must be at least 1"),
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--slots", "0"], "--slots must be from 1 to 1024, not 0"),
+        (["--slots", "2", "--slots", "5000"], "--slots must be from 1 to 1024, not 5000"),
+        (["--threads", "0"], "threads must be at least 1"),
+    ],
+)
+def test_refusals(bundle: Path, arguments: list[str], said: str) -> None:
+    result = calibrate("--bundle", bundle, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert read_manifest(bundle).costs == [ELSEWHERE]
+
+
+def drawn(tau: float, host: float) -> Stats:
+    """A hundred rounds with `host` ms outside the engines each."""
+    stats = Stats("exact", "any", tokens=round(100 * tau), rounds=100, engine_seconds=0.5)
+    stats.seconds["verify"] = 0.5 + 1e-3 * 60 * host
+    stats.seconds["accept"] = 1e-3 * 40 * host
+    stats.seconds["prefill"] = 7.0
+    return stats
+
+
+def test_a_round_and_a_token_outside_the_engines() -> None:
+    runs = [[drawn(1, 0.3), drawn(1, 0.3), drawn(1, 9.0)], [drawn(3, 0.5)], [drawn(5, 0.7)]]
+    assert outside(runs) == pytest.approx((0.2, 0.1))
+
+
+def test_host_costs_are_never_negative() -> None:
+    assert outside([[drawn(1, 0.6)], [drawn(5, 0.2)]]) == pytest.approx((0.4, 0.0))
+    assert outside([[drawn(1, 0.1)], [drawn(5, 5.0)]]) == pytest.approx((2.25, 0.1))
+    assert outside([[drawn(1, 0.3)]]) == pytest.approx((0.3, 0.0))
+
+
+def test_drafting_costs_of_trees_that_were_not_drawn() -> None:
+    """A line over levels and inner nodes where there are enough trees, else in proportion to the levels."""
+    rounds = Costs(dataclasses.replace(ELSEWHERE, nodes=[1, 11], target=[[1.0, 6.0]]))
+    trees = {name: get_tree(name) for name in ("chain", "small_9", "deep_5", "pair_4")}
+    cost = {name: 1.0 + 0.5 * tree.depth + 0.25 * len(tree.internal) for name, tree in trees.items()}
+    other = get_tree("small_12")
+    target = 1 + 0.5 * (other.size - 1) + 0.1
+    every = TreeCosts(rounds, cost, trees)
+    assert every.of(other) == pytest.approx(target + 1.0 + 0.5 * other.depth + 0.25 * len(other.internal))
+    one = TreeCosts(rounds, {"chain": 3.0}, {"chain": trees["chain"]})
+    assert one.of(other) == pytest.approx(target + 3.0 / 6 * (1 + other.depth))
