@@ -81,6 +81,7 @@ class Eagle:
         most = max((len(s.newest.tokens) for s in newest.values() if s.newest is not None), default=1)
         pairs = next(size for size in self.workspace.backend.sizes(states.most) if size >= most)
         given = self._pairs_of(pairs)
+        given.path[:] = 0  # a slot without an image must not name a node that these states do not have
         for slot, sequence in newest.items():
             self._load(given, slot, sequence)
         self._run(len(sequences), pairs, states, with_laws)
