@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -11,9 +12,18 @@ from apart import ApartBackend, ApartCall
 from support import FIXTURE, Golden, build, fixture_arguments, save_checkpoints, save_text_encoder
 
 from cascade_trt.runtime.pipeline import Pipeline
-from cascade_trt.runtime.tree import TREE_NAMES
+from cascade_trt.runtime.tree import EAGLE, JACOBI, TREE_NAMES
 
 CHAINS = ("chain_1", "chain_2")  # what mixed trees draft
+
+# Trees in files, by their nodes' paths; E stands for a drafted node, J for a guess.
+FILES = {
+    "fork": "E0 E1 J0.0 J1.0 J0.0.0 J1.0.0 J0.0.0.0",  # a chain of guesses behind each of two drafted nodes
+    "deep": "E0 E0.0 J0.0.0 J0.0.0.0 J0.0.0.1 J0.0.0.0.0 J0.0.0.1.0",
+    "beside": "J0 E1 J2 J0.0 J1.0 J1.1 J2.0 J0.0.0 J1.0.0",  # guesses on both sides of the drafted node
+    "bush": "J0 J1 J0.0 J0.1 J1.0 J0.0.0 J0.0.1 J0.1.0 J0.0.0.0 J0.0.0.1 J0.0.0.0.0",  # nothing is drafted
+}
+SPELT = {"E": EAGLE, "J": JACOBI}
 
 # A shell's background job ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,8 +52,11 @@ def tiny(tiny_bundle: Path) -> Pipeline:
 def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Eight tokens: trees hold most of them, so long paths are accepted."""
     folder = tmp_path_factory.mktemp("small")
+    for name, nodes in FILES.items():
+        spelt = [{"path": [int(k) for k in node[1:].split(".")], "source": SPELT[node[0]]} for node in nodes.split()]
+        (folder / f"{name}.json").write_text(json.dumps(spelt))
     arguments = save_checkpoints(folder / "checkpoints", vocab=8, grid=6)
-    trees = ("chain", "small_9", "naive_extend_57", *CHAINS)
+    trees = ("chain", "small_9", "naive_extend_57", *CHAINS, *(folder / f"{name}.json" for name in FILES))
     build(*arguments, "--batch", 3, *(part for name in trees for part in ("--tree", name)), "--out", folder / "bundle")
     return Pipeline.load(folder / "bundle", threads=1)
 
