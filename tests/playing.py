@@ -50,9 +50,12 @@ class Alone:
         if key not in self.known:
             given = random_features(self.pipe, PROMPTS)
             one = {name: array[prompt : prompt + 1] for name, array in given.items()}
-            how = {"rule": "ar"} if self.tree is None else {"tree": self.tree}
-            self.known[key] = self.pipe.generate(**one, seed=seed, options=self.settings[setting].updated(how))
+            self.known[key] = self.pipe.generate(**one, seed=seed, options=self.how(self.settings[setting]))
         return self.known[key]
+
+    def how(self, options: DrawOptions) -> DrawOptions:
+        """How an image with these options is drawn alone."""
+        return options.updated({"rule": "ar"} if self.tree is None else {"tree": self.tree})
 
 
 def events(settings: int = len(SETTINGS)) -> st.SearchStrategy[list[Any]]:
