@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .runtime.batch import Batch, CancelledError, Job, TimedOutError
+    from .runtime.batch import Batch
     from .runtime.errors import CascadeError
+    from .runtime.job import CancelledError, Job, TimedOutError
     from .runtime.options import DrawOptions
-    from .runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError
+    from .runtime.output import Interrupted, Output, UnfinishedError
+    from .runtime.pipeline import Pipeline
     from .runtime.request import Request
 
 __version__ = "0.1.0"

@@ -13,8 +13,9 @@ from rich.progress import Progress
 
 from ..calibration.states import StateSums, StateWatch
 from ..engines.publish import amend_bundle
-from ..runtime.bundle import STATES, Manifest, describe_file
+from ..runtime.bundle import STATES, Manifest
 from ..runtime.errors import CascadeError
+from ..runtime.files import describe_file
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable

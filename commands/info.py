@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..runtime.backends import BACKEND_NAMES
-from ..runtime.bundle import CLASS, Manifest, PlanInfo, TreeInfo, check_files, read_manifest
+from ..runtime.bundle import CLASS, Manifest, PlanInfo, TreeInfo, read_manifest
+from ..runtime.files import check_files
 
 
 def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:

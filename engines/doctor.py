@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..runtime.bundle import Manifest, PlanInfo, check_files, read_manifest
+from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
+from ..runtime.files import check_files
 from .cache import plan_damage, this_platform
 from .gpu import Gpu, find_gpu
 from .tensorrt.loader import installed_version, version_numbers

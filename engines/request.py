@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import check_files, read_manifest
+from ..runtime.bundle import read_manifest
 from ..runtime.errors import CascadeError
+from ..runtime.files import check_files
 
 _EXPORTER = Path(__file__).resolve().parent.parent / "export"
 

@@ -26,9 +26,9 @@ from ..runtime.bundle import (
     TargetInfo,
     TextInfo,
     TreeInfo,
-    describe_file,
 )
 from ..runtime.errors import CascadeError
+from ..runtime.files import describe_file
 from ..runtime.tree import AnyTree, DynamicTree
 from .checkpoints.source import check_shapes
 from .graphs.builder import GraphBuilder

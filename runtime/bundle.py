@@ -1,4 +1,4 @@
-"""The engine bundle on disk: its manifest, and the checks that a bundle must pass before it is used.
+"""The engine bundle on disk: its manifest.
 
 A bundle is a folder with `manifest.json`, ONNX graphs, their weight files and perhaps a tokenizer. This module
 owns the manifest's schema; `export` and `engines` write what it reads.
@@ -7,7 +7,6 @@ owns the manifest's schema; `export` and `engines` write what it reads.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -25,8 +24,6 @@ MOST_SLOTS = 1024  # images at the same time
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
-_HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
-_SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
 _DEFAULT_WINDOW = 16  # guesses of the tree that a bundle without a drafter has first
 
 
@@ -425,39 +422,3 @@ def read_manifest(folder: Path) -> Manifest:
             "build the bundle again with this version."
         )
     return _build(Manifest, content, str(path))
-
-
-def describe_file(path: Path, sha256: str | None = None) -> FileInfo:
-    """Size and digests of a file; pass `sha256` when it is already known."""
-    if sha256 is None:
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(path.stat().st_size, sha256, _sampled_digest(path))
-
-
-def _sampled_digest(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        for index in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * index // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def check_files(folder: Path, manifest: Manifest, thorough: bool = False) -> None:
-    """Compares the bundle's files with the manifest. Raises CascadeError at the first that differs.
-
-    Files over 256 MiB are compared by size and 32 samples of 64 KiB unless `thorough`.
-    """
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CascadeError(f"bundle {folder} lacks its file {name}: build it again.")
-        same = path.stat().st_size == expected.bytes
-        if same and (thorough or expected.bytes <= _HASHED_WHOLE):
-            with open(path, "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
-        elif same:
-            same = _sampled_digest(path) == expected.samples
-        if not same:
-            raise CascadeError(f"{path} has changed since the bundle was built: build it again.")

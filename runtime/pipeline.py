@@ -18,7 +18,7 @@ import numpy as np
 from .auto import Auto, candidates_of
 from .backends import Backend, Engine, Identity, open_backend
 from .batch import Batch
-from .bundle import MOST_SLOTS, CostInfo, Manifest, check_files, read_manifest
+from .bundle import MOST_SLOTS, CostInfo, Manifest, read_manifest
 from .chooser import AutoTree, Chooser, FixedTree
 from .conditioner import Conditioner
 from .costs import Costs, measure_at_once, stored
@@ -26,6 +26,7 @@ from .decoder import Decoder
 from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
 from .errors import CascadeError
+from .files import check_files
 from .job import Drawn, Job
 from .lane import ROOT, Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling

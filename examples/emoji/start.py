@@ -14,8 +14,8 @@ from torch import nn
 
 from ...export.families.llamagen.drafter import Drafter
 from ...export.models.vq import VQModel
-from ...runtime.bundle import describe_file
 from ...runtime.errors import CascadeError
+from ...runtime.files import describe_file
 from .config import Recipe
 from .data import DataSet
 from .drafter import drafter_config

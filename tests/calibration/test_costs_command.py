@@ -16,8 +16,9 @@ from cascade_trt.commands.bench import conditioning
 from cascade_trt.commands.calibrate_costs import with_costs
 from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.runtime.auto import candidates_of
-from cascade_trt.runtime.bundle import CostInfo, check_files, read_manifest
+from cascade_trt.runtime.bundle import CostInfo, read_manifest
 from cascade_trt.runtime.costs import Costs, stored
+from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.stats import Stats
 from cascade_trt.runtime.tree import get_tree

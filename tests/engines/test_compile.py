@@ -24,8 +24,9 @@ from cascade_trt.engines.publish import staged_bundle
 from cascade_trt.engines.tensorrt.attention import AttentionForm
 from cascade_trt.engines.tensorrt.build import builder_options
 from cascade_trt.engines.tensorrt.target import parse_target
-from cascade_trt.runtime.bundle import MANIFEST, check_files, read_manifest
+from cascade_trt.runtime.bundle import MANIFEST, read_manifest
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.files import check_files
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
 OPTIONS = builder_options(AttentionForm.DOUBLED, "fixed_nodes", 9)

@@ -17,7 +17,8 @@ from cascade_trt.engines.doctor import DAMAGED, USABLE, judge_bundle, look_aroun
 from cascade_trt.engines.tensorrt.target import parse_target
 from cascade_trt.engines.verify import compare_calls, record
 from cascade_trt.runtime.backends.ort import OrtBackend
-from cascade_trt.runtime.bundle import check_files, read_manifest
+from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 
 DRAFTS = ["draft.small_9", "draft.dynamic_9x3x4"]

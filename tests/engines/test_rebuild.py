@@ -11,7 +11,8 @@ from support import save_checkpoints
 from cascade_trt.cli import cli
 from cascade_trt.engines import compile
 from cascade_trt.engines.cache import plan_damage
-from cascade_trt.runtime.bundle import check_files, read_manifest
+from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.files import check_files
 
 
 def test_only_what_changed_is_compiled_again(tmp_path: Path, fake_worker: list[str]) -> None:

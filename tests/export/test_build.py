@@ -15,8 +15,9 @@ from cascade_trt.cli import cli
 from cascade_trt.commands.build import _digest, chosen_trees
 from cascade_trt.export.build import BuildOptions
 from cascade_trt.export.request import MAX_NODES, BuildRequest
-from cascade_trt.runtime.bundle import Manifest, SamplingDefaults, check_files, read_manifest
+from cascade_trt.runtime.bundle import Manifest, SamplingDefaults, read_manifest
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.rules.states import StateTable
 from cascade_trt.runtime.tree import Tree

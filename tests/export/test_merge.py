@@ -17,7 +17,8 @@ from support import build, random_features, save_checkpoints
 from cascade_trt.export.graphs.merge import merge
 from cascade_trt.runtime.backends import Engine
 from cascade_trt.runtime.backends.ort import OrtBackend
-from cascade_trt.runtime.bundle import MANIFEST, Manifest, check_files, read_manifest
+from cascade_trt.runtime.bundle import MANIFEST, Manifest, read_manifest
+from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import AnyTree, DynamicTree
 
