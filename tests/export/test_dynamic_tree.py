@@ -140,4 +140,5 @@ def test_names_that_are_refused(name: str, sentence: str) -> None:
 
 def test_info_says_dynamic(bundle: Path) -> None:
     result = CliRunner().invoke(cli, ["info", str(bundle)])
-    assert result.exit_code == 0 and "dynamic_9x4x3 (9 nodes, depth 4, dynamic)" in " ".join(result.output.split())
+    shown = "dynamic_9x4x3: 9 nodes, drafts 4 levels (draft.dynamic_9x4x3, dynamic)"
+    assert result.exit_code == 0 and shown in " ".join(result.output.split())
