@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from .export.request import MAX_NODES
 from .runtime.errors import CascadeError
 
 DEFAULT_BUNDLE = Path("build/emoji")
@@ -60,8 +59,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
 @click.option("--tree", "trees", multiple=True,
               help="Tree that is drawn with: a name, chain_W, mixed_W, jacobi_W, ... or a .json of nodes; repeatable.")
-@click.option("--max-nodes", type=int, default=MAX_NODES, show_default=True,
-              help="Most nodes of a target call: trees of guesses up to it need no rebuild.")
+@click.option("--max-nodes", type=int,
+              help="Most nodes of a target call: trees of guesses up to it need no rebuild. [default: 33]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Most prompts drawn at once.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
 @click.option("--max-top-k", type=int, help="Logits that the engine returns: the largest top_k to be used.")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from ..export.request import BuildRequest
+from ..export.request import MAX_NODES, BuildRequest
 from ..runtime.bundle import CLASS
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
@@ -60,7 +60,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
         batch=request.batch,
         precision=request.precision,
         max_top_k=max(1000, sampling.top_k) if request.max_top_k is None else request.max_top_k,
-        max_nodes=request.max_nodes,
+        max_nodes=MAX_NODES if request.max_nodes is None else request.max_nodes,
         request=digest,
     )
     plans = _Plans(folder, request.targets, request.one_plan)

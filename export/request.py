@@ -28,7 +28,7 @@ class BuildRequest:
     batch: int = 1
     precision: str = "fp32"
     max_top_k: int | None = None
-    max_nodes: int = MAX_NODES
+    max_nodes: int | None = None
     dummy_weights: bool = False
     targets: tuple[str, ...] = ()
     one_plan: bool = False
