@@ -330,17 +330,17 @@ class Manifest:
     def tree(self, name: str | None) -> TreeInfo:
         """The tree called `name`, or the bundle's first, Jacobi's where it was built with none.
 
-        Beside the trees that it was built with a bundle has every tree of guesses (`runtime/tree.py`) that fits into
-        a target call and whose drafted part one of its engines drafts. Raises CascadeError for any other.
+        Beside the trees that it was built with a bundle has every tree that fits into a target call and whose drafted
+        part, if it has one, one of its engines drafts (`runtime/tree.py`). Raises CascadeError for any other.
         """
         if name is None:
             return self.trees[0] if self.trees else self._unbuilt(f"jacobi_{min(_DEFAULT_WINDOW, self.most_nodes - 1)}")
         return next((tree for tree in self.trees if tree.name == name), None) or self._unbuilt(name)
 
     def _unbuilt(self, name: str) -> TreeInfo:
-        """A tree of guesses that the bundle was not built with."""
+        """A tree that the bundle was not built with."""
         tree = get_tree(name)
-        if not tree.guessed:
+        if not tree.guessed and self._engine_of(tree) is None:
             held = f"holds the trees {', '.join(tree.name for tree in self.trees)}" if self.trees else "holds no tree"
             drafter = "" if self.drafter is not None else " --drafter and"
             raise CascadeError(f"bundle {self.name} {held}, not {name!r}: build it again with{drafter} --tree {name}.")
@@ -353,13 +353,9 @@ class Manifest:
 
     def engine_for(self, tree: AnyTree) -> str | None:
         """The engine that drafts what is drafted of `tree`; None where nothing is. Raises CascadeError without one."""
-        wanted = tree.drafted
-        if wanted is None:
-            return None
-        for info in self.trees:
-            drafted = info.tree().drafted
-            if drafted is not None and replace(drafted, name=wanted.name) == wanted:
-                return info.engine
+        engine = self._engine_of(tree)
+        if engine is not None or tree.drafted is None:
+            return engine
         if self.drafter is None:
             raise CascadeError(
                 f"tree {tree.name} needs a drafter, and bundle {self.name} has none: use a jacobi tree, or build it "
@@ -369,6 +365,14 @@ class Manifest:
             f"bundle {self.name} has no engine that drafts what tree {tree.name} drafts: build it again with --tree "
             f"{tree.name}."
         )
+
+    def _engine_of(self, tree: AnyTree) -> str | None:
+        """The engine that drafts a tree of this shape."""
+        for info in self.trees:
+            drafted, wanted = info.tree().drafted, tree.drafted
+            if drafted is not None and wanted is not None and replace(drafted, name=wanted.name) == wanted:
+                return info.engine
+        return None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
