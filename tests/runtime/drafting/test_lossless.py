@@ -206,3 +206,14 @@ def test_on_a_device_too(
 ) -> None:
     """With memory apart, calls for 1, 2, 4 slots, and nothing readable but what was fetched."""
     play(apart, apart.batch(slots, tree=tree), happenings, alone[tree])
+
+
+@pytest.mark.usefixtures("spoilt")
+@pytest.mark.parametrize("tree", ["jacobi_2x2", "jacobi_12x8", "mixed_1x1", "mixed_6x6", "bush"])
+def test_guesses_on_a_device_are_those_of_the_host(small: PlainImages, apart: Pipeline, tree: str) -> None:
+    """What came second is fetched, too: the same tokens come from the same sources."""
+    given = {name: rows[:8] for name, rows in small.features.items()}
+    here, there = (pipe.generate(**given, tree=tree) for pipe in (small.pipe, apart))
+    np.testing.assert_array_equal(here.origins, there.origins)
+    np.testing.assert_array_equal(here.rounds, there.rounds)
+    small.check(there)

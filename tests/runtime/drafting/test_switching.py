@@ -161,6 +161,28 @@ def test_large_numbers_in_what_a_drafter_has_read_change_its_guesses(small_vocab
     assert clean != spoilt
 
 
+def test_the_next_image_in_a_slot_sees_all_that_is_read_for_it(small_vocabulary: Pipeline) -> None:
+    """Masks of the image before, which had holes, do not stay: its drafts are those in a fresh slot."""
+    rounds = []
+    for trees in ([NO_TREE] * 6 + ["chain"], ["chain"]):
+        script = Script(trees)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(small_vocabulary, "_chooser", lambda *_, s=script: s)
+            batch = small_vocabulary.batch(1)
+        batch.submit(request_of(small_vocabulary, 0, 0, DrawOptions())).result()
+        if len(trees) > 1:
+            assert not batch.lane.workspace.pair_mask.all()
+        script._trees = ["chain"]
+        job = batch.submit(request_of(small_vocabulary, 1, 1, DrawOptions()))
+        found = []
+        while not job.done:
+            batch.step()
+            assert batch.lane.workspace.pair_mask.all()
+            found.append(batch.lane.tokens[0].tolist())
+        rounds.append(found)
+    assert rounds[0] == rounds[1]
+
+
 def guesses_of(
     pipe: Pipeline, seed: int, trees: Sequence[str], poisoned: Callable[[set[int]], set[int]]
 ) -> list[list[int]]:
