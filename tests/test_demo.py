@@ -12,16 +12,32 @@ from support import build
 from ties import same_but_for_ties, watch_leads
 
 from cascade_trt.cli import cli
+from cascade_trt.runtime.output import Output
 from cascade_trt.runtime.pipeline import Pipeline
 
+PROMPTS = ["a red apple", "a carrot", "a hamburger on a pale blue background", "pizza, noto style"]
+Leads = dict[tuple[int, int], float]
 WEIGHTS = Path(__file__).parent.parent / "examples" / "emoji" / "weights"
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "emoji"
-    build("emoji", "--batch", 4, "--tree", "pair_3", "--tree", "mc_sim_7b_63", "--tree", "eagle2_60", "--out", out)
+    trees = ("pair_3", "mc_sim_7b_63", "eagle2_60", "chain_1")
+    build("emoji", "--batch", 4, *(part for name in trees for part in ("--tree", name)), "--out", out)
     return out
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Pipeline:
+    return Pipeline.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def plain(pipe: Pipeline) -> tuple[Output, Leads]:
+    with pytest.MonkeyPatch.context() as patch:
+        leads = watch_leads(patch)
+        return pipe.generate(PROMPTS, seed=0, rule="ar"), leads
 
 
 def test_the_weights_stay_small() -> None:
@@ -42,22 +58,22 @@ def test_a_red_apple(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", ["pair_3", "mc_sim_7b_63", "eagle2_60"])
-def test_exact_draws_the_pictures_of_ar(bundle: Path, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a trained model, whose drafter is followed for several tokens at a time."""
-    pipe = Pipeline.load(bundle)
-    prompts = ["a red apple", "a carrot", "a hamburger on a pale blue background", "pizza, noto style"]
-    with monkeypatch.context() as patch:
-        leads = watch_leads(patch)
-        plain = pipe.generate(prompts, seed=0, rule="ar")
-    exact = pipe.generate(prompts, seed=0, rule="exact", tree=tree)
-    for codes, expected, seed in zip(exact.codes, plain.codes, exact.seeds, strict=True):
-        same_but_for_ties(codes, expected, seed, leads)
-    assert exact.stats.tau > 1.5
+@pytest.mark.parametrize(
+    ("tree", "least"),
+    [("pair_3", 1.5), ("mc_sim_7b_63", 2.5), ("eagle2_60", 2.5), ("jacobi_8", 2), ("jacobi_32", 3.5), ("mixed_8", 2.5),
+     ("mixed_32", 4.5), ("mixed_20x8", 4)],
+)  # fmt: skip
+def test_exact_draws_the_images_of_ar(pipe: Pipeline, plain: tuple[Output, Leads], tree: str, least: float) -> None:
+    """On a trained model, whose drafter and guesses are followed for several tokens at a time."""
+    output, leads = plain
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        exact = pipe.generate(prompts, seed=0, rule="exact", tree=tree)
+        for codes, expected, seed in zip(exact.codes, output.codes, exact.seeds, strict=False):
+            same_but_for_ties(codes, expected, seed, leads)
+        assert exact.stats.tau > least
 
 
-def test_unknown_words_and_other_orders_are_drawn(bundle: Path) -> None:
-    pipe = Pipeline.load(bundle)
+def test_unknown_words_and_other_orders_are_drawn(pipe: Pipeline) -> None:
     output = pipe.generate(["apple red a", "a zyzzogeton on a pink background"], seed=1)
     assert len(output.images) == 2
     assert output.warnings == []

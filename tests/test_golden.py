@@ -9,7 +9,12 @@ from support import Golden
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import TREE_NAMES
 
-SETTINGS = [("ar", None), *((rule, tree) for rule in ("exact", "strict", "strict-topk") for tree in TREE_NAMES)]
+GUESSED = ("jacobi_16", "jacobi_12x8", "mixed_16", "mixed_12x8")
+SETTINGS = [
+    ("ar", None),
+    *((rule, tree) for rule in ("exact", "strict", "strict-topk") for tree in TREE_NAMES),
+    *((rule, tree) for rule in ("exact", "strict-topk") for tree in GUESSED),
+]
 
 
 @pytest.mark.parametrize(("rule", "tree"), SETTINGS)

@@ -20,15 +20,18 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Caches of 12 MiB: a copy of one layer's keys (1.5 MiB) in a step would be seen."""
     folder: Path = tmp_path_factory.mktemp("wide")
     arguments = save_checkpoints(folder / "checkpoints", vocab=16, grid=24, dim=256, layers=2, heads=4, prefix_len=120)
-    build(*arguments, "--tree", "small_6", "--out", folder / "bundle")
+    build(*arguments, "--tree", "small_6", "--tree", "chain_1", "--out", folder / "bundle")
     return Pipeline.load(folder / "bundle", threads=1)
 
 
-@pytest.mark.parametrize("rule", ["ar", "exact", "strict"])
-def test_no_allocation_above_a_mebibyte_in_a_step(wide: Pipeline, rule: str) -> None:
+HOW = [("ar", None), ("exact", "small_6"), ("strict", "small_6"), ("exact", "jacobi_16"), ("exact", "mixed_12x4")]
+
+
+@pytest.mark.parametrize(("rule", "tree"), HOW)
+def test_no_allocation_above_a_mebibyte_in_a_step(wide: Pipeline, rule: str, tree: str | None) -> None:
     """Python and numpy allocations between two progress calls, at their peak."""
     given = random_features(wide, 1)
-    wide.generate(**given, rule=rule)
+    wide.generate(**given, rule=rule, tree=tree)
     peaks: list[int] = []
 
     def step(_done: int, _total: int) -> None:
@@ -37,7 +40,7 @@ def test_no_allocation_above_a_mebibyte_in_a_step(wide: Pipeline, rule: str) -> 
 
     tracemalloc.start()
     try:
-        wide.generate(**given, rule=rule, callback=step)
+        wide.generate(**given, rule=rule, tree=tree, callback=step)
     finally:
         tracemalloc.stop()
     assert len(peaks) > 50
@@ -45,25 +48,28 @@ def test_no_allocation_above_a_mebibyte_in_a_step(wide: Pipeline, rule: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["ar", "exact"])
-def test_resident_memory_is_flat_over_500_rounds(wide: Pipeline, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "tree"), [how for how in HOW if how[0] != "strict"])
+def test_resident_memory_is_flat_over_500_rounds(wide: Pipeline, rule: str, tree: str | None) -> None:
     given, process = random_features(wide, 1), psutil.Process()
     rounds, seen = 0, []
     seed = 0
-    wide.generate(**given, rule=rule, seed=99)
+    wide.generate(**given, rule=rule, tree=tree, seed=99)
     while rounds < 500:
-        stats = wide.generate(**given, rule=rule, seed=seed).stats
+        stats = wide.generate(**given, rule=rule, tree=tree, seed=seed).stats
         rounds, seed = rounds + stats.rounds, seed + 1
         seen.append(process.memory_info().rss)
     assert max(seen) - seen[0] < 4 << 20
 
 
 @pytest.mark.slow
-def test_resident_memory_is_flat_over_500_jobs_through_one_batch(small_vocabulary: Pipeline) -> None:
+@pytest.mark.parametrize(("tree", "other"), [("small_9", "strict"), ("mixed_6x6", "strict-topk")])
+def test_resident_memory_is_flat_over_500_jobs_through_one_batch(
+    small_vocabulary: Pipeline, tree: str, other: str
+) -> None:
     """Jobs of all kinds of settings; some are cancelled, and their results are thrown away."""
-    batch, process = small_vocabulary.batch(3, tree="small_9"), psutil.Process()
+    batch, process = small_vocabulary.batch(3, tree=tree), psutil.Process()
     given = random_features(small_vocabulary, 5)
-    kinds = [DrawOptions(), DrawOptions(rule="ar", top_k=4), DrawOptions(rule="strict"), DrawOptions(top_p=0.9)]
+    kinds = [DrawOptions(), DrawOptions(rule="ar", top_k=4), DrawOptions(rule=other), DrawOptions(top_p=0.9)]
     seen = []
     for number in range(500):
         features, mask = (given[name][number % 5] for name in ("features", "features_mask"))
@@ -79,10 +85,10 @@ def test_resident_memory_is_flat_over_500_jobs_through_one_batch(small_vocabular
     assert max(seen[1:]) - seen[0] < 4 << 20, seen
 
 
-@pytest.mark.parametrize("rule", ["ar", "exact", "strict"])
-def test_no_allocation_above_a_mebibyte_in_a_round_of_a_batch(wide: Pipeline, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "tree"), HOW)
+def test_no_allocation_above_a_mebibyte_in_a_round_of_a_batch(wide: Pipeline, rule: str, tree: str | None) -> None:
     """Also where a job joins and leaves while another is drawn; the round that fills a slot is left out."""
-    batch, given = wide.batch(2, rule=rule), random_features(wide, 1)
+    batch, given = wide.batch(2, rule=rule, tree=tree), random_features(wide, 1)
     request = Request(features=given["features"][0], features_mask=given["features_mask"][0])
     jobs = [batch.submit(request) for _ in range(2)]
     for _ in range(3):

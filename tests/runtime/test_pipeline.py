@@ -11,13 +11,14 @@ import pytest
 from support import random_features
 
 from cascade_trt.runtime.batch import Batch
+from cascade_trt.runtime.drafting import Origin
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.job import Job
 from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Interrupted, Output, Pipeline, UnfinishedError
 from cascade_trt.runtime.request import Request
-from cascade_trt.runtime.rules import Decision, Draws, Node
+from cascade_trt.runtime.rules import Cause, Decision, Draws, Node
 from cascade_trt.runtime.rules.exact import draw_token
 from cascade_trt.runtime.stats import STAGES
 
@@ -121,8 +122,8 @@ def test_ctrl_c_in_the_round_in_which_an_image_ends_loses_nothing(
 def test_images_stream_as_they_are_done(small_vocabulary: Pipeline) -> None:
     """Each once, with its place; their stats add up to the run's."""
     given = random_features(small_vocabulary, 7)
-    wanted = small_vocabulary.generate(**given, seed=3)
-    outputs = list(small_vocabulary.stream(**given, seed=3))
+    wanted = small_vocabulary.generate(**given, seed=3, tree="mixed_8")
+    outputs = list(small_vocabulary.stream(**given, seed=3, tree="mixed_8"))
     assert sorted(place for output in outputs for place in output.places) == list(range(7))
     for output in outputs:
         np.testing.assert_array_equal(output.codes, wanted.codes[output.places])
@@ -134,6 +135,7 @@ def test_images_stream_as_they_are_done(small_vocabulary: Pipeline) -> None:
         total.add(output.stats)
     assert (total.tokens, total.rounds) == (wanted.stats.tokens, wanted.stats.rounds)
     assert total.target_calls == wanted.stats.target_calls and total.causes == wanted.stats.causes
+    assert total.origins == wanted.stats.origins and total.trees == wanted.stats.trees
 
 
 def test_a_timeout_keeps_the_images_that_were_done(small_vocabulary: Pipeline, monkeypatch) -> None:
@@ -252,11 +254,15 @@ def test_the_text_encoder_can_be_released(text_bundle: Path) -> None:
         pipe.release("sound")
 
 
-@pytest.mark.parametrize("rule", ["ar", "exact"])
-def test_statistics(small_vocabulary: Pipeline, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "tree"), [("ar", None), ("exact", "chain"), ("exact", "jacobi_8"), ("exact", "mixed_6x3")]
+)
+def test_statistics(small_vocabulary: Pipeline, rule: str, tree: str | None) -> None:
     seen: list[tuple[int, int]] = []
     given = random_features(small_vocabulary, 2)
-    output = small_vocabulary.generate(**given, rule=rule, callback=lambda done, total: seen.append((done, total)))
+    output = small_vocabulary.generate(
+        **given, rule=rule, tree=tree, callback=lambda done, total: seen.append((done, total))
+    )
     stats = output.stats
     assert {total for _, total in seen} == {2 * 36}
     assert seen[0][0] >= 4 and seen[-1][0] == 2 * 36  # the first round: the prefill's token and at least one more
@@ -264,10 +270,16 @@ def test_statistics(small_vocabulary: Pipeline, rule: str) -> None:
     assert stats.tokens == 2 * 35
     assert stats.tau == stats.tokens / stats.rounds
     assert (stats.tau == 1) == (rule == "ar")
+    assert stats.tree == tree and stats.trees == {tree or "none": stats.rounds}
     assert set(stats.seconds) == set(STAGES)
     assert 0 < sum(stats.seconds.values()) <= stats.total_seconds
+    assert 0 < stats.engine_seconds < stats.total_seconds
     assert 0 <= stats.host_share < 1
     assert stats.to_dict()["images_per_second"] == stats.images_per_second > 0
+    for counts, codes, kinds in ((stats.causes, output.causes, Cause), (stats.origins, output.origins, Origin)):
+        for kind in kinds:
+            assert counts.get(kind.name.lower(), 0) == (codes == kind).sum()
+        assert sum(counts.values()) == 2 * 36
 
 
 def test_an_earlier_call_of_another_shape_leaves_no_trace(small_vocabulary: Pipeline) -> None:
