@@ -199,3 +199,31 @@ def test_class_conditional(tmp_path: Path) -> None:
     assert not np.array_equal(exact.codes[0], exact.codes[2])
     refused(generate("--class-id", 10, "--bundle", tmp_path / "bundle"), "between 0 and 9")
     refused(generate("red", "--bundle", tmp_path / "bundle"), "draws classes")
+
+
+def test_without_a_drafter(tmp_path: Path) -> None:
+    """The default is `exact` by guesses of the round before, and it says so; what needs a drafter is a sentence."""
+    arguments = save_checkpoints(tmp_path / "checkpoints", vocab=16, grid=6, condition="class")
+    drafter = arguments.index("--drafter")
+    bundle = tmp_path / "bundle"
+    build(*arguments[:drafter], *arguments[drafter + 2 :], "--batch", 2, "--out", bundle)
+    result = generate("--class-id", 3, "--class-id", 9, "--json", "--bundle", bundle, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    stats = json.loads(result.stdout)["stats"]
+    assert (stats["rule"], stats["tree"]) == ("exact", "auto") and stats["why"]
+    assert all(tree == "none" or tree.startswith("jacobi_") for tree in stats["trees"])
+    assert stats["origins"]["eagle"] == 0
+    result = generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", "--tree", "jacobi_8")
+    assert result.exit_code == 0, result.output
+    assert "rule exact" in result.stderr and "% of the tokens from the round before" in result.stderr
+    pipe = Pipeline.load(bundle)
+    plain = pipe.generate(class_ids=[3, 9, 4], seed=2, rule="ar")
+    for tree in (None, "jacobi_16", "jacobi_8x8"):
+        output = pipe.generate(class_ids=[3, 9, 4], seed=2, tree=tree)
+        np.testing.assert_array_equal(output.codes, plain.codes)
+        assert output.stats.rule == "exact" and (tree is None or output.stats.tau > 1.2)
+    for given, said in (
+        (("--tree", "mixed_8"), "needs a drafter"), (("--tree", "chain"), "build it again with --drafter"),
+        (("--rule", "strict"), "rule strict tests nodes against the drafter's law"),
+    ):  # fmt: skip
+        refused(generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", *given), said)

@@ -13,7 +13,7 @@ from rule_cases import root_node
 
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.noise import Stream
-from cascade_trt.runtime.rules import RULE_NAMES, Cause, Draws, Node, get_rule
+from cascade_trt.runtime.rules import LOG_Q, RULE_NAMES, Cause, Draws, Node, get_rule
 from cascade_trt.runtime.rules.cascade import Cascade
 from cascade_trt.runtime.rules.cool import Cool
 from cascade_trt.runtime.rules.gsd import Gsd
@@ -98,6 +98,22 @@ def test_switched_off_it_is_the_strict_rule(case: Case, children: str) -> None:
     expected = get_rule(BASES[children]).decide(node, case.draws)
     for rule in switched_off(children):
         assert rule.decide(node, case.draws) == expected, rule.name
+
+
+@given(cases(), st.integers(1, 12))
+def test_coupled_rules_decide_without_the_drafters_law(case: Case, kept: int) -> None:
+    """q cancels out on the coupled tree, except where a rule weighs it, too: that one needs it."""
+    whole = case.node("coupled")
+    node = Node(**{**vars(whole), "ids": whole.ids[:kept], "logits": whole.logits[:kept]})  # type: ignore[arg-type]
+    without = Node(**{**vars(node), "log_q": None, "notes": {}})  # type: ignore[arg-type]
+    for rule in relaxations("coupled"):
+        assert (LOG_Q in rule.needs) == isinstance(rule, Gsd)
+        if LOG_Q not in rule.needs:
+            assert rule.decide(without, case.draws) == rule.decide(node, case.draws), rule.name
+    for rule in relaxations("sampled"):
+        assert LOG_Q in rule.needs
+    for rule in relaxations("topk"):
+        assert LOG_Q not in rule.needs
 
 
 @given(cases(), st.sampled_from(sorted(CHILDREN)), st.integers(1, 12))
