@@ -19,12 +19,13 @@ from synthetic import model as m
 from synthetic.family import PLAN, build_synthetic
 
 TREES = ("small_9", "chain", "naive_extend_57", "dynamic_12x4x3")
+GUESSED = ("jacobi_8", "jacobi_6x3", "mixed_8", "mixed_6x3")
 SCALE = 2.5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_synthetic(tmp_path_factory.mktemp("synthetic"), TREES)[0]
+    return build_synthetic(tmp_path_factory.mktemp("synthetic"), (*TREES, "chain_1"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,23 @@ def reference_codes(folder: Path, features: np.ndarray, mask: np.ndarray) -> lis
     return [token for token in sequence if token < m.CODES]
 
 
-@pytest.mark.parametrize(("rule", "tree"), [("ar", None), ("exact", "small_9"), ("exact", "dynamic_12x4x3")])
-def test_greedy_images_are_those_of_the_plain_model(pipe: Pipeline, rule: str, tree: str | None) -> None:
-    """Prefixes of five lengths, each with an unconditional row of its own; whatever stands beside them."""
+@pytest.fixture(scope="module")
+def greedy(pipe: Pipeline) -> list[list[int]]:
+    """The reference's images of five requests."""
     given = random_features(pipe, 5)
-    output = pipe.generate(**given, rule=rule, tree=tree, temperature=0, guidance_scale=SCALE)
-    for codes, features, mask in zip(output.codes, *given.values(), strict=True):
-        assert codes.tolist() == reference_codes(pipe.folder, features, mask)
+    return [reference_codes(pipe.folder, *one) for one in zip(*given.values(), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [("ar", None), ("exact", "small_9"), ("exact", "dynamic_12x4x3"), ("exact", "jacobi_8"), ("exact", "mixed_8x4")],
+)
+def test_greedy_images_are_those_of_the_plain_model(
+    pipe: Pipeline, greedy: list[list[int]], rule: str, tree: str | None
+) -> None:
+    """Prefixes of five lengths, each with an unconditional row of its own; whatever stands beside them."""
+    output = pipe.generate(**random_features(pipe, 5), rule=rule, tree=tree, temperature=0, guidance_scale=SCALE)
+    assert output.codes.tolist() == greedy
 
 
 def test_the_drafter_sees_no_padding(pipe: Pipeline) -> None:
@@ -78,7 +89,7 @@ def test_the_drafter_sees_no_padding(pipe: Pipeline) -> None:
     assert workspace.cache_mask[:, m.PREFIX :].all() and workspace.pair_mask[:, m.PREFIX :].all()
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", [*TREES, *GUESSED])
 def test_exact_draws_the_images_of_plain_decoding(pipe: Pipeline, tree: str) -> None:
     given = random_features(pipe, 5)
     for scale in (1.0, 2.5):
@@ -97,10 +108,15 @@ def test_greedy_is_one_image(pipe: Pipeline, rule: str) -> None:
         np.testing.assert_array_equal(output.codes, plain.codes)
 
 
-@pytest.mark.parametrize("rule", ["cascade:tau_pos=0.2,tau_seq=0.2", "lantern", "lantern++", "gsd", "cool:delta=3"])
-def test_relaxed_rules_draw_codes(pipe: Pipeline, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [("cascade:tau_pos=0.2,tau_seq=0.2", "small_9"), ("lantern", "small_9"), ("lantern++", "small_9"),
+     ("gsd", "small_9"), ("cool:delta=3", "small_9"), ("cool:children=coupled,delta=3", "jacobi_8"),
+     ("cool:children=coupled,delta=3", "mixed_6x3")],
+)  # fmt: skip
+def test_relaxed_rules_draw_codes(pipe: Pipeline, rule: str, tree: str) -> None:
     """They look at the mixed features of the readout, and are never asked about a forced token."""
-    output = pipe.generate(**random_features(pipe, 4), rule=rule, tree="small_9")
+    output = pipe.generate(**random_features(pipe, 4), rule=rule, tree=tree)
     assert output.codes.min() >= 0 and output.codes.max() < PLAN.codes
     assert output.stats.relaxed_share > 0
 
@@ -113,14 +129,15 @@ def test_images_hold_codes_only_and_their_shape_is_the_plans(pipe: Pipeline) -> 
     side = pipe.manifest.model.pixels
     assert output.images[0].size == (PLAN.columns * side, PLAN.rows * side)
     assert (output.causes != Cause.FORCED).all()
-    assert sum(output.stats.causes.values()) == output.codes.size
+    assert sum(output.stats.causes.values()) == sum(output.stats.origins.values()) == output.codes.size
     assert output.stats.tokens == 2 * PLAN.image_tokens  # the token of the prefill is a forced one here
 
 
-def test_a_walk_never_ends_at_a_forced_token(pipe: Pipeline) -> None:
-    """The drafter knows it, so the round goes on behind it as far as its tree reaches."""
-    batch = pipe.batch(1, rule="exact", tree="chain")
-    given, most = random_features(pipe, 1), pipe.manifest.tree("chain").tree().depth + 1
+@pytest.mark.parametrize("tree", ["chain", "jacobi_5", "mixed_5"])
+def test_a_walk_never_ends_at_a_forced_token(pipe: Pipeline, tree: str) -> None:
+    """Whoever guesses knows it, so the round goes on behind it as far as its tree reaches."""
+    batch = pipe.batch(1, rule="exact", tree=tree)
+    given, most = random_features(pipe, 1), pipe.manifest.tree(tree).tree().depth + 1
     for seed in range(4):
         job = batch.submit(Request(features=given["features"][0], features_mask=given["features_mask"][0], seed=seed))
         before, passed = 1, 0  # the prefill's token
