@@ -156,13 +156,15 @@ def _report(writer: _Writer, as_json: bool) -> None:
         f"tau {stats.tau:.2f} ({stats.target_calls} target calls){_guesses(stats)}",
         err=True,
     )
-    if stats.tree == AUTO and stats.why:
-        click.echo(f"tree chosen: {stats.why}", err=True)
+    if stats.tree is not None:
+        rounds = ", ".join(f"{tree} {count}" for tree, count in stats.trees.items() if count)
+        said = stats.why if stats.tree != AUTO else f"auto, rounds by tree: {rounds}; last choice: {stats.why}"
+        click.echo(f"tree: {said}", err=True)
 
 
 def _guesses(stats: Stats) -> str:
     """Where the accepted tokens came from."""
     counts, total = stats.origins, sum(stats.origins.values())
-    said = {"drafter": counts["eagle"], "round before": counts["jacobi"] + counts["new"]}
+    said = {"drafter": counts["eagle"], "round before": counts["jacobi"]}
     shares = [f"{100 * count / total:.0f} % of the tokens from the {name}" for name, count in said.items() if count]
     return f", {', '.join(shares)}" if shares else ""

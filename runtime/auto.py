@@ -195,7 +195,7 @@ class Auto:
         shown = chosen or 1 + int(np.argmax(speeds[1:]))  # plain decoding is compared with the best tree
         tree = f"about {tokens[shown - 1]:.1f} tokens in {times[shown]:.3g} ms"
         of = "" if busy == 1 else f" for each of {busy} images"
-        now = "" if self._costs.info.images else " just now"  # nothing was drawn: not by `calibrate costs`
+        now = "" if self._costs.info.images else " just now"  # by no `calibrate costs`, which draws images
         measured = f"{of}; costs measured{now} on {self._costs.info.machine}"
         if chosen:
             return Choice(names[chosen], f"{names[chosen]}: {tree}, plain decoding 1 in {times[0]:.3g} ms{measured}")

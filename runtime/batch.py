@@ -111,7 +111,7 @@ class Batch:
 
     def enqueue(self, drawing: Drawing) -> Job:
         """Queues a checked drawing. Raises CascadeError when it needs another batch."""
-        if drawing.rule is not None and drawing.tree not in self._chooser.serves:
+        if drawing.rule is not None and not self._chooser.serves(drawing.rule, drawing.tree):
             asked = self._chooser.asked
             raise CascadeError(
                 f"this batch draws {'without a tree' if asked is None else f'with the tree {asked}'}, the image needs "
@@ -321,7 +321,8 @@ class Batch:
         with self.stats.stage("decode"):
             image = self._decoder.image(codes)
         rule = PLAIN if sequence.rule is None else sequence.rule.name
-        stats = Stats(rule, None if sequence.rule is None else self.stats.tree, self.stats.why)
+        tree, why = (None, "plain decoding") if sequence.rule is None else (self.stats.tree, self.stats.why)
+        stats = Stats(rule, tree, why)
         stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
         stats.tokens = sequence.plan.codes_of_rounds
         stats.total_seconds = job.progress.seconds

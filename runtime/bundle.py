@@ -341,7 +341,9 @@ class Manifest:
         """A tree that the bundle was not built with."""
         tree = get_tree(name)
         if not tree.guessed and self._engine_of(tree) is None:
-            held = f"holds the trees {', '.join(tree.name for tree in self.trees)}" if self.trees else "holds no tree"
+            held = "was built without a drafter"
+            if self.trees:
+                held = f"holds the trees {', '.join(tree.name for tree in self.trees)}"
             drafter = "" if self.drafter is not None else " --drafter and"
             raise CascadeError(f"bundle {self.name} {held}, not {name!r}: build it again with{drafter} --tree {name}.")
         if tree.size > self.most_nodes:
@@ -349,21 +351,23 @@ class Manifest:
                 f"tree {name} has {tree.size} nodes, and bundle {self.name} takes {self.most_nodes} in a call: build "
                 f"it again with --max-nodes {tree.size}."
             )
-        return TreeInfo.of(tree, self.engine_for(tree))
+        return TreeInfo.of(tree, self.engine_for(tree, name))
 
-    def engine_for(self, tree: AnyTree) -> str | None:
-        """The engine that drafts what is drafted of `tree`; None where nothing is. Raises CascadeError without one."""
+    def engine_for(self, tree: AnyTree, spelt: str | None = None) -> str | None:
+        """The engine that drafts what is drafted of `tree`; None where nothing is. Raises CascadeError without one,
+        which calls the tree as it was `spelt`."""
+        spelt = spelt or tree.name
         engine = self._engine_of(tree)
         if engine is not None or tree.drafted is None:
             return engine
         if self.drafter is None:
             raise CascadeError(
-                f"tree {tree.name} needs a drafter, and bundle {self.name} has none: use a jacobi tree, or build it "
-                f"again with --drafter and --tree {tree.name}."
+                f"tree {spelt} needs a drafter, and bundle {self.name} has none: use a jacobi tree, or build it again "
+                f"with --drafter and --tree {spelt}."
             )
         raise CascadeError(
-            f"bundle {self.name} has no engine that drafts what tree {tree.name} drafts: build it again with --tree "
-            f"{tree.name}."
+            f"bundle {self.name} has no engine that drafts what tree {spelt} drafts: build it again with --tree "
+            f"{spelt}."
         )
 
     def _engine_of(self, tree: AnyTree) -> str | None:

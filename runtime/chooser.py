@@ -19,9 +19,8 @@ class Chooser(Protocol):
         """What the batch was made for: a tree, `auto`, or None (plain decoding)."""
         ...
 
-    @property
-    def serves(self) -> frozenset[str]:
-        """What jobs may ask for."""
+    def serves(self, rule: Rule, tree: str | None) -> bool:
+        """Whether a job of this rule that asks for `tree` may join."""
         ...
 
     @property
@@ -41,11 +40,13 @@ class Chooser(Protocol):
 class FixedTree:
     """The same for all rounds; None is plain decoding."""
 
-    def __init__(self, tree: str | None) -> None:
+    def __init__(self, tree: str | None, why: str) -> None:
         self.asked = tree
         self.first = NO_TREE if tree is None else tree
-        self.serves = frozenset() if tree is None else frozenset({tree, AUTO})
-        self._choice = Choice(self.first, "plain decoding was asked for" if tree is None else "it was asked for")
+        self._choice = Choice(self.first, why)
+
+    def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
+        return self.asked is not None and tree in (self.asked, AUTO)
 
     def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
         return self._choice
@@ -58,13 +59,17 @@ class AutoTree:
     """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn."""
 
     def __init__(self, auto: Auto, home: str) -> None:
-        self.asked, self.first, self.serves = AUTO, home, frozenset({AUTO, home})
+        self.asked, self.first = AUTO, home
         self._auto, self._home = auto, home
+
+    def serves(self, rule: Rule, tree: str | None) -> bool:
+        return tree == AUTO or (tree == self._home and not isinstance(rule, Exact))
 
     def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:
         others = [rule for rule in rules if rule is not None and not isinstance(rule, Exact)]
         if others:
-            return Choice(self._home, f"images of {others[0].name} depend on the tree, so it is the bundle's first")
+            name = others[0].name.partition(":")[0]
+            return Choice(self._home, f"{self._home}: images of {name} depend on the tree, and this is the bundle's")
         plain = sum(rule is None for rule in rules)
         if plain == len(rules):
             return Choice(NO_TREE, "plain decoding was asked for")

@@ -187,7 +187,7 @@ class Views:
         rule, plan = sequence.rule, sequence.plan
         assert rule is not None
         drafted, tree, law_rows = lane.tokens[slot], lane.trees[slot], lane.source.law_rows[slot]
-        depth = int(tree.depths[node])
+        origins, depth = lane.source.origins[slot], int(tree.depths[node])
         position = sequence.done + depth
         count = kept(lane.logits[slot, node], sequence.sampling)
 
@@ -217,6 +217,7 @@ class Views:
             relaxed_run=relaxed_run,
             tree_states=lane.states[slot] if STATES in sequence.needs else None,
             behind=behind,
+            blind=frozenset(i for i, child in enumerate(tree.children[node]) if origins[child] == Origin.NEW),
         )
         coupled = rule.noise is Stream.TOKEN
         shared = lane.noise[slot, depth] if coupled and not sequence.sampling.greedy else None

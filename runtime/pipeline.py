@@ -98,7 +98,7 @@ class Pipeline:
         lanes = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)
         tree = self.manifest.tree(None).name
         if self._stored_costs(lanes.workspace) is not None:  # else the first image of `auto` measures them
-            tree = self._chooser(AUTO, lanes).choose([Exact()], tree).tree
+            tree = self._chooser(AUTO, "", lanes).choose([Exact()], tree).tree
         lane = lanes[tree]
         lane.run_target(1, ())
         if isinstance(lane.source, (Eagle, Mixed)):
@@ -134,7 +134,7 @@ class Pipeline:
     def tree_for(self, rule: str | Rule, tree: str | None = None) -> str | None:
         """The tree that images of `rule` are drawn with when `tree` is asked for: a name, `auto`, or None (plain
         decoding). Raises CascadeError when one of them is unknown, or the bundle cannot serve them together."""
-        return self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions()))[1]
+        return self._rulebook.choose(rule, tree, check_sampling(self.manifest, DrawOptions())).tree
 
     @property
     def identity(self) -> Identity:
@@ -179,11 +179,9 @@ class Pipeline:
             self._lanes[rows] = self._new_lanes(self._memory, rows)
         return self._lanes[rows]
 
-    def _chooser(self, tree: str | None, lanes: Lanes) -> Chooser:
-        """What chooses the trees of images that ask for `tree`."""
-        if tree != AUTO:
-            return FixedTree(tree)
-        return AutoTree(self._auto_for(lanes.workspace), self.manifest.tree(None).name)
+    def _chooser(self, tree: str | None, why: str, lanes: Lanes) -> Chooser:
+        """What chooses the trees of images that ask for `tree`, for the reason `why`."""
+        return AutoTree(self._auto_for(lanes.workspace), self._rulebook.home) if tree == AUTO else FixedTree(tree, why)
 
     def _auto_for(self, workspace: Workspace) -> Auto:
         """What chooses trees for images on so many rows and slots; what it sees of one batch serves the next."""
@@ -226,10 +224,11 @@ class Pipeline:
             raise CascadeError(f"slots must be a whole number from 1 to {MOST_SLOTS}, not {slots!r}.")
         given = as_options(options, settings)
         sampling = check_sampling(self.manifest, given)
-        _, tree = self._rulebook.choose(given.rule, given.tree, sampling)
+        chosen = self._rulebook.choose(given.rule, given.tree, sampling)
         lanes = self._new_lanes(self._new_memory(slots), sampling.rows)
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        return Batch(lanes, self._chooser(tree, lanes), self._conditioner, decoder, self._checker.one, given)
+        chooser = self._chooser(chosen.tree, chosen.why, lanes)
+        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, given)
 
     def generate(
         self,
@@ -351,7 +350,7 @@ class _Run:
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
             lanes = pipe._shared_lanes(first.sampling.rows)
-            chooser = pipe._chooser(first.tree, lanes)
+            chooser = pipe._chooser(first.tree, first.why, lanes)
             batch = Batch(
                 lanes, chooser, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions()
             )

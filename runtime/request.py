@@ -70,6 +70,7 @@ class Drawing:
     sampling: Sampling
     rule: Rule | None
     tree: str | None
+    why: str = ""  # this tree
     timeout: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -101,13 +102,13 @@ class Checker:
         conditioning = check_conditioning(self.manifest, prompts, features, features_mask, class_ids)
         seeds = check_seeds(seed, len(conditioning))
         sampling = check_sampling(self.manifest, options)
-        rule, tree = self.rulebook.choose(options.rule, options.tree, sampling)
+        chosen = self.rulebook.choose(options.rule, options.tree, sampling)
         warnings: dict[int, str] = {}
         if conditioning.prompts is not None and self.encoder is not None:
             ids, mask, warnings = self.encoder.encode(conditioning.prompts)
             conditioning = Conditioning(ids=ids, mask=mask)
         return [
-            Drawing(conditioning.one(i), seeds[i], sampling, rule, tree, options.timeout,
+            Drawing(conditioning.one(i), seeds[i], sampling, chosen.rule, chosen.tree, chosen.why, options.timeout,
                     (warnings[i],) if i in warnings else ())
             for i in range(len(conditioning))
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,19 @@ from .sampling import Sampling
 from .tree import AUTO, JACOBI
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A rule (None: plain decoding), what to draw with (a tree's name or file, `auto`, None), and why."""
+
+    rule: Rule | None
+    tree: str | None
+    why: str
+
+
+def _has_guesses(info: TreeInfo) -> bool:
+    return JACOBI in info.sources
+
+
 class Rulebook:
     """The acceptance rules that a bundle can be drawn with. Tables are read when a rule first needs them."""
 
@@ -32,14 +46,13 @@ class Rulebook:
         states = self._states if spelt.startswith(Cascade.kind) else None  # read whole: not for those who need none
         return get_rule(spelt, self._neighbours, states)
 
-    def choose(
-        self, rule: str | Rule | None, tree: str | None, sampling: Sampling
-    ) -> tuple[Rule | None, str | None]:
-        """The rule (None for plain decoding) and the tree's name. Raises CascadeError for pairs that do not fit.
+    def choose(self, rule: str | Rule | None, tree: str | None, sampling: Sampling) -> Chosen:
+        """What a caller's rule and tree mean. Raises CascadeError for pairs that do not fit.
 
         Without a tree, or with `auto`, the images of `exact` get `auto`: they do not depend on the tree, so it may be
         chosen anew for every round. Those of other rules depend on it: they get the first of the bundle's trees that
-        fits the rule.
+        fits the rule, those that the drafter drafts whole before those with guesses, on which a relaxed rule changes
+        more of an image (docs/drafting.md).
         """
         manifest = self._manifest
         named = None if tree == AUTO else tree
@@ -48,33 +61,38 @@ class Rulebook:
         if rule == PLAIN:
             if named is not None:
                 manifest.tree(named)  # a misspelt tree is told, even where it plays no part
-            return None, None
+            return Chosen(None, None, "plain decoding was asked for")
         rule = self.rule(rule) if isinstance(rule, str) else _checked(rule)
         if named is None:
-            return rule, AUTO if isinstance(rule, Exact) else self._first_for(rule, sampling)
-        info = manifest.tree(named)
-        if (reason := self._unfit(rule, info, sampling)) is not None:
+            if isinstance(rule, Exact):
+                return Chosen(rule, AUTO, "")
+            first = self._first_for(rule, sampling)
+            return Chosen(rule, first, f"{first}: the bundle's first tree for {rule.name.partition(':')[0]}")
+        if (reason := self._unfit(rule, manifest.tree(named), sampling)) is not None:
             raise CascadeError(reason)
-        return rule, info.name
+        return Chosen(rule, named, f"{named}: it was asked for")
+
+    @property
+    def home(self) -> str:
+        """The tree of rules whose images depend on it, as far as it fits them."""
+        return min(self._manifest.trees or [self._manifest.tree(None)], key=_has_guesses).name
 
     def _first_for(self, rule: Rule, sampling: Sampling) -> str:
         """The first tree that fits a rule; where none does, the first one's reason is raised."""
-        default = self._manifest.tree(None)
-        for info in self._manifest.trees:
-            if self._unfit(rule, info, sampling) is None:
-                return info.name
-        if (reason := self._unfit(rule, default, sampling)) is not None:
-            raise CascadeError(reason)
-        return default.name
+        trees = sorted(self._manifest.trees or [self._manifest.tree(None)], key=_has_guesses)
+        reasons = [self._unfit(rule, info, sampling) for info in trees]
+        if None not in reasons:
+            raise CascadeError(str(reasons[0]))
+        return trees[reasons.index(None)].name
 
-    @staticmethod
-    def _unfit(rule: Rule, info: TreeInfo, sampling: Sampling) -> str | None:
+    def _unfit(self, rule: Rule, info: TreeInfo, sampling: Sampling) -> str | None:
         """Why a rule cannot be used on a tree, if so."""
         if LOG_Q in rule.needs and JACOBI in info.sources:
+            whole = [other.name for other in self._manifest.trees if not _has_guesses(other)]
+            use = f"use {' or '.join(whole)}" if whole else "build the bundle with --drafter and --tree chain_7"
             return (
-                f"rule {rule.name} tests nodes against the drafter's law, and the guesses of the tree {info.name} have "
-                "none: use a tree that the drafter drafts whole, rule exact, or one with children=coupled or "
-                "children=topk."
+                f"rule {rule.name} tests nodes against the drafter's law, which the guesses of the tree {info.name} do "
+                f"not have: {use}, or rule exact."
             )
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:

@@ -262,7 +262,7 @@ def chains(name: str, lengths: Sequence[int], first: str) -> Tree:
     """Chains of guesses beside each other; the first node of the first chain has the source `first`, all others are
     Jacobi's. Raises CascadeError for a chain of no nodes, and for one that is longer than the chain before it."""
     if min(lengths) < 1 or list(lengths) != sorted(lengths, reverse=True):
-        raise CascadeError(f"tree {name!r} needs chains of at least one node, the longest first.")
+        raise CascadeError(f"tree {name!r} needs chains of at least one node, the second not longer than the first.")
     paths = [[rank, *[0] * more] for rank, length in enumerate(lengths) for more in range(length)]
     return tree_from_paths(name, paths, [first if path == [0] else JACOBI for path in paths])
 

@@ -70,7 +70,8 @@ class Node:
     are the whole tree and its tokens. `row_start`: the next token is the first of an image's row. `relaxed_run`: how
     many of the tokens accepted last in this round, one after the other, a relaxation let pass. `behind(i, relaxed)` is
     the node of child i, and its draws, as the walk would see them after that child had passed; None where the image
-    ends. `notes` is for what a rule has worked out about this node: the walk makes each node once.
+    ends. `blind` are the children (indices) that nobody guessed, neither a drafter nor the target: they fill places
+    that no round has reached. `notes` is for what a rule has worked out about this node: the walk makes each node once.
     """
 
     index: int
@@ -86,6 +87,7 @@ class Node:
     relaxed_run: int = 0
     tree_states: np.ndarray | None = None
     behind: Callable[[int, bool], tuple[Node, Draws] | None] | None = None
+    blind: frozenset[int] = frozenset()
     notes: dict[str, float] = field(default_factory=dict)
 
     @cached_property

@@ -129,12 +129,14 @@ class Relaxed(ABC):
         return self._race(node, draws) if self.children == "coupled" else self._reject(node, draws)
 
     def supported(self, node: Node) -> list[int]:
-        """Children that may pass by relaxation."""
+        """Children that may pass by relaxation: never what only fills a place, or images would turn flat."""
         if (self.row_ends and node.row_start) or (self.cap and node.relaxed_run >= self.cap):
             return []
         # p(x) / max p from the logits: without children that may pass, p itself is never needed.
         least = float(node.logits[0]) + math.log(max(self.guard, 1e-30))
-        return [i for i, at in enumerate(node.places) if at is not None and node.logits[at] >= least]
+        return [
+            i for i, at in enumerate(node.places) if at is not None and node.logits[at] >= least and i not in node.blind
+        ]
 
     def _reject(self, node: Node, draws: Draws) -> Decision:
         """Recursive rejection with the relaxed weights."""
