@@ -223,7 +223,8 @@ def test_without_a_drafter(tmp_path: Path) -> None:
         np.testing.assert_array_equal(output.codes, plain.codes)
         assert output.stats.rule == "exact" and (tree is None or output.stats.tau > 1.2)
     for given, said in (
-        (("--tree", "mixed_8"), "needs a drafter"), (("--tree", "chain"), "build it again with --drafter"),
+        (("--tree", "mixed_8"), "build it again with --drafter and --tree mixed_8"),
+        (("--tree", "chain"), "build it again with --drafter and --tree chain"),
         (("--rule", "strict"), "rule strict tests nodes against the drafter's law"),
     ):  # fmt: skip
         refused(generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", *given), said)

@@ -114,6 +114,8 @@ def test_walk(tree: Tree, plan: TokenPlan, choices: list[int], data: st.DataObje
         assert (draws.seed, draws.position) == (9, done + tree.depths[index])
         assert node.row_start == (draws.position in plan.code_positions[:: plan.columns])
         np.testing.assert_array_equal(node.ids, lane.kept_ids[0, index])
+        new = [lane.source.origins[0, child] == Origin.NEW for child in node.nodes]
+        assert node.blind == set(np.flatnonzero(new))
         if tree.children[index]:
             assert node.log_q is not None
             assert node.log_q[0] == tree.internal.index(index)  # the law of this node, not of another

@@ -59,7 +59,8 @@ def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(1, 5))
     states = rng.normal(size=(10, 3))
     states /= np.linalg.norm(states, axis=1, keepdims=True)
-    more = {"row_start": draw(st.booleans()), "relaxed_run": draw(st.integers(0, 2))}
+    more = {"row_start": draw(st.booleans()), "relaxed_run": draw(st.integers(0, 2)),
+            "blind": draw(st.frozensets(st.integers(0, 4), max_size=2))}  # fmt: skip
     return Case(p / p.sum(), (log_q - np.logaddexp.reduce(log_q)).astype(np.float32), np.abs(states @ states.T), count,
                 Draws(draw(st.integers(0, 1000)), 7, VOCAB), more)  # fmt: skip
 
@@ -134,6 +135,7 @@ def test_what_is_accepted_lies_in_the_support(case: Case, children: str, kept: i
             assert place is not None and node.p[place] >= rule.guard * node.p[0]
             assert not (rule.row_ends and node.row_start)
             assert not rule.cap or node.relaxed_run < rule.cap
+            assert list(node.nodes).index(decision.child) not in node.blind  # somebody has guessed it
 
 
 @given(cases(), st.sampled_from(sorted(CHILDREN)), st.floats(0, 1), st.floats(0, 1))
