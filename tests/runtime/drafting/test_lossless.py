@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,19 @@ def test_exact_is_ar(small: PlainImages, kind: str) -> None:
     accepted = [small.draw([seed], tree).stats.tau for tree in KINDS[kind] for seed in range(2)]
     accepted += [small.draw([0, 1, 2], tree).stats.tau for tree in KINDS[kind]]
     assert max(accepted) > 1.8  # otherwise commits were hardly exercised
+
+
+def test_a_tree_in_a_file_needs_no_build(small: PlainImages, tmp_path: Path) -> None:
+    """Where an engine of the bundle drafts its top, or nothing is drafted."""
+    for name, top in (("guesses", "jacobi"), ("behind", "eagle")):
+        file = tmp_path / f"{name}.json"
+        nodes = [([0], top), ([1], "jacobi"), ([0, 0], "jacobi"), ([1, 0], "jacobi"), ([0, 0, 0], "jacobi")]
+        file.write_text(json.dumps([{"path": path, "source": source} for path, source in nodes]))
+        output = small.draw([0, 1, 2, 3], str(file))
+        assert output.stats.trees == {name: output.stats.rounds} and output.stats.tau > 1.2
+        batch = small.pipe.batch(1, tree=str(file))
+        drawn = batch.submit(request_of(small.pipe, 0, 0, DrawOptions())).result()
+        assert drawn.stats.trees == {name: drawn.stats.rounds}
 
 
 @pytest.mark.slow
