@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,10 @@ from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import AnyTree, Tree
 
 _LEAST = 0.01  # ms that a round takes outside the engines at least
+# What a call may cost on an idle machine against the next smaller one: wide of what caches, kernels for other sizes and
+# the share of work on one thread do to it, so that few figures are doubted wrongly.
+_MOST_OF_PROPORTION = 2.0  # times what it would cost in proportion to its size
+_LEAST_OF_SMALLER = 0.6  # times what the smaller one costs
 
 
 def measure_calls(
@@ -58,6 +62,38 @@ def outside(runs: Sequence[Sequence[Stats]]) -> tuple[float, float]:
 
 def _outside(stats: Stats) -> float:
     return 1e3 * (sum(stats.seconds[stage] for stage in ROUND) - stats.engine_seconds) / stats.rounds
+
+
+def doubt(info: CostInfo) -> str | None:
+    """The figure that is the least like one of an idle machine, against its smaller neighbour; None where all may be.
+
+    Each call is compared with the one on fewer images and, of the target, the one on fewer nodes.
+    """
+    worst, said = 1.0, None
+    for call, of, unit, sizes, times in _rows(info):
+        for at in range(1, len(sizes)):
+            size, less, ms, before = sizes[at], sizes[at - 1], times[at], times[at - 1]
+            excess = max(ms / (before * size / less * _MOST_OF_PROPORTION), before * _LEAST_OF_SMALLER / ms)
+            if excess > worst:
+                worst = excess
+                said = f"{call} takes {before:.2f} ms {of} {_count(less, unit)} but {ms:.2f} ms {of} {size}"
+    return said
+
+
+def _rows(info: CostInfo) -> Iterator[tuple[str, str, str, list[int], list[float]]]:
+    """Calls that differ in one size only: what they are, what they differ in (with its preposition), the sizes and the
+    milliseconds."""
+    for at, nodes in enumerate(info.nodes):
+        call = f"a target call with {_count(nodes, 'node')} an image"
+        yield call, "for", "image", info.slots, [row[at] for row in info.target]
+    for images, times in zip(info.slots, info.target, strict=True):
+        yield f"a target call for {_count(images, 'image')}", "with", "node", info.nodes, times
+    for engine, times in info.draft.items():
+        yield f"a call of {engine}", "for", "image", info.slots, times
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..calibration.costs import measure_calls, outside, to_info
+from ..calibration.costs import doubt, measure_calls, outside, to_info
 from ..engines.publish import amend_bundle
 from ..runtime.auto import Auto, candidates_of
 from ..runtime.bundle import MOST_SLOTS, CostInfo, Manifest, TreeInfo
@@ -31,7 +31,8 @@ def run(
     *, bundle: Path, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
     threads: int | None,
 ) -> None:  # fmt: skip
-    """Measures calls, draws images with each tree, shows both, and writes them into the bundle."""
+    """Measures calls, draws images with each tree, shows both, and writes them into the bundle. Figures that cannot be
+    of an idle machine are written with a warning."""
     sizes = sorted(set(slots or SLOTS))
     if min(num_images, repeats) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--repeats'} must be at least 1.")
@@ -44,6 +45,8 @@ def run(
     amend_bundle(bundle, lambda _, manifest: with_costs(manifest, info))
     show(info, candidates)
     click.echo(f"{bundle}: `auto` chooses by these costs on {info.machine} with {info.threads} threads")
+    if (doubted := doubt(info)) is not None:
+        click.echo(f"Warning: {doubted}, as no idle machine does: run it again when nothing else runs.", err=True)
 
 
 def measure(

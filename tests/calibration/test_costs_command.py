@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from support import build, fixture_arguments, random_features
 
-from cascade_trt.calibration.costs import TreeCosts, outside
+from cascade_trt.calibration.costs import TreeCosts, doubt, outside
 from cascade_trt.cli import cli
+from cascade_trt.commands import calibrate_costs
 from cascade_trt.commands.bench import conditioning
 from cascade_trt.commands.calibrate_costs import with_costs
 from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.runtime.auto import candidates_of
 from cascade_trt.runtime.bundle import CostInfo, read_manifest
-from cascade_trt.runtime.costs import Costs, stored
+from cascade_trt.runtime.costs import Costs, Measured, stored
 from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.stats import Stats
@@ -107,6 +109,62 @@ def test_refusals(bundle: Path, arguments: list[str], said: str) -> None:
     assert result.exit_code == 2
     assert said in result.output
     assert read_manifest(bundle).costs == [ELSEWHERE]
+
+
+IDLE = dataclasses.replace(
+    ELSEWHERE, slots=[1, 2, 4], nodes=[1, 9, 33], draft={"draft.chain_1": [0.5, 0.6, 0.9]},
+    target=[[1.2, 1.6, 3.1], [1.3, 2.4, 5.9], [1.7, 4.6, 12.0]],
+)  # fmt: skip
+
+
+def test_figures_of_an_idle_machine() -> None:
+    """Calls that cost nearly the same, calls in proportion, and some noise on both."""
+    assert doubt(IDLE) is None
+    assert doubt(dataclasses.replace(IDLE, target=[[1.2, 1.1, 1.2]] * 3)) is None
+    assert doubt(dataclasses.replace(IDLE, target=[[s * n for n in (1.0, 9.9, 33.0)] for s in (1.0, 2.2, 4.0)])) is None
+    assert doubt(ELSEWHERE) is None
+
+
+@pytest.mark.parametrize(
+    ("slot", "node", "ms", "said"),
+    [
+        (1, 1, 10.4, "a target call with 9 nodes an image takes 1.60 ms for 1 image but 10.40 ms for 2"),
+        (2, 0, 0.5, "a target call with 1 node an image takes 1.30 ms for 2 images but 0.50 ms for 4"),
+        (0, 0, 9.0, "a target call with 1 node an image takes 9.00 ms for 1 image but 1.30 ms for 2"),
+        (0, 2, 40.0, "a target call with 33 nodes an image takes 40.00 ms for 1 image but 5.90 ms for 2"),
+    ],
+)
+def test_a_figure_of_a_busy_machine_is_named(slot: int, node: int, ms: float, said: str) -> None:
+    target = [list(row) for row in IDLE.target]
+    target[slot][node] = ms
+    assert doubt(dataclasses.replace(IDLE, target=target)) == said
+
+
+def test_the_worst_figure_is_named() -> None:
+    """Among nodes, and of a draft engine, whose excess is larger."""
+    nodes = dataclasses.replace(IDLE, slots=[2], target=[[1.3, 2.4, 25.0]], draft={})
+    assert doubt(nodes) == "a target call for 2 images takes 2.40 ms with 9 nodes but 25.00 ms with 33"
+    worse = dataclasses.replace(IDLE, target=[[1.2, 1.6, 3.1], [1.3, 2.4, 5.9], [1.7, 4.6, 40.0]],
+                                draft={"draft.chain_1": [0.5, 50.0, 60.0]})  # fmt: skip
+    assert doubt(worse) == "a call of draft.chain_1 takes 0.50 ms for 1 image but 50.00 ms for 2"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_busy_machine_is_told_once(bundle: Path, monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+    """The figures are written nevertheless."""
+    measure = calibrate_costs.measure_calls
+
+    def measured(*args: Any, **more: Any) -> Measured:
+        found = measure(*args, **more)
+        second = 6.5 if busy else 1.0
+        return Measured([[ms] * len(found.target[0]) for ms in (1.0, second)], {key: [1.0, 1.0] for key in found.draft})
+
+    monkeypatch.setattr(calibrate_costs, "measure_calls", measured)
+    result = calibrate("--bundle", bundle, "--slots", 1, "--slots", 2, "--num-images", 1, "--repeats", 1)
+    assert result.exit_code == 0, result.output
+    said = "takes 1.00 ms for 1 image but 6.50 ms for 2, as no idle machine does: run it again when nothing else runs."
+    assert [line.endswith(said) for line in result.stderr.splitlines()] == [True] * busy
+    assert read_manifest(bundle).costs[-1].target[1][0] == (6.5 if busy else 1.0)
 
 
 def drawn(tau: float, host: float) -> Stats:
