@@ -78,6 +78,11 @@ def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: 
 def _static(pipe: Pipeline) -> dict[str, Tree]:
     """The bundle's static trees whose nodes are all drafted. Raises CascadeError when there is none: ranks of a dynamic
     tree say too little, and those of guesses say nothing of the drafter."""
+    if pipe.manifest.drafter is None:
+        raise CascadeError(
+            f"bundle {pipe.manifest.name} has no drafter to find a tree for: build it with --drafter and --tree "
+            "mc_sim_7b_63."
+        )
     trees = {
         info.name: tree for info in pipe.manifest.trees if isinstance(tree := info.tree(), Tree) and not tree.guessed
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from support import random_features
+from support import build, fixture_arguments, random_features
 
 from cascade_trt.calibration.states import StateSums, StateWatch
 from cascade_trt.calibration.swaps import Swaps
@@ -59,6 +59,18 @@ def test_refusals(small_vocabulary: Pipeline, arguments: list[str], said: str) -
     result = calibrate("--bundle", small_vocabulary.folder, *arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_without_a_drafter(tmp_path: Path) -> None:
+    """Nothing is measured, and a further tree alone would not help."""
+    arguments = [str(one) for one in fixture_arguments(tmp_path / "bundle")]
+    at = arguments.index("--drafter")
+    build(*arguments[:at], *arguments[at + 2 :])
+    result = calibrate("--bundle", tmp_path / "bundle", "--num-images", 1, "--out", tmp_path / "mine.json")
+    assert result.exit_code == 2
+    assert "has no drafter" in result.stderr
+    assert "build it with --drafter and --tree" in result.stderr
+    assert not (tmp_path / "mine.json").exists()
 
 
 def test_watching_changes_nothing_and_counts_what_was_accepted(small_vocabulary: Pipeline) -> None:
