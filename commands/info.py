@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..runtime.backends import BACKEND_NAMES
-from ..runtime.bundle import CLASS, Manifest, PlanInfo, TreeInfo, read_manifest
+from ..runtime.bundle import CLASS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
 from ..runtime.files import check_files
 
 
@@ -61,6 +61,8 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
                      f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
         ("batch", f"{manifest.batch} slot(s) for images at a time, {manifest.target.slots} cache slots"),
+        ("costs", "\n".join(map(_costs, manifest.costs)) or
+                  f"none measured: run cascade-trt calibrate costs --bundle {bundle}"),
         ("weights", weights),
     ]  # fmt: skip
     for name, value in rows:
@@ -84,6 +86,14 @@ def _tree(info: TreeInfo) -> str:
     if tree.guessed:
         parts.append(f"guesses {len(tree.guessed)}")
     return f"{info.name}: {tree.size} nodes, {', '.join(parts)}"
+
+
+def _costs(info: CostInfo) -> str:
+    """What `auto` chooses by on one machine, in a line."""
+    threads = f"{info.threads} thread{'s' * (info.threads != 1)}"
+    slots = f"{', '.join(map(str, info.slots))} image{'s' * (info.slots[-1] != 1)} at a time"
+    images = f"accepted lengths of {info.images} image{'s' * (info.images != 1)}"
+    return f"{info.backend} {info.backend_version} on {info.machine}, {threads}: {slots}, {images}"
 
 
 def _guessed(manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from click.testing import CliRunner, Result
 from support import FIXTURE, build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
 
 from cascade_trt.cli import cli
+from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.export.families.llamagen import family, presets
-from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.bundle import CostInfo, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.rules.states import StateTable
@@ -85,6 +87,22 @@ def test_info(tiny_bundle: Path) -> None:
     assert "ort-cuda: takes these graphs; `generate` does not draw with it yet" in result.output
     printed = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--json"])
     assert json.loads(printed.output)["model"]["dim"] == 128
+
+
+def test_info_tells_what_auto_chooses_by(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The command to run, or a line for each machine."""
+    shown = " ".join(CliRunner().invoke(cli, ["info", str(tiny_bundle)]).output.split())
+    assert "costs none measured: run cascade-trt calibrate costs --bundle" in shown
+    own = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, own)
+    here = CostInfo("ort-cpu", "1.32.0", "AMD EPYC", 2, [1, 2, 4], [1], [[1.0]] * 3, {}, 0.1, 0.0, {}, 4)
+    there = replace(here, machine="a laptop", threads=1, slots=[1], target=[[1.0]], images=1)
+    amend_bundle(own, lambda _, manifest: replace(manifest, costs=[here, there]))
+    lines = [line.strip() for line in CliRunner().invoke(cli, ["info", str(own)]).output.splitlines()]
+    at = next(number for number, line in enumerate(lines) if line.startswith("costs"))
+    machine = "ort-cpu 1.32.0 on AMD EPYC, 2 threads: 1, 2, 4 images at a time, accepted lengths of 4 images"
+    assert lines[at].split(maxsplit=1)[1] == machine
+    assert lines[at + 1] == "ort-cpu 1.32.0 on a laptop, 1 thread: 1 image at a time, accepted lengths of 1 image"
 
 
 def test_models() -> None:
