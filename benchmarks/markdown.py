@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..evaluation.format import interval, number, percent
+from ..runtime.tree import AUTO
 
 _NOTE = (
     "Speed-up: median over {images} pictures drawn in turn by every row, against `ar` in the same run. "
@@ -20,7 +21,7 @@ _QUALITY_NOTE = (
 
 
 def to_markdown(content: dict[str, Any]) -> str:
-    """The table of a report of `cascade-trt bench` (its JSON), with a line on how it was measured."""
+    """The table of a report of `cascade-trt bench` (its JSON), what `auto` took, and a line on how it was measured."""
     rows, machine = content["rows"], content["machine"]
     note = _NOTE.format(images=content["images"])
     if "quality" in rows[0]:
@@ -31,7 +32,21 @@ def to_markdown(content: dict[str, Any]) -> str:
     else:
         lines = _table(_SPEED, [_speed_cells(row) for row in rows])
     where = f"{machine['processor']}, {machine['cores']} cores, onnxruntime {machine.get('onnxruntime', '-')}"
-    return "\n".join([*lines, "", f"{note} Machine: {where}.", ""])
+    took = [line for said in choices(rows) for line in ("", f"{said}.")]
+    return "\n".join([*lines, *took, "", f"{note} Machine: {where}.", ""])
+
+
+def choices(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What `auto` drew with, a line for each row that asked for it; `rows` are those of a report."""
+    return [
+        f"{row['rule']} {AUTO}, rounds by tree: {_counts(row['trees'])}; last choice: {row['why']}"
+        for row in rows
+        if row["tree"] == AUTO
+    ]
+
+
+def _counts(trees: dict[str, int]) -> str:
+    return ", ".join(f"{tree} {count}" for tree, count in trees.items())
 
 
 _SPEED = ("rule", "tree", "speed-up", "tau", "relaxed", "ms a round: draft", "verify", "accept")

@@ -6,6 +6,7 @@ import itertools
 import json
 import statistics
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ..benchmarks.markdown import choices
 from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
@@ -53,7 +55,8 @@ class Setting:
         return statistics.median(run.total_seconds / run.images for run in self.runs)
 
     def figures(self, plain: Setting) -> dict[str, Any]:
-        """What is reported: speed, speed-up over plain decoding run by run, tau, ms per round and stage."""
+        """What is reported: speed, speed-up over plain decoding run by run, tau, ms per round and stage, rounds by
+        tree and the reason for the newest choice of one."""
         rounds = sum(run.rounds for run in self.runs)
         stages = {name: 1e3 * sum(run.seconds[name] for run in self.runs) / rounds for name in ROUND}
         ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, self.runs, strict=True)]
@@ -67,6 +70,7 @@ class Setting:
             "causes": {cause: sum(run.causes[cause] for run in self.runs) for cause in self.runs[0].causes},
             "origins": {origin: sum(run.origins[origin] for run in self.runs) for origin in self.runs[0].origins},
             "relaxed_share": statistics.mean(run.relaxed_share for run in self.runs),
+            "trees": dict(sum((Counter(run.trees) for run in self.runs), Counter())), "why": self.runs[-1].why,
         }  # fmt: skip
 
 
@@ -207,3 +211,5 @@ def show(rows: list[dict[str, Any]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     console.print("stages in ms per round; speed-up: median over pictures against rule ar in this run", highlight=False)
+    for line in choices(rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

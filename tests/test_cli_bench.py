@@ -52,6 +52,26 @@ def test_pairs_that_do_not_fit_are_left_out(tiny_bundle: Path, tmp_path: Path) -
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
 
 
+def test_what_auto_took(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Rounds by tree of all runs, and the reason, in the JSON and in words; other rows say their trees in the JSON."""
+    asked = ("--rule", "exact", "--tree", "auto", "--tree", "small_9", "--num-images", 2, "--threads", 1)
+    written = ("--json", tmp_path / "bench.json", "--markdown", tmp_path / "bench.md")
+    result = bench(tiny_bundle, *asked, *written)
+    assert result.exit_code == 0, result.output
+    plain, auto, fixed = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    tokens = 8 * 8 - 1  # of an image, but for that of the prefill
+    assert plain["trees"] == {"none": 2 * tokens}
+    assert fixed["trees"] == {"small_9": round(2 * tokens / fixed["tau"])}
+    assert auto["tree"] == "auto"
+    assert sum(auto["trees"].values()) == round(2 * tokens / auto["tau"])
+    assert "costs measured just now" in auto["why"]
+    took = ", ".join(f"{tree} {count}" for tree, count in auto["trees"].items())
+    line = f"exact auto, rounds by tree: {took}; last choice: {auto['why']}"
+    assert line in result.stdout.splitlines()
+    assert f"{line}." in (tmp_path / "bench.md").read_text().splitlines()
+    assert result.stdout.count("rounds by tree") == 1
+
+
 def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for options, sentence in (
