@@ -139,7 +139,8 @@ def _draw(
                 kept = len(list(folder.glob("*.png")))
                 click.echo(f"{kept} pictures are kept in {folder}; the same command goes on from there.", err=True)
                 raise
-            _add(means, drawing.name, "drawn", pictures, asked, speed(pictures), rows, shown)
+            more = speed(pictures) | {"tree": pipe.tree_for(drawing.rule, drawing.tree)}
+            _add(means, drawing.name, "drawn", pictures, asked, more, rows, shown)
     return rows
 
 

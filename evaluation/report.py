@@ -117,9 +117,10 @@ def _group(of: dict[str, Any] | None) -> str:
 
 
 def _speed_table(rows: Sequence[Row]) -> Table:
-    table = Table("rule", "tau", "images/s", title="speed of this run")
+    table = Table("rule", "tree", "tau", "images/s", title="speed of this run")
     for row in rows:
-        table.add_row(row.name, number(row.figures.get("tau")), number(row.figures.get("images_per_second")))
+        f = row.figures
+        table.add_row(row.name, f.get("tree") or "-", number(f.get("tau")), number(f.get("images_per_second")))
     return table
 
 

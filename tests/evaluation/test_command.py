@@ -48,10 +48,11 @@ def test_rules_side_by_side(bundle: Path, judge_file: Path, tmp_path: Path) -> N
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == ["real pictures", "reconstructions", "ar", "exact", "ar, seed 1048581"]
     assert [row["images"] for row in found["rows"]] == [9] * 5
-    own = ("name", "tau", "tau_interval", "images_per_second")
+    own = ("name", "tree", "tau", "tau_interval", "images_per_second")
     same = {name: value for name, value in rows["ar"].items() if name not in own}
     assert same.items() <= rows["exact"].items()
     assert rows["ar"]["tau"] == 1 <= rows["exact"]["tau"]
+    assert [row.get("tree") for row in found["rows"]] == [None, None, None, "pair_4", None]
     assert rows["ar"]["groups"]["held-out"]["images"] == 3
     (pair,) = found["paired"]
     assert (pair["first"], pair["second"], pair["frechet"]) == ("ar", "exact", 0)
@@ -83,6 +84,21 @@ def test_what_is_drawn_is_kept(bundle: Path, judge_file: Path, tmp_path: Path) -
     report(*call, "--num-images", 4)
     assert files[0].stat().st_mtime_ns == written[0]
     assert Image.open(files[1]).info["prompt"] == "a red cat"
+
+
+def test_the_tree_of_each_rule_is_told(bundle: Path, judge_file: Path, tmp_path: Path) -> None:
+    """That it was drawn with where none was asked for, too."""
+    (tmp_path / "p.txt").write_text("red apple\n")
+    given = ("--bundle", bundle, "--judge", judge_file, "--prompts", tmp_path / "p.txt", "--num-images", 1)
+    rules = ("--rule", "ar", "--rule", "exact", "--rule", "cool:delta=1")
+    result = evaluate(*given, *rules, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    trees = {row["name"]: row["tree"] for row in rows if row["kind"] == "drawn"}
+    assert trees == {"ar": None, "exact": "auto", "cool:delta=1": "pair_4"}
+    speed = result.stdout[result.stdout.index("speed of this run") :].splitlines()
+    for rule, tree in trees.items():
+        assert any(line.split("│")[1:3] == [f" {rule:<12} ", f" {tree or '-':<6} "] for line in speed)
 
 
 @pytest.mark.slow
