@@ -66,33 +66,37 @@ def main(
 def draw_all(bundle: Path, trees: tuple[str, ...], texts: list[str], workers: int, state: Path) -> list[dict[str, Any]]:
     """What each prompt's images took, in the order of the prompts; those in `state` are not drawn again."""
     state.parent.mkdir(parents=True, exist_ok=True)
-    done = {one["number"]: one for one in _read(state) if set(trees) <= set(one["trees"])}
-    missing = [(number, text) for number, text in enumerate(texts) if number not in done]
-    with multiprocessing.get_context("spawn").Pool(workers, _open, (bundle, trees)) as pool, open(state, "a") as kept:
+    done: list[dict[str, Any]] = [{"trees": {}} for _ in texts]
+    for one in _read(state):
+        if one["number"] < len(texts):
+            done[one["number"]]["trees"] |= one["trees"]
+    left = [[tree for tree in trees if tree not in one["trees"]] for one in done]
+    missing = [(number, text, left[number]) for number, text in enumerate(texts) if left[number]]
+    with multiprocessing.get_context("spawn").Pool(workers, _open, (bundle,)) as pool, open(state, "a") as kept:
         for one in pool.imap_unordered(_draw, missing):
-            done[one["number"]] = one
+            done[one["number"]]["trees"] |= one["trees"]
             kept.write(json.dumps(one) + "\n")
             kept.flush()
-    return [done[number] for number in range(len(texts))]
+    return done
 
 
 def _read(state: Path) -> Iterable[dict[str, Any]]:
     return map(json.loads, state.read_text().splitlines()) if state.is_file() else ()
 
 
-_WORKER: dict[str, Any] = {}  # a worker's own pipeline, and what it draws with
+_WORKER: dict[str, Pipeline] = {}  # a worker's own
 
 
-def _open(bundle: Path, trees: tuple[str, ...]) -> None:
-    _WORKER.update(pipe=Pipeline.load(bundle, threads=1), trees=trees)
+def _open(bundle: Path) -> None:
+    _WORKER["pipe"] = Pipeline.load(bundle, threads=1)
 
 
-def _draw(given: tuple[int, str]) -> dict[str, Any]:
-    """One prompt with every tree; prompt i uses seed i."""
-    number, text = given
-    pipe: Pipeline = _WORKER["pipe"]
+def _draw(given: tuple[int, str, list[str]]) -> dict[str, Any]:
+    """One prompt with some trees; prompt i uses seed i."""
+    number, text, trees = given
+    pipe = _WORKER["pipe"]
     plain = pipe.generate(text, seed=number, rule="ar").codes
-    return {"number": number, "trees": {tree: _figures(pipe, text, number, tree, plain) for tree in _WORKER["trees"]}}
+    return {"number": number, "trees": {tree: _figures(pipe, text, number, tree, plain) for tree in trees}}
 
 
 def _figures(pipe: Pipeline, text: str, number: int, tree: str, plain: np.ndarray) -> dict[str, Any]:

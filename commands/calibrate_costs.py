@@ -76,9 +76,12 @@ def measure(
 
 
 def with_costs(manifest: Manifest, info: CostInfo) -> Manifest:
-    """The manifest with `info` in the place of what it knew of this backend, machine and number of threads."""
+    """The manifest with `info` in the place of what it knew of this backend, machine and number of threads, and without
+    figures that cannot be right."""
     here = info.backend, info.machine, info.threads
-    others = [one for one in manifest.costs if (one.backend, one.machine, one.threads) != here]
+    others = [
+        one for one in manifest.costs if (one.backend, one.machine, one.threads) != here and one.problem() is None
+    ]
     return replace(manifest, costs=[*others, info])
 
 

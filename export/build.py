@@ -29,7 +29,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
-from ..runtime.tree import AnyTree, DynamicTree
+from ..runtime.tree import MOST_NODES, AnyTree, DynamicTree
 from .checkpoints.source import check_shapes
 from .graphs.builder import GraphBuilder
 from .graphs.condition import build_condition
@@ -167,8 +167,8 @@ def _check(parts: Parts, options: BuildOptions) -> None:
         raise CascadeError("--batch must be at least 1.")
     if options.max_top_k < 1:
         raise CascadeError("--max-top-k must be at least 1.")
-    if options.max_nodes < 2:
-        raise CascadeError("--max-nodes must be at least 2: the root and one guess.")
+    if not 2 <= options.max_nodes <= MOST_NODES:
+        raise CascadeError(f"--max-nodes must be from 2 (the root and one guess) to {MOST_NODES}.")
     widest = max(map(_widest, options.drafts.values()), default=0)
     codes = parts.target.plan.codes
     if widest > codes:

@@ -17,13 +17,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import CascadeError
 from .plan import TokenPlan
-from .tree import AnyTree, DynamicTree, Tree, get_tree
+from .tree import AUTO, NO_TREE, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, is_tree
 
 SCHEMA_VERSION = 4
 MOST_SLOTS = 1024  # images at the same time
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
+_LONGEST = 1e8  # ms that a call may take
 _DEFAULT_WINDOW = 16  # guesses of the tree that a bundle without a drafter has first
 
 
@@ -145,7 +146,7 @@ class TreeInfo:
 
     def tree(self) -> AnyTree:
         if self.dynamic is not None:
-            return DynamicTree(self.name, self.dynamic.size, self.dynamic.depth, self.dynamic.width)
+            return dynamic_tree(self.name, self.dynamic.size, self.dynamic.depth, self.dynamic.width)
         return Tree(self.name, tuple(self.parents), tuple(self.sources))
 
 
@@ -234,7 +235,6 @@ class CostInfo:
     column for each number of `nodes` (the root included); `draft` those of each draft engine's call by slots. Outside
     the engines each image costs `host` milliseconds a round, and `token` for each token that it gains. `threads` are
     those of an engine. `accepted` are the tokens a round of trees by name, the mean of `images` (0: none was drawn).
-    Raises CascadeError for figures that cannot be right.
     """
 
     backend: str
@@ -250,7 +250,9 @@ class CostInfo:
     accepted: dict[str, float]
     images: int
 
-    def __post_init__(self) -> None:
+    def problem(self) -> str | None:
+        """What cannot be right of the figures, if so. They are looked at where they are used: a bundle that was
+        measured badly on one machine can still be drawn from, and measured again."""
         rows = [*self.target, *self.draft.values()]
         fits = len(self.target) == len(self.slots) and all(len(row) == len(self.nodes) for row in self.target)
         fits = fits and all(len(row) == len(self.slots) for row in self.draft.values())
@@ -260,13 +262,13 @@ class CostInfo:
             for name, sizes in (("slots", self.slots), ("nodes", self.nodes))
             if not sizes or sizes[0] < 1 or sizes != sorted(set(sizes))
         ]
+        wrong += [] if self.nodes[:1] == [1] else ["no times of one node"]
         wrong += [] if fits else ["times for other sizes than were measured"]
         wrong += [] if self.threads >= 1 and self.images >= 0 else ["no threads, or fewer images than none"]
-        wrong += [] if all(0 < ms < math.inf for ms in times) else ["times that are not positive"]
-        wrong += [] if 0 <= self.token < math.inf else ["a time of less than nothing"]
+        wrong += [] if all(0 < ms < _LONGEST for ms in times) else ["times that are not positive"]
+        wrong += [] if 0 <= self.token < _LONGEST else ["a time of less than nothing"]
         wrong += [] if all(1 <= tau < math.inf for tau in self.accepted.values()) else ["less than a token a round"]
-        if wrong:
-            raise CascadeError(f"the bundle's costs on {self.machine} have {wrong[0]}: run `calibrate costs` again.")
+        return wrong[0] if wrong else None
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,7 @@ class Manifest:
             raise CascadeError(
                 f"bundle {self.name} has a batch of {self.batch}, not of 1 to {MOST_SLOTS}: build the bundle again."
             )
+        self._check_trees()
         if self.merged is None:
             return
         file, names = self.merged.file, self.merged.engines
@@ -317,6 +320,23 @@ class Manifest:
         wrong += ["is none of its files"] if file not in self.files else []
         if wrong:
             raise CascadeError(f"the merged graph {file} of bundle {self.name} {wrong[0]}: build the bundle again.")
+
+    def _check_trees(self) -> None:
+        names = [info.name for info in self.trees]
+        for info in self.trees:
+            wrong = None
+            if names.count(info.name) > 1 or info.name in (AUTO, NO_TREE):
+                wrong = "has a name that means another"
+            elif info.engine is not None and not (info.engine in self.engines and info.engine.startswith("draft.")):
+                wrong = f"names {info.engine!r}, which is no engine that drafts"
+            elif info.dynamic is None and not is_tree(info.parents):
+                wrong = "is no tree"
+            elif not 2 <= info.tree().size <= self.most_nodes:
+                wrong = f"does not fit into a call of {self.most_nodes} nodes"
+            elif (info.tree().drafted is None) != (info.engine is None):
+                wrong = "has an engine and drafts nothing, or drafts and has no engine"
+            if wrong is not None:
+                raise CascadeError(f"the tree {info.name} of bundle {self.name} {wrong}: build the bundle again.")
 
     @property
     def most_nodes(self) -> int:
@@ -340,18 +360,13 @@ class Manifest:
     def _unbuilt(self, name: str) -> TreeInfo:
         """A tree that the bundle was not built with."""
         tree = get_tree(name)
-        if not tree.guessed and self._engine_of(tree) is None:
-            held = "was built without a drafter"
-            if self.trees:
-                held = f"holds the trees {', '.join(tree.name for tree in self.trees)}"
-            drafter = "" if self.drafter is not None else " --drafter and"
-            raise CascadeError(f"bundle {self.name} {held}, not {name!r}: build it again with{drafter} --tree {name}.")
+        engine = self.engine_for(tree, name)
         if tree.size > self.most_nodes:
             raise CascadeError(
                 f"tree {name} has {tree.size} nodes, and bundle {self.name} takes {self.most_nodes} in a call: build "
                 f"it again with --max-nodes {tree.size}."
             )
-        return TreeInfo.of(tree, self.engine_for(tree, name))
+        return TreeInfo.of(tree, engine)
 
     def engine_for(self, tree: AnyTree, spelt: str | None = None) -> str | None:
         """The engine that drafts what is drafted of `tree`; None where nothing is. Raises CascadeError without one,
@@ -362,12 +377,14 @@ class Manifest:
             return engine
         if self.drafter is None:
             raise CascadeError(
-                f"tree {spelt} needs a drafter, and bundle {self.name} has none: use a jacobi tree, or build it again "
-                f"with --drafter and --tree {spelt}."
+                f"bundle {self.name} has no drafter, which the tree {spelt} needs: use a jacobi tree, or build it "
+                f"again with --drafter and --tree {spelt}."
             )
+        held = ", ".join(info.name for info in self.trees)
+        what = "" if tree.guessed else f", not {spelt!r}"
         raise CascadeError(
-            f"bundle {self.name} has no engine that drafts what tree {spelt} drafts: build it again with --tree "
-            f"{spelt}."
+            f"bundle {self.name} holds the trees {held}{what}, and no engine that drafts what {spelt} needs: build it "
+            f"again with --tree {spelt}."
         )
 
     def _engine_of(self, tree: AnyTree) -> str | None:
@@ -405,7 +422,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return [_build(args[0], item, where) for item in value]
     if origin is UnionType:
         return None if value is None else _build(args[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         return float(value)
     if kind is not Any and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
         raise CascadeError(f"{where} must be {kind.__name__}, not {value!r}: build the bundle again.")

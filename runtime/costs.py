@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .bundle import CostInfo, Manifest
 from .drafting import Eagle, Jacobi, Mixed
+from .errors import CascadeError
 from .tree import JACOBI, AnyTree, chains
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Costs:
     """Milliseconds of rounds, interpolated between what was measured."""
 
     def __init__(self, info: CostInfo) -> None:
+        """Raises CascadeError for figures that cannot be right."""
+        if (problem := info.problem()) is not None:
+            raise CascadeError(f"the bundle's costs on {info.machine} have {problem}: run `calibrate costs` again.")
         self.info = info
         self._of = lru_cache(maxsize=4096)(self._sum)  # asked before every round, about a few dozen trees
 

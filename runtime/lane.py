@@ -78,7 +78,7 @@ class Lane:
     @property
     def verified(self) -> States:
         """What the newest target call left for a drafter, of whichever lane."""
-        return States(self.tree.name, self.tree.depth + 1, self._buffers)
+        return States(self.tree.depth + 1, self._buffers)
 
     # what it verifies ---------------------------------------------------------------------------------------
     @property

@@ -97,7 +97,8 @@ class Pipeline:
         self._shared_decoder()
         lanes = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)
         tree = self.manifest.tree(None).name
-        if self._stored_costs(lanes.workspace) is not None:  # else the first image of `auto` measures them
+        costs = self._stored_costs(lanes.workspace)
+        if costs is not None and costs.problem() is None:  # else the first image of `auto` measures them, or says so
             tree = self._chooser(AUTO, "", lanes).choose([Exact()], tree).tree
         lane = lanes[tree]
         lane.run_target(1, ())
@@ -193,7 +194,8 @@ class Pipeline:
             info = known or measure_at_once(
                 workspace, lambda tree: Lane(workspace, ROOT if tree is None else tree), engines
             )
-            accepted = {name: tau for entry in self.manifest.costs for name, tau in entry.accepted.items()}
+            others = [entry for entry in self.manifest.costs if entry.problem() is None]  # of other machines, too
+            accepted = {name: tau for entry in others for name, tau in entry.accepted.items()}
             self._autos[key] = Auto(Costs(info), candidates, accepted | info.accepted)
         return self._autos[key]
 

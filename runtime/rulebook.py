@@ -89,7 +89,9 @@ class Rulebook:
         """Why a rule cannot be used on a tree, if so."""
         if LOG_Q in rule.needs and JACOBI in info.sources:
             whole = [other.name for other in self._manifest.trees if not _has_guesses(other)]
-            use = f"use {' or '.join(whole)}" if whole else "build the bundle with --drafter and --tree chain_7"
+            use = "build the bundle with --drafter and --tree chain_7"
+            if whole:
+                use = f"use a tree that is drafted whole ({', '.join(whole)})"
             return (
                 f"rule {rule.name} tests nodes against the drafter's law, which the guesses of the tree {info.name} do "
                 f"not have: {use}, or rule exact."

@@ -42,11 +42,13 @@ _BRANCHING: dict[str, list[list[int]]] = {
 
 # Nodes (root included), levels, width of the published dynamic trees: EAGLE-2's own and LANTERN's LlamaGen setting.
 _DYNAMIC: dict[str, tuple[int, int, int]] = {"eagle2_60": (60, 7, 10), "eagle2_59": (59, 5, 10)}
-_DYNAMIC_SPEC = re.compile(r"dynamic_(\d+)x(\d+)x(\d+)")
-_CHAIN_SPEC = re.compile(r"(chain|jacobi|mixed)_(\d+)(?:x(\d+))?")
+_NUMBER = "(0|[1-9][0-9]{0,8})"  # ASCII, one way to write each
+_DYNAMIC_SPEC = re.compile(rf"dynamic_{_NUMBER}x{_NUMBER}x{_NUMBER}")
+_CHAIN_SPEC = re.compile(rf"(chain|jacobi|mixed)_{_NUMBER}(?:x{_NUMBER})?")
 
 EAGLE, JACOBI = "eagle", "jacobi"
 SOURCES = (EAGLE, JACOBI)
+MOST_NODES = 1024  # of a target call, and so of a tree
 MOST_RIVALS = 2  # guesses of one position: what the target drew there, and what came second
 AUTO, NO_TREE = "auto", "none"  # no trees: what chooses among them, and plain decoding
 
@@ -238,6 +240,8 @@ def dynamic_tree(name: str, size: int, depth: int, width: int) -> DynamicTree:
     tree = DynamicTree(name, size, depth, width)
     if min(depth, width) < 1 or size < 2:
         raise CascadeError(f"tree {name!r} needs at least 2 nodes, 1 level and width 1.")
+    if max(size, depth * width) > MOST_NODES:
+        raise CascadeError(f"tree {name!r} must have at most {MOST_NODES} nodes, and expand as many in all.")
     if size - 1 > tree.candidates:
         raise CascadeError(
             f"tree {name!r} drafts {tree.candidates} candidates, fewer than its {size - 1} nodes behind the root: "
@@ -258,6 +262,13 @@ def tree_from_branching(name: str, levels: Sequence[Sequence[int]]) -> Tree:
     return Tree(name, tuple(parents))
 
 
+def is_tree(parents: Sequence[int]) -> bool:
+    """Whether `parents` are those of a tree in breadth-first order, siblings adjacent."""
+    if not parents or parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(parents) if node):
+        return False
+    return list(parents) == sorted(parents)
+
+
 def chains(name: str, lengths: Sequence[int], first: str) -> Tree:
     """Chains of guesses beside each other; the first node of the first chain has the source `first`, all others are
     Jacobi's. Raises CascadeError for a chain of no nodes, and for one that is longer than the chain before it."""
@@ -274,11 +285,13 @@ def tree_from_paths(name: str, paths: Sequence[Sequence[int]], sources: Sequence
     Raises CascadeError when a path is empty or comes twice with two sources, a prefix is missing, or a node's children
     skip an index.
     """
-    unique: set[tuple[int, ...]] = {tuple(path) for path in paths}
-    if not unique or () in unique or any(not isinstance(k, int) or k < 0 for path in unique for k in path):
+    if not paths or not all(path and all(type(k) is int and k >= 0 for k in path) for path in paths):
         raise CascadeError(
             f"tree {name!r} must be a non-empty list of paths, each a list of child indices such as [0, 1]."
         )
+    if max(len(paths), *map(len, paths)) >= MOST_NODES:
+        raise CascadeError(f"tree {name!r} must have fewer than {MOST_NODES} nodes behind the root.")
+    unique: set[tuple[int, ...]] = {tuple(path) for path in paths}
     for path in unique:
         parent, last = path[:-1], path[len(path) - 1]
         if parent and parent not in unique:
@@ -322,8 +335,8 @@ def get_tree(spec: str) -> AnyTree:
 
 def _chain_of(spec: str, kind: str, length: str, second: str | None) -> Tree | None:
     """`chain_W`, `jacobi_W`, ...; None for what none of them is called."""
-    if len(length) > 4 or int(length) < 1:
-        raise CascadeError(f"tree {spec!r} needs from 1 to 9999 nodes behind the root.")
+    if not 1 <= int(length) + int(second or 0) < MOST_NODES:
+        raise CascadeError(f"tree {spec!r} needs from 1 to {MOST_NODES - 1} nodes behind the root.")
     if kind == "chain":
         return None if second is not None else tree_from_branching(spec, [[1]] * int(length))
     lengths = [int(length)] if second is None else [int(length), int(second)]

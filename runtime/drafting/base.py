@@ -23,12 +23,9 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True)
 class States:
-    """The hidden states [R, N, D] of the newest target call, which the drafter reads next: `buffers` hold `hidden`.
+    """The hidden states [R, N, D] of the newest target call, which the drafter reads next: `buffers` hold `hidden`,
+    and `most` is how many tokens the call may have accepted."""
 
-    `tree` names what the call verified, `most` is how many tokens it may have accepted.
-    """
-
-    tree: str
     most: int
     buffers: SlotBuffers
 

@@ -61,7 +61,7 @@ class Eagle:
         self.origins = np.full((slots, tree.size), Origin.EAGLE, np.int8)
         self.log_q = buffers.add("log_q", (tree.laws, manifest.model.vocab_size), "float32", "out")
         self._pairs: dict[int, Pairs] = {}
-        self._calls: dict[tuple[int, int, str], BoundCall] = {}
+        self._calls: dict[tuple[int, int, SlotBuffers], BoundCall] = {}  # by pairs, slots, states
         self._first_calls: dict[int, BoundCall] = {}
         self._chosen: tuple[str, ...] = ()
         if isinstance(tree, DynamicTree):
@@ -113,11 +113,11 @@ class Eagle:
         self._run(slots, pairs, states, with_laws=False)
 
     def _run(self, slots: int, pairs: int, states: States, with_laws: bool) -> None:
-        def bind(_: tuple[int, int, str]) -> BoundCall:
+        def bind(_: tuple[int, int, SlotBuffers]) -> BoundCall:
             return self._bind(self._pairs_of(pairs), size, states)
 
         size = self.workspace.size_for(slots)
-        call = bound_for(self._calls, (pairs, size, states.tree), bind)
+        call = bound_for(self._calls, (pairs, size, states.buffers), bind)
         self.workspace.run(call, ("tree_tokens", *self._chosen, *(("log_q",) if with_laws else ())))
 
     def _bind(self, given: Pairs, slots: int, states: States) -> BoundCall:

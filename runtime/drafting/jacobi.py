@@ -7,6 +7,8 @@ that was not yet right; these draws are the guesses of the next round, kept by a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..backends import BoundCall
@@ -64,7 +66,7 @@ class Jacobi:
         return self.workspace.engines["embed"].bind({"ids": given["ids_in"]}, {"embeds": given["embeds"]})
 
 
-Step = tuple[int, int, tuple[int, ...]]  # a guessed node, its depth, its elder siblings
+Step = tuple[int, int, tuple[int, ...]]  # a guessed node, its depth, the siblings that have their tokens before it
 
 
 def steps(tree: Tree) -> list[Step]:
@@ -72,17 +74,19 @@ def steps(tree: Tree) -> list[Step]:
     found = []
     for node in tree.guessed:
         siblings = tree.children[tree.parents[node]]
-        found.append((node, int(tree.depths[node]), siblings[: siblings.index(node)]))
+        elders = siblings[: siblings.index(node)]
+        younger = (other for other in siblings[len(elders) + 1 :] if other in tree.drafted_nodes)
+        found.append((node, int(tree.depths[node]), (*elders, *younger)))
     return found
 
 
 def fill(tokens: list[int], origins: list[int], tree: Tree, guessed: list[Step], sequence: TokenSequence) -> None:
-    """Gives guessed nodes what was drawn at their position, or came second where an elder sibling carries it."""
+    """Gives guessed nodes what was drawn at their position, or came second where a sibling carries it already."""
     plan, done = sequence.plan, sequence.done
     ahead = slice(done, done + tree.depth)
     drawn, second = sequence.guesses[:, ahead].tolist()
     forced = plan.forced[ahead].tolist()
-    for node, depth, elders in guessed:
+    for node, depth, others in guessed:
         line = tree.lines[node]
         if depth > len(drawn):  # behind the sequence's end: nobody looks
             tokens[node] = tokens[line[-2]]
@@ -92,35 +96,44 @@ def fill(tokens: list[int], origins: list[int], tree: Tree, guessed: list[Step],
         if token >= 0:
             tokens[node] = token
             continue
-        taken = [tokens[elder] for elder in elders]
+        taken = [tokens[other] for other in others]
         token = next((t for t in (drawn[depth - 1], second[depth - 1]) if t >= 0 and t not in taken), -1)
         if token < 0:
             origins[node] = Origin.NEW
-            token = new_place(tokens, line, sequence, done + depth - 1)
+            token = new_place(tokens, line, sequence, done + depth - 1, taken)
         tokens[node] = token
 
 
-def new_place(tokens: list[int], line: tuple[int, ...], sequence: TokenSequence, position: int) -> int:
+def new_place(
+    tokens: list[int], line: tuple[int, ...], sequence: TokenSequence, position: int, taken: Sequence[int] = ()
+) -> int:
     """A token for a place that no round has reached: that of the code above, in the first row of the code before.
 
     Images are flat from row to row: it is worth a twentieth of the accepted length over the code to the left, on a
-    window of 16, and as much as tables of which codes follow which.
+    window of 16, and as much as tables of which codes follow which. Where a sibling carries it already (`taken`), the
+    code before stands in.
     """
-    beside = int(sequence.plan.above[position])
-    if beside < 0:
-        beside = int(sequence.plan.left[position])
-    if beside < 0:
-        return 0
-    depth = beside - sequence.done + 1  # in the tree, where it is one of its nodes
-    return tokens[line[depth]] if depth >= 0 else int(sequence.tokens[beside])
+    found = [
+        _token_at(tokens, line, sequence, beside)
+        for beside in (int(sequence.plan.above[position]), int(sequence.plan.left[position])) if beside >= 0
+    ]  # fmt: skip
+    return next((token for token in found if token not in taken), found[0] if found else 0)
+
+
+def _token_at(tokens: list[int], line: tuple[int, ...], sequence: TokenSequence, position: int) -> int:
+    """The token of a position before a node's own: decided, or one of the nodes on its `line`."""
+    depth = position - sequence.done + 1
+    return tokens[line[depth]] if depth >= 0 else int(sequence.tokens[position])
 
 
 def remember(sequence: TokenSequence, tree: Tree, end: int, drawn: np.ndarray, second: np.ndarray | None) -> None:
     """Keeps the draws behind the walk, which has ended at node `end`, as guesses; `sequence.done` counts its tokens.
 
     drawn int64 [N] are the target's draws behind each node, `second` what came second; -1 where they are not finite.
+    Positions behind the tree keep what a longer one has left there.
     """
     nodes = tree.continuations[end][: sequence.room]
+    nodes = nodes[nodes >= 0]
     for row, draws in enumerate((drawn, second)):
         if draws is not None:
-            sequence.guesses[row, sequence.done : sequence.done + len(nodes)] = np.where(nodes >= 0, draws[nodes], -1)
+            sequence.guesses[row, sequence.done : sequence.done + len(nodes)] = draws[nodes]

@@ -24,7 +24,8 @@ def test_every_row_is_judged(text_bundle: Path, judge_file: Path, tmp_path: Path
     result = bench(text_bundle, tmp_path, *asked, "--plots", tmp_path / "plots", "--markdown", tmp_path / "bench.md")
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "bench.json").read_text())
-    plain, exact, relaxed = content["rows"]
+    plain, auto, exact, relaxed = content["rows"]
+    assert auto["tree"] == "auto"
     assert (content["images"], content["judged"]) == (2, 8)
     assert plain["tau_interval"] == [1, 1] and plain["relaxed_share"] == 0
     assert exact["quality"]["against_plain"]["concept"] == {"mean": 0, "low": 0, "high": 0, "pairs": 8}
@@ -36,14 +37,14 @@ def test_every_row_is_judged(text_bundle: Path, judge_file: Path, tmp_path: Path
     assert content["spread"]["second"] == "ar, other seeds"
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"accepts.png", "speed.png", "quality.png"}
     lines = (tmp_path / "bench.md").read_text().splitlines()
-    assert {line.count("|") for line in lines[:5]} == {13} and "8 prompts" in lines[-1]
-    assert lines[3].startswith("| `exact` | pair_4 |") and "+0.0 [+0.0, +0.0]" in lines[3]
+    assert {line.count("|") for line in lines[:6]} == {13} and "8 prompts" in lines[-1]
+    assert lines[4].startswith("| `exact` | pair_4 |") and "+0.0 [+0.0, +0.0]" in lines[4]
     drawn = {file: file.stat().st_mtime_ns for file in (tmp_path / "pictures").rglob("*.png")}
-    assert len(drawn) == 4 * 8
+    assert len(drawn) == 5 * 8
 
     assert bench(text_bundle, tmp_path, *asked).exit_code == 0
     assert {file: file.stat().st_mtime_ns for file in drawn} == drawn  # kept pictures are not drawn again
-    assert json.loads((tmp_path / "bench.json").read_text())["rows"][2]["quality"] == relaxed["quality"]
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][3]["quality"] == relaxed["quality"]
 
 
 def test_flat_cost_is_tau_over_the_drafters_share() -> None:

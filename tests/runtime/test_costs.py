@@ -56,12 +56,12 @@ def test_between_and_beyond_what_was_measured(
 def test_never_below_the_nearest_measured() -> None:
     falling = dataclasses.replace(INFO, target=[[2.0, 6.0, 5.0], [6.0, 20.0, 12.0]])
     assert Costs(falling).of(of_nodes(60), None, 1) == pytest.approx(5.5)
-    late = dataclasses.replace(INFO, slots=[2, 4], nodes=[3, 9, 17])
+    late = dataclasses.replace(INFO, slots=[2, 4])
     assert Costs(late).of(of_nodes(1), None, 1) == pytest.approx(2.5)
 
 
 def test_one_size_is_all_sizes() -> None:
-    alone = dataclasses.replace(INFO, slots=[1], nodes=[9], target=[[6.0]], draft={})
+    alone = dataclasses.replace(INFO, slots=[1], nodes=[1], target=[[6.0]], draft={})
     assert Costs(alone).of(of_nodes(33), None, 8) == pytest.approx(6 + 8 * 0.5)
 
 
@@ -93,6 +93,8 @@ def test_an_engine_that_was_not_measured() -> None:
         ({"slots": [4, 1]}, "slots that are not rising"),
         ({"nodes": [0, 9, 17]}, "nodes that are not rising"),
         ({"nodes": [1, 1, 17]}, "nodes that are not rising"),
+        ({"nodes": [2, 9, 17]}, "no times of one node"),
+        ({"host": 1e300}, "not positive"),
         ({"target": [[2.0, 6.0, 8.0]]}, "other sizes"),
         ({"target": [[2.0, 6.0], [6.0, 20.0]]}, "other sizes"),
         ({"draft": {"draft.chain_7": [3.0]}}, "other sizes"),
@@ -108,8 +110,11 @@ def test_an_engine_that_was_not_measured() -> None:
     ],
 )
 def test_figures_that_cannot_be_right(changes: dict[str, Any], said: str) -> None:
+    """A bundle with them can be read, and measured again; nobody draws by them."""
+    info = dataclasses.replace(INFO, **changes)
+    assert said in (info.problem() or "")
     with pytest.raises(CascadeError, match=f"{said}.*: run `calibrate costs` again"):
-        dataclasses.replace(INFO, **changes)
+        Costs(info)
 
 
 def with_costs(manifest: Manifest, *costs: CostInfo) -> Manifest:
@@ -121,7 +126,9 @@ def test_a_manifest_keeps_them(tiny: Pipeline, tmp_path: Any) -> None:
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     assert read_manifest(tmp_path) == manifest
     (tmp_path / "manifest.json").write_text(manifest.to_json().replace('"host": 0.5', '"host": NaN'))
-    with pytest.raises(CascadeError, match="run `calibrate costs` again"):
+    assert read_manifest(tmp_path).costs[0].problem() is not None
+    (tmp_path / "manifest.json").write_text(manifest.to_json().replace('"host": 0.5', '"host": 1' + "0" * 400))
+    with pytest.raises(CascadeError, match="must be float"):
         read_manifest(tmp_path)
 
 

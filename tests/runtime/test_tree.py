@@ -161,7 +161,7 @@ def test_a_dynamic_tree_drafts_all_its_nodes() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("jacobi_0", "from 1 to 9999"), ("mixed_10000", "from 1 to 9999"), ("chain_0", "from 1 to 9999"),
+        ("jacobi_0", "from 1 to 1023"), ("mixed_10000", "from 1 to 1023"), ("chain_0", "from 1 to 1023"),
         ("jacobi_2x3", "the second not longer than"), ("mixed_2x0", "at least one node"), ("chain_2x1", "unknown tree"),
         ("jacobi_", "unknown tree"), ("jacobi_2x2x2", "unknown tree"), ("mixed_-3", "unknown tree"),
     ],

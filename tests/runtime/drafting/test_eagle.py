@@ -80,7 +80,7 @@ class Bench:
         """Of a target call, of whichever tree, that may have accepted `most` tokens."""
         buffers = SlotBuffers(self.workspace.backend, SLOTS, self.rows)
         buffers.add("hidden", (nodes, DIM), "float32", "device", by_row=True)
-        return States(f"any_{most}_{nodes}", most, buffers)
+        return States(most, buffers)
 
 
 def sequence() -> TokenSequence:

@@ -46,30 +46,35 @@ def filled(tree: Tree, sequence: TokenSequence, drafted: list[int]) -> list[tupl
     texts = {0: sequence.tokens[: sequence.done].tolist()}
     found: list[tuple[int, Origin | None]] = [(texts[0][-1], None)]
     for node in range(1, tree.size):
-        text, elders = texts[tree.parents[node]], []
-        for elder in range(1, node):
-            if tree.parents[elder] == tree.parents[node]:
-                elders.append(found[elder][0])
+        text, others = texts[tree.parents[node]], []
+        for other in range(1, tree.size):
+            if other != node and tree.parents[other] == tree.parents[node]:
+                if tree.sources[other] == "eagle":
+                    others.append(drafted[other])  # the drafter has spoken before any guess is made
+                elif other < node:
+                    others.append(found[other][0])
         token, origin = drafted[node], None
         if tree.sources[node] == "jacobi":
-            token, origin = guessed(text, elders, sequence)
+            token, origin = guessed(text, others, sequence)
         found.append((token, origin))
         texts[node] = [*text, token]
     return found
 
 
-def guessed(text: list[int], elders: list[int], sequence: TokenSequence) -> tuple[int, Origin | None]:
-    """The guess of the token after `text`."""
+def guessed(text: list[int], others: list[int], sequence: TokenSequence) -> tuple[int, Origin | None]:
+    """The guess of the token after `text`, siblings having those of `others`."""
     position, forced = len(text), sequence.plan.forced
     if position >= sequence.plan.length:
         return text[-1], None
     if forced[position] >= 0:
         return int(forced[position]), Origin.JACOBI
     for guess in sequence.guesses[:, position].tolist():
-        if guess >= 0 and guess not in elders:
+        if guess >= 0 and guess not in others:
             return guess, Origin.JACOBI
     codes, columns = [token for place, token in enumerate(text) if forced[place] < 0], sequence.plan.columns
-    return codes[-columns] if len(codes) >= columns else codes[-1] if codes else 0, Origin.NEW
+    near = [codes[-columns]] if len(codes) >= columns else []
+    near += codes[-1:]
+    return next((token for token in near if token not in others), near[0] if near else 0), Origin.NEW
 
 
 @given(trees_with_guesses(), sequence_plans, st.data())
@@ -92,12 +97,13 @@ def test_nodes_carry_guesses_else_the_code_above(tree: Tree, plan: TokenPlan, da
 
 
 @given(trees_with_guesses())
-def test_guessed_nodes_are_filled_parents_and_elder_siblings_first(tree: Tree) -> None:
+def test_guessed_nodes_are_filled_behind_those_that_they_look_at(tree: Tree) -> None:
     found = steps(tree)
     assert [node for node, _, _ in found] == sorted(tree.guessed)
-    for node, depth, elders in found:
+    for node, depth, others in found:
         assert depth == tree.depths[node] > 0
-        assert elders == tuple(n for n in tree.children[tree.parents[node]] if n < node)
+        siblings = set(tree.children[tree.parents[node]])
+        assert set(others) == {n for n in siblings if n < node or (n != node and n in tree.drafted_nodes)}
 
 
 def test_a_new_place_is_the_code_above_whatever_lies_between() -> None:
@@ -157,7 +163,7 @@ def test_draws_behind_the_walk_are_kept_by_position(
         for row, is_kept in enumerate((True, with_second)):
             if reached and is_kept and row:
                 assert sequence.guesses[1, position] == second[node]
-            elif not is_kept or (not reached and not done <= position < done + tree.depth):
+            elif not is_kept or not reached:  # what a longer tree has left there
                 assert sequence.guesses[row, position] == old[row, position]
 
 
@@ -263,11 +269,14 @@ def test_settled_guesses_are_accepted_to_the_end() -> None:
 
 
 def test_paths_with_sources_of_any_order_are_served() -> None:
-    """A guess may come before its drafted sibling."""
+    """A guess may come before its drafted sibling, which has its token first: the guess does not repeat it."""
     tree = tree_from_paths("own", [[0], [1], [1, 0]], ["jacobi", "eagle", "jacobi"])
     one = TokenSequence(0, SAMPLING, Exact(), TokenPlan(2, 2, VOCAB), np.zeros(1, np.int64))
     one.tokens[0], one.done = 9, 1
     one.guesses[0, 1:3] = 5, 6
     tokens, origins = [9, 0, 5, 0], [0, 0, int(Origin.EAGLE), 0]
     fill(tokens, origins, tree, steps(tree), one)
-    assert tokens == [9, 5, 5, 6]
+    assert tokens == [9, 9, 5, 6] and origins[1] == Origin.NEW
+    tokens[2] = 7
+    fill(tokens, origins, tree, steps(tree), one)
+    assert tokens == [9, 5, 7, 6] and origins[1] == Origin.JACOBI

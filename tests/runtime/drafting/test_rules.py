@@ -52,28 +52,31 @@ def test_rules_that_read_the_drafters_law_are_refused_on_guesses(
     small_vocabulary: Pipeline, rule: str, tree: str
 ) -> None:
     """By both names, before anything is drawn, in a batch, too."""
-    said = rf"^rule {rule.replace('+', '.')} tests nodes against the drafter's law, and the guesses of the tree {tree} "
+    said = rf"^rule {rule.replace('+', '.')} tests nodes against the drafter's law, .* the tree {tree} do not have"
     with pytest.raises(CascadeError, match=said) as caught:
         draw(small_vocabulary, rule, tree)
-    assert "\n" not in str(caught.value) and str(caught.value).endswith("children=topk.")
+    assert "\n" not in str(caught.value) and "drafted whole (chain, small_9," in str(caught.value)
     with pytest.raises(CascadeError, match=said):
         small_vocabulary.batch(1, tree=tree).submit(request_of(small_vocabulary, 0, 0, DrawOptions(rule=rule)))
 
 
 def test_without_a_tree_a_rule_gets_the_first_that_fits(small_vocabulary: Pipeline) -> None:
     """`exact` is drawn with any: it gets `auto`."""
-    trees = [TreeInfo.of(get_tree(name), "draft.chain_1") for name in ("jacobi_8", "mixed_4", "chain_1", "chain_2")]
+    drafted = {"jacobi_8": None, "mixed_4": "draft.chain_1", "chain_1": "draft.chain_1", "chain_2": "draft.chain_2"}
+    trees = [TreeInfo.of(get_tree(name), engine) for name, engine in drafted.items()]
     book = Rulebook(small_vocabulary.folder, replace(small_vocabulary.manifest, trees=trees))
-    assert book.choose("strict", None, SAMPLING)[1] == "chain_1"
-    assert book.choose("strict", "auto", SAMPLING)[1] == "chain_1"
-    assert book.choose("strict-topk", None, SAMPLING)[1] == "jacobi_8"
-    assert book.choose("cool:children=coupled", "auto", SAMPLING)[1] == "jacobi_8"
-    assert book.choose(None, None, SAMPLING)[1] == book.choose("exact", "auto", SAMPLING)[1] == "auto"
-    assert book.choose("exact", "mixed_4", SAMPLING)[1] == "mixed_4"
-    assert book.choose("ar", "mixed_4", SAMPLING) == (None, None)
+    for rule in ("strict", "strict-topk", "cool:children=coupled"):  # those that are drafted whole come first
+        for tree in (None, "auto"):
+            chosen, name = book.choose(rule, tree, SAMPLING), rule.partition(":")[0]
+            assert (chosen.tree, chosen.why) == ("chain_1", f"chain_1: the bundle's first tree for {name}")
+    assert book.home == "chain_1"
+    assert book.choose(None, None, SAMPLING).tree == book.choose("exact", "auto", SAMPLING).tree == "auto"
+    assert book.choose("exact", "mixed_4", SAMPLING).tree == "mixed_4"
+    assert book.choose("ar", "mixed_4", SAMPLING).tree is None
     none_fits = Rulebook(small_vocabulary.folder, replace(small_vocabulary.manifest, trees=trees[:2]))
-    with pytest.raises(CascadeError, match="rule strict tests nodes .* guesses of the tree jacobi_8 have none"):
+    with pytest.raises(CascadeError, match="rule strict tests nodes .* build the bundle with --drafter"):
         none_fits.choose("strict", None, SAMPLING)
+    assert none_fits.choose("strict-topk", None, SAMPLING).tree == none_fits.home == "jacobi_8"
 
 
 def test_what_a_bundle_serves_beside_its_own_trees(small_vocabulary: Pipeline) -> None:
@@ -87,16 +90,16 @@ def test_what_a_bundle_serves_beside_its_own_trees(small_vocabulary: Pipeline) -
         assert (info.name, info.engine) == (name, engine) and info.tree() == get_tree(name)
     for name, said in (
         (f"jacobi_{most}", f"has {most + 1} nodes, and bundle .* takes {most} in a call: .* --max-nodes {most + 1}"),
-        (f"mixed_{most}", f"--max-nodes {most + 1}"), ("chain_9", "not 'chain_9': build it again with --tree chain_9"),
-        ("oak", "unknown tree 'oak'"),
+        (f"mixed_{most}", f"--max-nodes {most + 1}"), ("oak", "unknown tree 'oak'"),
+        ("chain_9", "not 'chain_9', and no engine .* needs: build it again with --tree chain_9"),
     ):  # fmt: skip
         with pytest.raises(CascadeError, match=said):
             manifest.tree(name)
     bare = replace(manifest, trees=[], drafter=None)
     assert bare.tree(None).name == "jacobi_16" and bare.tree("jacobi_3x2").engine is None
     for name, said in (
-        ("mixed_4", "needs a drafter, and bundle .* has none: use a jacobi tree"),
-        ("chain", "holds no tree, not 'chain': build it again with --drafter and --tree chain"),
+        ("mixed_4", "has no drafter, which the tree mixed_4 needs: use a jacobi tree"),
+        ("chain", "has no drafter, which the tree chain needs: .* build it again with --drafter and --tree chain"),
     ):
         with pytest.raises(CascadeError, match=said):
             bare.tree(name)
@@ -110,10 +113,12 @@ def test_what_a_bundle_serves_beside_its_own_trees(small_vocabulary: Pipeline) -
 @pytest.mark.parametrize("tree", GUESSED)
 @pytest.mark.parametrize("rule", COUPLED)
 def test_relaxed_rules_draw_on_guesses(small_vocabulary: Pipeline, rule: str, tree: str) -> None:
-    """More tokens a call than `exact`; alone each image is the same."""
+    """No fewer tokens a call than `exact`; alone each image is the same."""
     output = draw(small_vocabulary, COUPLED[rule], tree)
-    assert output.stats.tau > draw(small_vocabulary, "exact", tree).stats.tau
+    assert output.stats.tau >= draw(small_vocabulary, "exact", tree).stats.tau
     assert output.stats.relaxed_share > 0
+    relaxed = np.isin(output.causes, [cause for cause in Cause if cause.relaxed])
+    assert not (relaxed & (output.origins == Origin.NEW)).any()  # nobody has guessed what fills a new place
     given = random_features(small_vocabulary, 3)
     for i in range(3):
         one = {name: rows[i : i + 1] for name, rows in given.items()}

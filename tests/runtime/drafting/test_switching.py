@@ -31,9 +31,12 @@ class Script:
     asked = AUTO
 
     def __init__(self, trees: Sequence[str]) -> None:
-        self.first, self.serves = trees[0], frozenset({AUTO})
+        self.first = trees[0]
         self._trees, self.round = list(trees), 0
         self.seen: list[tuple[str, int, int]] = []
+
+    def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002
+        return tree == AUTO
 
     def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002
         self.round += 1

@@ -1,0 +1,139 @@
+"""Which tree a batch is drawn with: what is asked for, what suits the images, what their rules need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import random_features
+
+from cascade_trt.runtime.auto import Choice
+from cascade_trt.runtime.bundle import DynamicInfo, TreeInfo
+from cascade_trt.runtime.chooser import AutoTree, FixedTree
+from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.options import DrawOptions
+from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Request
+from cascade_trt.runtime.rules import get_rule
+from cascade_trt.runtime.tree import AUTO, NO_TREE, get_tree
+
+EXACT, TOPK = get_rule("exact"), get_rule("strict-topk")
+
+
+class Asked:
+    """An `Auto` that notes what it is asked and told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def choose(self, exact: int, plain: int, current: str) -> Choice:
+        self.calls.append((exact, plain, current))
+        return Choice("mixed_8", "it is fast")
+
+    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+        self.calls.append((tree, tokens, rounds))
+
+
+def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
+    asked = Asked()
+    chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
+    assert (chooser.asked, chooser.first) == (AUTO, "chain_7")
+    assert chooser.choose([EXACT, None, EXACT], "jacobi_8").tree == "mixed_8"
+    chooser.observe("mixed_8", 12, 2)
+    assert asked.calls == [(2, 1, "jacobi_8"), ("mixed_8", 12, 2)]
+    assert chooser.choose([None, None], "jacobi_8").tree == NO_TREE
+    home = chooser.choose([EXACT, TOPK], "mixed_8")
+    assert home.tree == "chain_7" and "strict-topk depend on the tree" in home.why
+    assert len(asked.calls) == 2  # neither is its to say
+
+
+def test_what_may_join() -> None:
+    auto = AutoTree(Asked(), "chain_7")  # type: ignore[arg-type]
+    assert auto.serves(EXACT, AUTO) and auto.serves(TOPK, "chain_7")
+    assert not auto.serves(EXACT, "chain_7") and not auto.serves(TOPK, "mixed_8")  # `auto` would take another
+    fixed = FixedTree("mixed_8", "it was asked for")
+    assert fixed.serves(EXACT, AUTO) and fixed.serves(TOPK, "mixed_8") and not fixed.serves(EXACT, "chain_7")
+    assert not FixedTree(None, "plain decoding").serves(EXACT, AUTO)
+
+
+def own(folder: Path, name: str, *nodes: str) -> str:
+    """A file with a tree, nodes written as "J0.0" or "E0"."""
+    spelt = [{"path": [int(k) for k in node[1:].split(".")], "source": {"J": "jacobi", "E": "eagle"}[node[0]]}
+             for node in nodes]  # fmt: skip
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(spelt))
+    return str(file)
+
+
+@pytest.mark.parametrize("nodes", [("E0", "J0.0", "J1", "J1.0"), ("J0", "J1", "J0.0")])
+@pytest.mark.parametrize("name", ["mine", "bush"])
+def test_a_tree_in_a_file_needs_no_build(
+    small_vocabulary: Pipeline, tmp_path: Path, nodes: tuple[str, ...], name: str
+) -> None:
+    """By `generate` and in a batch; also where the bundle has another tree of the file's name."""
+    file, given = own(tmp_path, name, *nodes), random_features(small_vocabulary, 1)
+    plain = small_vocabulary.generate(**given, seed=3, rule="ar")
+    output = small_vocabulary.generate(**given, seed=3, rule="exact", tree=file)
+    np.testing.assert_array_equal(output.codes, plain.codes)
+    assert output.stats.tree == file
+    origins = output.stats.origins
+    assert bool(origins["eagle"]) == any(node.startswith("E") for node in nodes) and origins["jacobi"]
+    assert output.rounds[0] > 36 / (max(len(node) for node in nodes) // 2 + 2)  # it has no more levels than the file
+    batch = small_vocabulary.batch(1, tree=file)
+    job = batch.submit(Request(features=given["features"][0], features_mask=given["features_mask"][0], seed=3))
+    np.testing.assert_array_equal(job.result().codes, plain.codes[0])
+    assert job.result().stats.rounds == output.rounds[0]
+
+
+def test_a_default_batch_serves_every_rule_that_the_bundle_serves(small_vocabulary: Pipeline) -> None:
+    """Images of `exact` with auto, others with the bundle's drafted tree, as when they are drawn alone."""
+    given, batch = random_features(small_vocabulary, 1), small_vocabulary.batch(2)
+    one = {"features": given["features"][0], "features_mask": given["features_mask"][0], "seed": 3}
+    rules = ("exact", "strict", "strict-topk", "cool:children=coupled", "ar")
+    jobs = {rule: batch.submit(Request(**one, options=DrawOptions(rule=rule))) for rule in rules}
+    for rule, job in jobs.items():
+        alone = small_vocabulary.generate(**given, seed=3, rule=rule)
+        np.testing.assert_array_equal(job.result().codes, alone.codes[0])
+    for options in (DrawOptions(tree="chain"), DrawOptions(rule="strict", tree="small_9")):
+        with pytest.raises(CascadeError, match="this batch draws with the tree auto, the image needs"):
+            batch.submit(Request(**one, options=options))
+
+
+def test_stats_say_why(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 1)
+    said = {
+        ("strict", None): "chain: the bundle's first tree for strict", ("strict", "small_9"): "small_9: it was asked",
+        ("exact", "jacobi_3"): "jacobi_3: it was asked for", ("ar", None): "plain decoding was asked for",
+        ("exact", None): "costs measured just now on",
+    }  # fmt: skip
+    for (rule, tree), sentence in said.items():
+        assert sentence in small_vocabulary.generate(**given, rule=rule, tree=tree).stats.why
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "auto"}, "has a name that means another"), ({"name": "none"}, "has a name that means another"),
+        ({"name": "small_9"}, "has a name that means another"), ({"engine": "draft.oak"}, "is no engine that drafts"),
+        ({"engine": "target"}, "is no engine that drafts"), ({"engine": None}, "drafts and has no engine"),
+        ({"parents": []}, "is no tree"), ({"parents": [-1, 1]}, "is no tree"),
+        ({"parents": [-1, 0, 1, 0]}, "is no tree"),
+        ({"parents": [-1]}, "does not fit into a call"), ({"parents": list(range(-1, 80))}, "does not fit into a call"),
+        ({"sources": ["eagle"]}, "must give each node one of the sources"),
+        ({"dynamic": DynamicInfo(-1, 2, 2)}, "needs at least 2 nodes"),
+    ],
+)  # fmt: skip
+def test_trees_of_a_manifest_that_cannot_be_right(
+    small_vocabulary: Pipeline, change: dict[str, Any], said: str
+) -> None:
+    """A sentence, before anything is allocated for them."""
+    manifest = small_vocabulary.manifest
+    first, *others = manifest.trees
+    assert first.name == "chain"
+    with pytest.raises(CascadeError, match=said):
+        replace(manifest, trees=[replace(first, **change), *others])
+    replace(manifest, trees=[TreeInfo.of(get_tree("jacobi_3"), None), *others])
