@@ -57,7 +57,10 @@ def test_trees_of_guesses(plain_bundle: Path) -> None:
     manifest, one = read_manifest(plain_bundle), {"P": 1, "R": 2, "G": 2}
     trees = [("mixed_24", "draft.chain_1"), ("mixed_10x4", "draft.chain_1"), ("small_9", "draft.small_9"),
              ("jacobi_16", None)]  # fmt: skip
-    manifest = replace(manifest, trees=[TreeInfo.of(get_tree(name), engine) for name, engine in trees])
+    engines = manifest.engines | dict.fromkeys((e for _, e in trees if e is not None), manifest.engines["target"])
+    manifest = replace(
+        manifest, engines=engines, trees=[TreeInfo.of(get_tree(name), engine) for name, engine in trees]
+    )
     sizes = [(25, 25), (17, 17), (15, 11), (9, 5), (6, 1), (1, 1)]
     assert engine_profiles(manifest, "target") == [one | {"N": nodes, "L": rows} for nodes, rows in sizes]
     assert engine_profiles(manifest, "embed") == [one | {"N": nodes} for nodes in (33, 25, 17, 15, 1)]
