@@ -22,12 +22,12 @@ from .tree import NO_TREE, AnyTree, Tree
 
 KINDS = DRAFTED, JACOBI, MIXED = "drafted", "jacobi", "mixed"
 
-# Tokens a round that are assumed of a tree which nobody has measured: those of the demo model, by the longest chain
-# of guesses, and for drafted trees by the nodes behind the root.
+# Tokens a round that are assumed of a tree which nobody has measured: those of the demo model (docs/drafting.md), by
+# the longest chain of guesses, and for drafted trees by the nodes behind the root.
 _ASSUMED: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     DRAFTED: ((0, 7, 16, 59), (1, 3.5, 3.65, 4.0)),
-    JACOBI: ((0, 8, 16, 32, 56), (1, 2.66, 3.73, 4.69, 5.32)),
-    MIXED: ((0, 6, 12, 16, 24, 32, 56), (1, 2.9, 3.9, 4.4, 5.3, 5.8, 6.1)),
+    JACOBI: ((0, 8, 16, 32, 56), (1, 2.85, 4.10, 5.17, 5.72)),
+    MIXED: ((0, 8, 16, 24, 32, 48), (1, 3.34, 4.79, 5.48, 6.09, 6.54)),
 }
 _SPECS = (*(f"jacobi_{n}" for n in (8, 16, 32, 48)), *(f"mixed_{n}" for n in (8, 16, 24, 32, 48)))
 _ROOT = Tree(NO_TREE, (-1,))

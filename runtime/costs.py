@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .workspace import Workspace
 
 REPEATS = 9
+_LEAST = 0.01  # ms of a draft call at least
 PAIRS = 6  # newest pairs that a draft call reads while it is measured: those of an ordinary round
 
 
@@ -94,9 +95,11 @@ def measure(
     """Median milliseconds of target calls on each number of slots and nodes, and of calls of the draft engines.
 
     `lane_of` gives the lane of a tree (None: plain decoding), with memory for the most slots; `drafted` has a tree for
-    each draft engine. Embedding the nodes is part of a target call. Sizes are measured in turn, so that a drifting
-    machine hits all alike; the first of `repeats` + 1 turns warms up. After `within` seconds there is no further turn
-    but the second. `note` is told of each.
+    each draft engine. Embedding the nodes is part of a target call. Drafter and target push each other out of the
+    processor's caches, so a draft call is what a round of its tree takes more than its target call alone, and every
+    call is measured behind one of its own kind. Sizes are measured in turn, so that a drifting machine hits all
+    alike; the first of `repeats` + 1 turns warms up. After `within` seconds there is no further turn but the second.
+    `note` is told of each.
     """
     calls: dict[tuple[str | int, int], Callable[[], float]] = {}
     for count in nodes:
@@ -105,22 +108,29 @@ def measure(
         calls |= {(count, busy): partial(_verify, lane, busy) for busy in slots}
     for engine, tree in drafted.items():
         lane = lane_of(tree)
-        calls |= {(engine, busy): partial(_draft, lane, busy) for busy in slots}
+        _in_the_middle(lane)
+        calls |= {(engine, busy): partial(_draft_and_verify, lane, busy) for busy in slots}
     seconds: dict[tuple[str | int, int], list[float]] = {key: [] for key in calls}
     started = time.perf_counter()
     for turn in range(repeats + 1):
         if turn > 1 and time.perf_counter() - started > within:
             break
         for key, call in calls.items():
+            call()
             taken = call()
             if turn:
                 seconds[key].append(taken)
         note()
     medians = {key: 1e3 * statistics.median(taken) for key, taken in seconds.items()}
-    return Measured(
-        [[medians[count, busy] for count in nodes] for busy in slots],
-        {engine: [medians[engine, busy] for busy in slots] for engine in drafted},
-    )
+    target = [[medians[count, busy] for count in nodes] for busy in slots]
+    draft = {
+        engine: [
+            max(medians[engine, busy] - _line(tree.size, nodes, row), _LEAST)
+            for busy, row in zip(slots, target, strict=True)
+        ]
+        for engine, tree in drafted.items()
+    }
+    return Measured(target, draft)
 
 
 def _in_the_middle(lane: Lane) -> None:
@@ -139,11 +149,14 @@ def _verify(lane: Lane, busy: int) -> float:
     return lane.workspace.engine_seconds - before
 
 
-def _draft(lane: Lane, busy: int) -> float:
-    """Seconds in engines of a draft call for `busy` slots."""
+def _draft_and_verify(lane: Lane, busy: int) -> float:
+    """Seconds in engines of a round of `busy` slots."""
     before = lane.workspace.engine_seconds
     assert isinstance(lane.source, Eagle | Mixed)  # something of its tree is drafted
     lane.source.run(busy, min(PAIRS, lane.tree.depth + 1), lane.verified)
+    if isinstance(lane.source, Mixed):
+        lane.source.embed(busy)
+    lane.run_target(busy, ())
     return lane.workspace.engine_seconds - before
 
 
