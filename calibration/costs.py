@@ -10,10 +10,10 @@ import numpy as np
 
 from ..runtime.bundle import CostInfo
 from ..runtime.costs import REPEATS, Costs, Measured, measure
-from ..runtime.lane import ROOT, Lane
+from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
 from ..runtime.stats import ROUND, Stats
-from ..runtime.tree import AnyTree, Tree
+from ..runtime.tree import ROOT, AnyTree, Tree
 
 _LEAST = 0.01  # ms that a round takes outside the engines at least
 # What a call may cost on an idle machine against the next smaller one: wide of what caches, kernels for other sizes and

@@ -29,7 +29,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
-from ..runtime.tree import MOST_NODES, AnyTree, DynamicTree
+from ..runtime.tree import MOST_NODES, AnyTree, DynamicTree, same_shape
 from .checkpoints.source import check_shapes
 from .graphs.builder import GraphBuilder
 from .graphs.condition import build_condition
@@ -91,11 +91,6 @@ class BuildOptions:
         if drafted is None:
             return None
         return next(name for name, other in self.drafts.items() if same_shape(drafted, other))
-
-
-def same_shape(one: AnyTree, other: AnyTree) -> bool:
-    """Whether two drafted trees are the same but for their names."""
-    return replace(one, name=other.name) == other
 
 
 @dataclass

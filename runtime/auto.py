@@ -18,7 +18,7 @@ import numpy as np
 from .bundle import Manifest, TreeInfo
 from .costs import Costs
 from .errors import CascadeError
-from .tree import NO_TREE, AnyTree, Tree
+from .tree import NO_TREE, ROOT, AnyTree
 
 KINDS = DRAFTED, JACOBI, MIXED = "drafted", "jacobi", "mixed"
 
@@ -30,7 +30,6 @@ _ASSUMED: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
     MIXED: ((0, 8, 16, 24, 32, 48), (1, 3.34, 4.79, 5.48, 6.09, 6.54)),
 }
 _SPECS = (*(f"jacobi_{n}" for n in (8, 16, 32, 48)), *(f"mixed_{n}" for n in (8, 16, 24, 32, 48)))
-_ROOT = Tree(NO_TREE, (-1,))
 
 _GAIN = 1.03  # how much faster than the current tree another one must be
 _PATIENCE = 16  # rounds of plain decoding between two looks at the trees, of which they tell nothing
@@ -211,6 +210,6 @@ class Auto:
     def _times(self, busy: int) -> np.ndarray:
         """Milliseconds of a round without what each token costs: of plain decoding, then of each tree."""
         if busy not in self._milliseconds:
-            calls = [(_ROOT, None), *self._trees]
+            calls = [(ROOT, None), *self._trees]
             self._milliseconds[busy] = np.array([self._costs.of(tree, engine, busy) for tree, engine in calls])
         return self._milliseconds[busy]

@@ -10,14 +10,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import CascadeError
 from .plan import TokenPlan
-from .tree import AUTO, NO_TREE, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, is_tree
+from .tree import AUTO, NO_TREE, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, is_tree, same_shape
 
 SCHEMA_VERSION = 4
 MOST_SLOTS = 1024  # images at the same time
@@ -391,7 +391,7 @@ class Manifest:
         """The engine that drafts a tree of this shape."""
         for info in self.trees:
             drafted, wanted = info.tree().drafted, tree.drafted
-            if drafted is not None and wanted is not None and replace(drafted, name=wanted.name) == wanted:
+            if drafted is not None and wanted is not None and same_shape(drafted, wanted):
                 return info.engine
         return None
 

@@ -14,12 +14,11 @@ import numpy as np
 from .backends import BoundCall
 from .drafting import States, open_source
 from .noise import NoiseWindow
-from .tree import NO_TREE, AnyTree, DynamicTree, Tree
+from .tree import NO_TREE, ROOT, AnyTree, DynamicTree, Tree
 from .workspace import SAMPLER, SETTINGS, Workspace, bound_for
 
 _INPUTS = ("embeds", "positions", "write_index", "tree_mask", "depths", "noise")
 _OUTPUTS = ("drawn", "logits", "ids", "states", "hidden", "similarity")
-ROOT = Tree(NO_TREE, (-1,))
 
 
 class Lane:

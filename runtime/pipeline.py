@@ -28,7 +28,7 @@ from .engines import TEXT, Engines
 from .errors import CascadeError
 from .files import check_files
 from .job import Drawn, Job
-from .lane import ROOT, Lane, Lanes
+from .lane import Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling
 from .output import Interrupted, Output, UnfinishedError
 from .prompts import PromptEncoder
@@ -39,7 +39,7 @@ from .rules.exact import Exact
 from .rules.registry import PLAIN
 from .slots import Memory
 from .stats import Stats
-from .tree import AUTO, AnyTree
+from .tree import AUTO, ROOT, AnyTree
 from .workspace import Workspace
 
 Callback = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -233,6 +233,12 @@ class DynamicTree:
 
 
 AnyTree = Tree | DynamicTree
+ROOT = Tree(NO_TREE, (-1,))  # plain decoding
+
+
+def same_shape(one: AnyTree, other: AnyTree) -> bool:
+    """Whether two trees are the same but for their names."""
+    return replace(one, name=other.name) == other
 
 
 def dynamic_tree(name: str, size: int, depth: int, width: int) -> DynamicTree:
@@ -376,6 +382,4 @@ def _is_taken(tree: Tree) -> bool:
         known = get_tree(tree.name)
     except CascadeError:
         return False
-    return (known.name, getattr(known, "parents", None), getattr(known, "sources", None)) != (
-        tree.name, tree.parents, tree.sources,
-    )  # fmt: skip
+    return known != tree

@@ -13,7 +13,7 @@ the rule `exact` draws the same image whatever was guessed (docs/drafting.md).
 from __future__ import annotations
 
 from ..slots import SlotBuffers
-from ..tree import AnyTree, DynamicTree
+from ..tree import AnyTree, Tree
 from ..workspace import Workspace
 from .base import Origin, Source, States
 from .eagle import Eagle
@@ -28,6 +28,7 @@ def open_source(workspace: Workspace, tree: AnyTree, buffers: SlotBuffers) -> So
 
     Raises CascadeError when the bundle has no engine that drafts what is drafted of the tree.
     """
-    if isinstance(tree, DynamicTree) or (tree.drafted is not None and not tree.guessed):
+    if tree.drafted is not None and not tree.guessed:
         return Eagle(workspace, tree, buffers)
+    assert isinstance(tree, Tree)  # a dynamic tree is drafted whole
     return Jacobi(workspace, tree, buffers) if tree.drafted is None else Mixed(workspace, tree, buffers)

@@ -17,10 +17,10 @@ from cascade_trt.runtime.bundle import CostInfo, Manifest, read_manifest
 from cascade_trt.runtime.costs import Costs, measure, measure_at_once, stored
 from cascade_trt.runtime.drafting import Eagle, Jacobi
 from cascade_trt.runtime.errors import CascadeError
-from cascade_trt.runtime.lane import ROOT, Lane
+from cascade_trt.runtime.lane import Lane
 from cascade_trt.runtime.machine import cores, engine_threads, processor
 from cascade_trt.runtime.pipeline import Pipeline
-from cascade_trt.runtime.tree import AnyTree, Tree, get_tree
+from cascade_trt.runtime.tree import ROOT, AnyTree, Tree, get_tree
 
 INFO = CostInfo(
     "ort-cpu", "1.32.0", "a machine", 2, [1, 4], [1, 9, 17], [[2.0, 6.0, 8.0], [6.0, 20.0, 30.0]],

@@ -10,10 +10,10 @@ import pytest
 from playing import request_of
 from support import random_features
 
+from cascade_trt.calibration.watch import Watching
 from cascade_trt.runtime.bundle import TreeInfo
 from cascade_trt.runtime.drafting import Origin
 from cascade_trt.runtime.errors import CascadeError
-from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Output, Pipeline
 from cascade_trt.runtime.rulebook import Rulebook
@@ -154,22 +154,12 @@ def test_stand_ins_for_the_draw_on_guesses(small_vocabulary: Pipeline) -> None:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Watching):
     """A rule that asks for the drafter's law on top of what it needs."""
 
-    rule: Any
-
     @property
-    def name(self) -> str:
-        return self.rule.name
-
-    @property
-    def noise(self) -> Stream | None:
-        return self.rule.noise
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.rule.needs | {LOG_Q}
+    def looks_at(self) -> frozenset[str]:
+        return frozenset({LOG_Q})
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         assert (node.log_q is not None) == bool(node.nodes)
