@@ -1,0 +1,97 @@
+"""`python -m cascade_trt.benchmarks.relaxed`: relaxed rules on guesses of the round before, quality beside speed.
+
+Every setting draws the same prompts with the same seeds; the demo's judge says what the images are worth, paired with
+those of plain decoding. Plain decoding is drawn with several sets of seeds: how far these lie apart is what chance
+alone does. Workers with one thread each draw a setting at a time into a folder; images that are there already, from
+the same bundle, are not drawn again, so a second call goes on where the first one stopped.
+
+    cascade-trt build emoji --tree mixed_24 --tree chain_7 --tree small_6 --out build/emoji-relaxed
+    python -m cascade_trt.benchmarks.relaxed
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..evaluation.draw import OTHER_SEED, Drawing, draw, open_image, speed
+from ..evaluation.means import Means, captions_to_draw, load_means
+from ..evaluation.report import Row, make_row, paired, spread
+from ..evaluation.score import score_images
+from ..runtime.pipeline import Pipeline
+from ..runtime.rules.registry import PLAIN
+from . import RESULTS
+from .machine import describe_machine
+
+_SETS = 4  # sets of seeds of plain decoding
+_DRAW = "cascade:children=coupled,tau_pos=off,tau_seq=off,cap=0,guard=0,row_ends=off"
+_OFF = "cap=0,guard=0,row_ends=off"
+SETTINGS: tuple[tuple[str, str], ...] = (
+    *((f"cascade:children=coupled,tau_pos={tau},tau_seq={tau}", "mixed_20x4") for tau in (0.95, 0.9, 0.8, 0.7)),
+    (f"cascade:children=coupled,tau_pos=0.8,tau_seq=0.8,{_OFF}", "mixed_20x4"),
+    ("cascade:children=coupled,tau_pos=0.8,tau_seq=off", "mixed_20x4"),
+    *((f"cascade:children=coupled,tau_pos=off,tau_seq={tau}", "mixed_24") for tau in (0.9, 0.8, 0.7)),
+    *((f"lantern:children=coupled,delta={delta}", "mixed_24") for delta in (0.1, 0.2, 0.5)),
+    *((f"cool:children=coupled,delta={delta}", "mixed_24") for delta in (1, 5, 25)),
+    *((f"{_DRAW},tau_draw={tau},balance=0.2", "mixed_24") for tau in (0.68, 0.8, 0.9)),
+    (f"{_DRAW},tau_draw=0.68,balance=0.2", "chain_7"),
+)
+
+
+@click.command()
+@click.option("--bundle", type=click.Path(path_type=Path), default=Path("build/emoji-relaxed"), show_default=True)
+@click.option("--prompts", type=int, default=500, show_default=True)
+@click.option("--workers", type=int, default=os.cpu_count() or 1, show_default=True)
+@click.option("--images", type=click.Path(path_type=Path), default=Path("outputs/relaxed"), show_default=True)
+@click.option("--json", "file", default="relaxed.json", show_default=True, help="File in benchmarks/results.")
+def main(bundle: Path, prompts: int, workers: int, images: Path, file: str) -> None:
+    """Draws and judges all settings."""
+    plain = [Drawing(PLAIN, None, OTHER_SEED * number, f"{PLAIN}, seeds {number}") for number in range(_SETS)]
+    drawings = [*plain, *(Drawing(rule, tree, 0, f"{rule} {tree}") for rule, tree in SETTINGS)]
+    given = [(bundle, drawing, prompts, images / drawing.folder_name) for drawing in drawings]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for number, name in enumerate(pool.imap(_draw, given, chunksize=1), 1):
+            click.echo(f"{number} of {len(drawings)} drawn: {name}")
+    means = load_means(None)
+    judged = [_judge(means, drawing, prompts, folder) for _, drawing, _, folder in given]
+    rows = judged[: len(plain)], judged[len(plain) :]
+    content = {
+        "machine": describe_machine(1), "bundle": bundle.name, "prompts": prompts,
+        "plain": [_figures(row) for row in rows[0]],
+        "spread": [spread(a, b) for a, b in combinations(rows[0], 2)],
+        "rows": [
+            {"rule": rule, "tree": tree} | _figures(row) | {"against_plain": paired(judged[0], row)}
+            for (rule, tree), row in zip(SETTINGS, rows[1], strict=True)
+        ],
+    }  # fmt: skip
+    (RESULTS / file).write_text(json.dumps(content, indent=1) + "\n")
+    for row in judged:
+        of = row.figures
+        click.echo(f"tau {of['tau']:.2f} concept {of['concept']:.3f} Fréchet {of['frechet']:.2f} {row.name}")
+
+
+def _draw(given: tuple[Path, Drawing, int, Path]) -> str:
+    bundle, drawing, prompts, folder = given
+    with Pipeline.load(bundle, threads=1) as pipe:
+        draw(pipe, drawing, captions_to_draw(None, load_means(None), prompts), folder, lambda _done: None)
+    return drawing.name
+
+
+def _judge(means: Means, drawing: Drawing, prompts: int, folder: Path) -> Row:
+    images = [open_image(folder / f"{number:05d}.png") for number in range(prompts)]
+    scores = score_images(images, captions_to_draw(None, means, prompts), means.judge, means.maker, means.gallery)
+    return make_row(drawing.name, "drawn", scores, means.reference, speed(images))
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.figures.items() if name != "images_per_second"}
+
+
+if __name__ == "__main__":
+    main()
