@@ -18,14 +18,13 @@ from typing import Any
 import click
 import numpy as np
 
-from ..commands.bench import PROMPTS, conditioning
+from ..calibration.subjects import request
 from ..runtime.auto import Auto
 from ..runtime.batch import Batch
 from ..runtime.bundle import CostInfo, TreeInfo
 from ..runtime.costs import Costs
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Request
 from ..runtime.tree import AUTO, Tree, get_tree
 from . import RESULTS, gpu_costs
 from .machine import describe_machine
@@ -102,19 +101,10 @@ def _is_served(pipe: Pipeline, tree: str) -> bool:
 def draw(pipe: Pipeline, batch: Batch, numbers: range) -> tuple[float, list[np.ndarray]]:
     """Seconds of images `numbers`, and their codes."""
     started = time.perf_counter()
-    jobs = [batch.submit(_request(pipe, number)) for number in numbers]
+    jobs = [batch.submit(request(pipe.manifest, (), number, number)) for number in numbers]
     while not batch.idle:
         batch.step()
     return time.perf_counter() - started, [job.result().codes for job in jobs]
-
-
-def _request(pipe: Pipeline, number: int) -> Request:
-    given = conditioning(pipe.manifest, PROMPTS, number)
-    if "prompts" in given:
-        return Request(prompt=given["prompts"][0], seed=number)
-    if "class_ids" in given:
-        return Request(class_id=given["class_ids"][0], seed=number)
-    return Request(features=given["features"][0], features_mask=given["features_mask"][0], seed=number)
 
 
 def show(row: dict[str, Any]) -> None:

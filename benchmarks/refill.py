@@ -19,11 +19,10 @@ from typing import Any
 import click
 import numpy as np
 
-from ..commands.bench import PROMPTS, conditioning
+from ..calibration.subjects import PROMPTS, request
 from ..runtime.batch import Batch
 from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Request
 from . import RESULTS
 from .machine import describe_machine
 
@@ -40,8 +39,7 @@ class LockStep(Batch):
 
 def submit(pipe: Pipeline, batch: Batch, prompts: tuple[str, ...], numbers: range, seed: int) -> list[Any]:
     """Jobs of images `numbers`: prompt i (from the first again after the last), seed + i."""
-    subjects = (conditioning(pipe.manifest, prompts, number)["prompts"][0] for number in numbers)
-    return [batch.submit(Request(subject, seed=seed + i)) for subject, i in zip(subjects, numbers, strict=True)]
+    return [batch.submit(request(pipe.manifest, prompts, i, seed + i)) for i in numbers]
 
 
 def run(

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..benchmarks.markdown import choices
-from ..runtime.bundle import CLASS, Manifest
+from ..calibration.subjects import conditioning
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.plan import TokenPlan
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..evaluation.captions import Caption
     from ..evaluation.means import Means
 
-PROMPTS = ("a red apple", "a hamburger", "a slice of pizza", "a carrot", "a birthday cake", "a doughnut")
 
 
 @dataclass
@@ -180,20 +179,6 @@ def measure(
                 setting.runs.append(output.stats)
                 setting.causes.append(output.causes)
             bar.advance(task)
-
-
-def conditioning(manifest: Manifest, prompts: tuple[str, ...], number: int) -> dict[str, Any]:
-    """What picture `number` shows: a prompt, a class, or (bundles without a text engine) random features."""
-    condition = manifest.model.condition
-    if condition.kind == CLASS:
-        return {"class_ids": [number % condition.classes]}
-    if manifest.text is not None:
-        chosen = prompts or PROMPTS
-        return {"prompts": [chosen[number % len(chosen)]]}
-    rng = np.random.default_rng(number)
-    mask = np.arange(condition.length)[None] >= condition.length * 3 // 4
-    return {"features": rng.normal(size=(1, condition.length, condition.width)).astype(np.float32),
-            "features_mask": mask}  # fmt: skip
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..calibration.costs import doubt, measure_calls, outside, to_info
+from ..calibration.subjects import conditioning
 from ..engines.publish import amend_bundle
 from ..runtime.auto import Auto, candidates_of
 from ..runtime.bundle import MOST_SLOTS, CostInfo, Manifest, TreeInfo
@@ -21,7 +22,6 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
-from .bench import conditioning
 from .files import check_writable
 
 SLOTS = (1, 2, 4, 8)

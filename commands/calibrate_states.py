@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..calibration.states import StateSums, StateWatch
+from ..calibration.subjects import conditioning
 from ..engines.publish import amend_bundle
 from ..runtime.bundle import STATES, Manifest
 from ..runtime.errors import CascadeError
@@ -19,7 +20,6 @@ from ..runtime.files import describe_file
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable
-from .bench import conditioning
 
 if TYPE_CHECKING:
     from ..evaluation.captions import Caption

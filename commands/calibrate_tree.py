@@ -10,6 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..calibration.costs import TreeCosts, measure_calls, to_info
+from ..calibration.subjects import conditioning
 from ..calibration.tree import Choice, best_tree, choose_tree, expected_tau, sizes
 from ..calibration.watch import Watched
 from ..runtime.costs import REPEATS, Costs
@@ -18,7 +19,6 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import Tree
-from .bench import conditioning
 from .files import check_writable
 
 

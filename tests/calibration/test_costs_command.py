@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from support import build, fixture_arguments, random_features
 
 from cascade_trt.calibration.costs import TreeCosts, doubt, outside
+from cascade_trt.calibration.subjects import conditioning
 from cascade_trt.cli import cli
 from cascade_trt.commands import calibrate_costs
-from cascade_trt.commands.bench import conditioning
 from cascade_trt.commands.calibrate_costs import with_costs
 from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.runtime.auto import candidates_of
