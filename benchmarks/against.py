@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from ..commands.bench import PROMPTS
+from ..calibration.subjects import PROMPTS
 from . import RESULTS
 from .machine import describe_machine
 
