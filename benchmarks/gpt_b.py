@@ -115,7 +115,7 @@ def compare(folder: Path, threads: int, repeats: int = 3) -> dict[str, Any]:
         seconds, drawn = eager.steps(torch.from_numpy(features), torch.from_numpy(mask), config.image_tokens)
         if repeat:  # the first of each is the warm-up
             stats = output.stats
-            step = sum(stats.seconds[stage] for stage in ROUND) / stats.rounds
+            step = stats.of(ROUND) / stats.rounds
             rows["onnxruntime"].append(1e3 * step)
             rows["pytorch"].append(1e3 * statistics.median(seconds))
         agreement = float((output.codes[0] == drawn).mean())

@@ -5,15 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from ..runtime.auto import Choice
 from ..runtime.bundle import CostInfo
 from ..runtime.costs import REPEATS, Costs, Measured, measure
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules import Rule
 from ..runtime.stats import ROUND, Stats
-from ..runtime.tree import ROOT, AnyTree, Tree
+from ..runtime.tree import AUTO, NO_TREE, AnyTree, Tree
+from .subjects import request
 
 _LEAST = 0.01  # ms that a round takes outside the engines at least
 # What a call may cost on an idle machine against the next smaller one: wide of what caches, kernels for other sizes and
@@ -31,21 +35,60 @@ def measure_calls(
     On memory of its own for the most slots, with the bundle's own guidance.
     """
     workspace = pipe.workspace(pipe.manifest.sampling.guidance_scale != 1, max(slots))
-    return measure(
-        lambda tree: Lane(workspace, ROOT if tree is None else tree), slots, nodes, drafted, repeats, note=note
-    )
+    return measure(partial(Lane, workspace), slots, nodes, drafted, repeats, note=note)
 
 
-def to_info(
-    pipe: Pipeline, slots: Sequence[int], nodes: Sequence[int], calls: Measured, host: float, token: float = 0.0,
-    accepted: Mapping[str, float] | None = None, images: int = 0,
-) -> CostInfo:  # fmt: skip
-    """What was measured, with the machine and the backend that it belongs to."""
-    here = pipe.identity
-    return CostInfo(
-        here.backend, here.version, here.machine, here.threads, list(slots), list(nodes), calls.target, calls.draft,
-        max(host, _LEAST), token, dict(accepted or {}), images,
-    )  # fmt: skip
+_STRETCH = 3  # rounds of a tree in a row, of which the first is not like the others
+
+
+class Turns:
+    """Gives every tree its stretch of rounds, again and again, and notes what they took (`runtime.chooser.Chooser`)."""
+
+    def __init__(self, trees: Sequence[str], slots: int) -> None:
+        self.asked, self.first = AUTO, trees[0]
+        self.milliseconds: dict[str, list[float]] = {tree: [] for tree in trees}
+        self._slots, self._rounds = slots, 0
+
+    def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
+        return tree == AUTO
+
+    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
+        trees = list(self.milliseconds)
+        tree = trees[self._rounds // _STRETCH % len(trees)]
+        self._rounds += 1
+        return Choice(tree, "every tree in its turn")
+
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:  # noqa: ARG002
+        if milliseconds is not None and busy == self._slots:
+            self.milliseconds[tree].append(milliseconds)
+
+    @property
+    def fewest(self) -> int:
+        """Rounds that the least known tree was measured in."""
+        return min(map(len, self.milliseconds.values()))
+
+
+def measure_rounds(
+    pipe: Pipeline, trees: Sequence[str], slots: int, prompts: tuple[str, ...], seed: int, repeats: int = REPEATS
+) -> dict[str, float]:
+    """Median milliseconds of whole rounds of `slots` images of `exact`, by tree (`none`: plain decoding), of at least
+    `repeats` rounds of each.
+
+    Images are drawn, and change their tree every few rounds. So everything that a round of a tree costs is in it, and a
+    drifting machine hits all trees alike.
+    """
+    turns, number = Turns(trees, slots), 0
+    batch = pipe.batch_for(turns, slots)
+    try:
+        while turns.fewest < repeats:
+            while batch.waiting + batch.busy < slots:
+                batch.submit(request(pipe.manifest, prompts, number, seed + number))
+                number += 1
+            for job in batch.step():
+                job.result()  # raises what made it fail
+    finally:
+        batch.drain()
+    return {tree: statistics.median(taken) for tree, taken in turns.milliseconds.items()}
 
 
 def outside(runs: Sequence[Sequence[Stats]]) -> tuple[float, float]:
@@ -61,7 +104,7 @@ def outside(runs: Sequence[Sequence[Stats]]) -> tuple[float, float]:
 
 
 def _outside(stats: Stats) -> float:
-    return 1e3 * (sum(stats.seconds[stage] for stage in ROUND) - stats.engine_seconds) / stats.rounds
+    return 1e3 * (stats.of(ROUND) - stats.engine_seconds) / stats.rounds
 
 
 def doubt(info: CostInfo) -> str | None:
@@ -90,6 +133,9 @@ def _rows(info: CostInfo) -> Iterator[tuple[str, str, str, list[int], list[float
         yield f"a target call for {_count(images, 'image')}", "with", "node", info.nodes, times
     for engine, times in info.draft.items():
         yield f"a call of {engine}", "for", "image", info.slots, times
+    for tree, times in info.rounds.items():
+        call = "a round of plain decoding" if tree == NO_TREE else f"a round with {tree}"
+        yield call, "for", "image", info.slots, times
 
 
 def _count(number: int, unit: str) -> str:

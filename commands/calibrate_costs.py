@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..calibration.costs import doubt, measure_calls, outside, to_info
+from ..calibration.costs import doubt, measure_calls, measure_rounds, outside
 from ..calibration.subjects import conditioning
 from ..engines.publish import amend_bundle
 from ..runtime.auto import Auto, candidates_of
 from ..runtime.bundle import MOST_SLOTS, CostInfo, Manifest, TreeInfo
-from ..runtime.costs import Costs
+from ..runtime.costs import Costs, to_info
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
@@ -31,8 +31,8 @@ def run(
     *, bundle: Path, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
     threads: int | None,
 ) -> None:  # fmt: skip
-    """Measures calls, draws images with each tree, shows both, and writes them into the bundle. Figures that cannot be
-    of an idle machine are written with a warning."""
+    """Draws images with each tree, measures rounds and calls, shows both, and writes them into the bundle. Figures that
+    cannot be of an idle machine are written with a warning."""
     sizes = sorted(set(slots or SLOTS))
     if min(num_images, repeats) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--repeats'} must be at least 1.")
@@ -53,26 +53,32 @@ def measure(
     pipe: Pipeline, candidates: dict[str, TreeInfo], slots: list[int], num_images: int, repeats: int,
     prompts: tuple[str, ...], seed: int,
 ) -> CostInfo:  # fmt: skip
-    """Images of plain decoding and of `exact` with each tree in turn, then calls of every size that these need."""
+    """Images of plain decoding and of `exact` with each tree in turn, whole rounds with each tree and calls of every
+    size that these need, by images at the same time."""
     trees = {name: info.tree() for name, info in candidates.items()}
     drafted = {info.engine: trees[name] for name, info in candidates.items() if info.engine is not None}
     runs: dict[str, list[Stats]] = {name: [] for name in (NO_TREE, *trees)}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("measuring", total=num_images * len(runs) + repeats + 1)
+        task = bar.add_task("measuring", total=num_images * len(runs) + len(slots) + repeats + 1)
         for number in range(num_images):
             subject = conditioning(pipe.manifest, prompts, number)
             for name, images in runs.items():
                 rule, tree = (PLAIN, None) if name == NO_TREE else ("exact", name)
                 images.append(pipe.generate(**subject, seed=seed + number, rule=rule, tree=tree).stats)
                 bar.advance(task)
+        rounds: dict[str, list[float]] = {name: [] for name in runs}
+        for busy in slots:
+            for name, ms in measure_rounds(pipe, list(runs), busy, prompts, seed, repeats).items():
+                rounds[name].append(ms)
+            bar.advance(task)
         nodes = sorted({1, *(tree.size for tree in trees.values())})
         calls = measure_calls(pipe, slots, nodes, drafted, repeats, note=lambda: bar.advance(task))
     accepted = {
         name: max(1.0, sum(one.tokens for one in runs[name]) / sum(one.rounds for one in runs[name])) for name in trees
     }
     host, token = outside(list(runs.values()))
-    return to_info(pipe, slots, nodes, calls, host, token, accepted, num_images)
+    return to_info(pipe.identity, slots, nodes, calls, host, token, accepted, num_images, rounds)
 
 
 def with_costs(manifest: Manifest, info: CostInfo) -> Manifest:

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..calibration.costs import TreeCosts, measure_calls, to_info
+from ..calibration.costs import TreeCosts, measure_calls
 from ..calibration.subjects import conditioning
 from ..calibration.tree import Choice, best_tree, choose_tree, expected_tau, sizes
 from ..calibration.watch import Watched
-from ..runtime.costs import REPEATS, Costs
+from ..runtime.costs import REPEATS, Costs, to_info
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
@@ -52,7 +52,7 @@ def run(
                 advance()
         calls = measure_calls(pipe, [1], wanted, {}, note=advance)
     assert plain is not None  # num_images is at least 1
-    costs = TreeCosts(Costs(to_info(pipe, [1], wanted, calls, _host(runs))), _drafting(runs), _static(pipe))
+    costs = TreeCosts(Costs(to_info(pipe.identity, [1], wanted, calls, _host(runs))), _drafting(runs), _static(pipe))
     shares = watched.acceptance.table()
     if nodes is None:
         choices = choose_tree(shares, costs.of, most_nodes, most_depth, out.stem)

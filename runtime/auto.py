@@ -2,14 +2,14 @@
 
 `exact` draws the same image with every tree, so the choice is of speed alone. It rests on what rounds cost here
 (`costs.py`) and on how many tokens a round of each tree brings: measured with this model, or assumed, and corrected
-by what the rounds so far have brought.
+by what the rounds so far have brought and taken.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -42,6 +42,10 @@ _ALIKE = 0.5  # what a round counts for: neighbouring rounds are alike, so they 
 _HEARSAY = 0.1  # what a round of another kind counts for, of that
 _OWN = {True: 100.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
 _MEMORY = 500.0  # rounds, whatever their number of images, in which what was seen loses most of its weight
+
+_DOUBT = {True: 30.0, False: 10.0}  # rounds that a tree's cost weighs against those seen: measured whole, or by calls
+_FAR = math.log(2)  # a round may take so many times what was expected, or less; beyond that something else took it
+_SHARED = 0.5  # what a tree's rounds say of the machine, and so of all others
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,31 @@ def _prior(measured: bool) -> np.ndarray:
     return np.where(_FACTORS == 1, _TRUST, others)
 
 
+class Drift:
+    """How many times longer rounds take than expected, by choice (plain decoding, then trees), in logarithms.
+
+    Something of it is the machine's: it may be busier than when its costs were measured. So half of what one choice's
+    rounds say holds for all choices; its own rounds say the rest.
+    """
+
+    def __init__(self, doubts: Sequence[float]) -> None:
+        self._doubts = np.array(doubts)
+        self._rounds, self._sums = np.zeros(len(doubts)), np.zeros(len(doubts))
+
+    def see(self, choice: int, ratio: float) -> None:
+        """Learns that a round took `ratio` times what was expected."""
+        self._rounds *= math.exp(-1 / _MEMORY)
+        self._sums *= math.exp(-1 / _MEMORY)
+        self._rounds[choice] += 1
+        self._sums[choice] += min(max(math.log(ratio), -_FAR), _FAR)
+
+    def factors(self) -> np.ndarray:
+        """float64, in the order of the choices."""
+        weight = self._doubts + self._rounds
+        common = _SHARED * (self._sums / weight).sum() / max((self._rounds / weight).sum(), 1)
+        return np.exp((self._doubts * common + self._sums) / weight)
+
+
 class Auto:
     """Chooses among trees and plain decoding; what it has seen serves all that ask it, on any thread.
 
@@ -146,6 +175,10 @@ class Auto:
         known = {name: (info.tree(), info.engine) for name, info in candidates.items() if costs.knows(info.engine)}
         self._costs, self._trees = costs, list(known.values())
         self._outlook = Outlook({name: tree for name, (tree, _) in known.items()}, accepted)
+        self._names = [NO_TREE, *known]
+        whole = np.array([name in costs.info.rounds for name in self._names])
+        self._token = np.where(whole, 0.0, costs.info.token)  # a whole round has the cost of its tokens in it
+        self._drift = Drift([_DOUBT[bool(one)] for one in whole])
         self._milliseconds: dict[int, np.ndarray] = {}  # by busy slots
         self._last: tuple[tuple[int, int, str | None], Choice] | None = None
         self._plain_rounds = 0
@@ -160,9 +193,14 @@ class Auto:
                 self._last = asked, self._choose(*asked)
             return self._last[1]
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
-        """Learns what images of `exact` have accepted in a round: `tokens` in all, of so many images."""
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int = 0, milliseconds: float | None = None) -> None:
+        """Learns what images of `exact` have accepted in a round: `tokens` in all, of so many images; and that the
+        round of all `busy` images took so long, where that is like the next one's time."""
         with self._lock:
+            if milliseconds is not None and tree in self._names:
+                at = self._names.index(tree)
+                expected = self._times(busy)[at] + self._token[at] * (tokens + busy - rounds)
+                self._drift.see(at, milliseconds / expected)
             if tree in self._outlook.names:
                 self._outlook.see(tree, tokens, rounds)
             else:
@@ -182,12 +220,12 @@ class Auto:
         """How fast each tree is expected to draw so many images of `exact`, in speeds of plain decoding."""
         with self._lock:
             _, speeds = self._expect(self._outlook.tokens(), busy, 0)
-            return dict(zip(self._outlook.names, (speeds[1:] / speeds[0]).tolist(), strict=True))
+            return dict(zip(self._names[1:], (speeds[1:] / speeds[0]).tolist(), strict=True))
 
     def _choose(self, exact: int, plain: int, current: str | None) -> Choice:
         if not exact or not self._trees:
             return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
-        names, busy, tokens = [NO_TREE, *self._outlook.names], exact + plain, self._outlook.tokens()
+        names, busy, tokens = self._names, exact + plain, self._outlook.tokens()
         times, speeds = self._expect(tokens, exact, plain)
         at, best = names.index(current) if current in names else 0, int(np.argmax(speeds))
         chosen = best if speeds[best] > _GAIN * speeds[at] else at
@@ -204,12 +242,15 @@ class Auto:
     def _expect(self, tokens: np.ndarray, exact: int, plain: int) -> tuple[np.ndarray, np.ndarray]:
         """Milliseconds of a round, and tokens a millisecond: of plain decoding, then of trees that bring `tokens`."""
         gained = exact * np.concatenate([[1.0], tokens]) + plain
-        times = self._times(exact + plain) + self._costs.info.token * gained
+        times = (self._times(exact + plain) + self._token * gained) * self._drift.factors()
         return times, gained / times
 
     def _times(self, busy: int) -> np.ndarray:
-        """Milliseconds of a round without what each token costs: of plain decoding, then of each tree."""
+        """Milliseconds that a round is expected to take, by choice; what each token costs comes on top."""
         if busy not in self._milliseconds:
             calls = [(ROOT, None), *self._trees]
-            self._milliseconds[busy] = np.array([self._costs.of(tree, engine, busy) for tree, engine in calls])
+            self._milliseconds[busy] = np.array([
+                self._costs.of(tree, engine, busy) if (whole := self._costs.whole(name, busy)) is None else whole
+                for name, (tree, engine) in zip(self._names, calls, strict=True)
+            ])  # fmt: skip
         return self._milliseconds[busy]

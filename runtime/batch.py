@@ -25,16 +25,15 @@ from . import loop
 from .chooser import Chooser
 from .conditioner import Conditioner
 from .decoder import Decoder
-from .drafting import States
 from .errors import CascadeError
 from .job import CANCELLED, CancelledError, Drawn, Job
-from .lane import Lanes
+from .lane import Lane, Lanes
 from .options import DrawOptions
 from .request import Drawing, Request
 from .rules.exact import Exact
 from .rules.registry import PLAIN
 from .slots import Accepted, Sequences, TokenSequence
-from .stats import Stats
+from .stats import ROUND, Stats
 
 _NOT_FINITE = (
     "this image left the range of the engines' numbers and was given up: check its features and settings, or build the "
@@ -134,9 +133,9 @@ class Batch:
                 ended = self._drop_due()
                 self._seat()
                 if self._slots:
-                    states = self.lane.verified
+                    before = self.lane
                     self._choose()
-                    self._round(states, ended)
+                    self._round(before, ended)
                 return ended
             except BaseException as error:
                 self._give_up(error)
@@ -236,31 +235,35 @@ class Batch:
         choice = self._chooser.choose(rules, self.lane.tree.name)
         self.lane, self.stats.why = self._lanes[choice.tree], choice.why
 
-    def _round(self, states: States, ended: list[Job]) -> None:
+    def _round(self, before: Lane, ended: list[Job]) -> None:
         """Draft, fill fresh slots, verify, accept, commit, emit; then images that are done leave.
 
-        `states` are those of the newest target call, which may have verified another tree.
+        `before` is the lane of the newest target call, which may have verified another tree.
         """
-        stats, before = self.stats, self._workspace.engine_seconds
+        stats, engines = self.stats, self._workspace.engine_seconds
+        steady, started = before is self.lane and None not in self._sequences(), stats.of(ROUND)
         drafted = self._sequences()
         while drafted and drafted[-1] is None:
             drafted.pop()
         if drafted:
             with stats.stage("draft"):
-                loop.draft(self.lane, drafted, states)
+                loop.draft(self.lane, drafted, before.verified)
         self._end_failed(self._fill(), ended)
         sequences = [None if s is None or not s.room else s for s in self._sequences()]
         if any(s is not None for s in sequences):
-            self._end_failed(self._verify(sequences), ended)
+            accepted = self._verify(sequences)
             stats.target_calls += 1
-        stats.engine_seconds += self._workspace.engine_seconds - before
+            self._observe(sequences, accepted, 1e3 * (stats.of(ROUND) - started) if steady else None)
+            failed = {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
+            self._end_failed(failed, ended)
+        stats.engine_seconds += self._workspace.engine_seconds - engines
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
                 ended.append(entry.job.end(self._finished(entry.job, entry.sequence)))
                 self._slots[slot] = None
 
-    def _verify(self, sequences: Sequences) -> Failed:
-        """The part of a round that advances the images."""
+    def _verify(self, sequences: Sequences) -> dict[int, Accepted | None]:
+        """The part of a round that advances the images; what each has accepted (None: its numbers are not finite)."""
         lane, stats = self.lane, self.stats
         with stats.stage("draft"):
             loop.complete(lane, sequences)
@@ -272,17 +275,20 @@ class Batch:
             loop.commit(lane, sequences, accepted)
         with stats.stage("emit"):
             loop.emit(lane, sequences, accepted)
-        self._observe(sequences, accepted)
-        return {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
+        return accepted
 
-    def _observe(self, sequences: Sequences, accepted: Mapping[int, Accepted | None]) -> None:
-        """Tells the chooser what `exact` has accepted; walks that the sequence's end has cut say too little."""
+    def _observe(
+        self, sequences: Sequences, accepted: Mapping[int, Accepted | None], milliseconds: float | None
+    ) -> None:
+        """Tells the chooser what `exact` has accepted, and what the round took, where it was like the next one; walks
+        that the sequence's end has cut say too little."""
         counts = [
             len(walked.tokens) for slot, walked in accepted.items()
             if walked is not None and (s := sequences[slot]) is not None and isinstance(s.rule, Exact) and s.room
         ]  # fmt: skip
         if counts:
-            self._chooser.observe(self.lane.tree.name, sum(counts), len(counts))
+            steady = milliseconds if len(accepted) == len(sequences) else None
+            self._chooser.observe(self.lane.tree.name, sum(counts), len(counts), len(accepted), steady)
 
     def _end_failed(self, failed: Failed, ended: list[Job]) -> None:
         """Takes images that cannot go on out of their slots."""

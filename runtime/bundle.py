@@ -235,6 +235,7 @@ class CostInfo:
     column for each number of `nodes` (the root included); `draft` those of each draft engine's call by slots. Outside
     the engines each image costs `host` milliseconds a round, and `token` for each token that it gains. `threads` are
     those of an engine. `accepted` are the tokens a round of trees by name, the mean of `images` (0: none was drawn).
+    `rounds` are the milliseconds of whole rounds by tree ("none": plain decoding) and slots, as images took them.
     """
 
     backend: str
@@ -249,13 +250,15 @@ class CostInfo:
     token: float
     accepted: dict[str, float]
     images: int
+    rounds: dict[str, list[float]] = field(default_factory=dict)
 
     def problem(self) -> str | None:
         """What cannot be right of the figures, if so. They are looked at where they are used: a bundle that was
         measured badly on one machine can still be drawn from, and measured again."""
-        rows = [*self.target, *self.draft.values()]
+        by_slots = [*self.draft.values(), *self.rounds.values()]
+        rows = [*self.target, *by_slots]
         fits = len(self.target) == len(self.slots) and all(len(row) == len(self.nodes) for row in self.target)
-        fits = fits and all(len(row) == len(self.slots) for row in self.draft.values())
+        fits = fits and all(len(row) == len(self.slots) for row in by_slots)
         times = [self.host, *(ms for row in rows for ms in row)]
         wrong = [
             f"{name} that are not rising positive numbers"

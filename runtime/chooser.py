@@ -32,8 +32,9 @@ class Chooser(Protocol):
         """The tree for images with these rules (None: plain decoding), the newest round's being `current`."""
         ...
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
-        """What images of `exact` have accepted in a round: tokens in all, of so many images."""
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
+        """What images of `exact` have accepted in a round: tokens in all, of so many images; and how long the round of
+        all `busy` images took, where it was like the one before: the same tree, and the same images."""
         ...
 
 
@@ -51,7 +52,7 @@ class FixedTree:
     def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
         return self._choice
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         """Nothing follows from it."""
 
 
@@ -75,5 +76,5 @@ class AutoTree:
             return Choice(NO_TREE, "plain decoding was asked for")
         return self._auto.choose(len(rules) - plain, plain, current)
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
-        self._auto.observe(tree, tokens, rounds)
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
+        self._auto.observe(tree, tokens, rounds, busy, milliseconds)

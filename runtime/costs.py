@@ -12,19 +12,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
+from .backends import Identity
 from .bundle import CostInfo, Manifest
 from .drafting import Eagle, Jacobi, Mixed
 from .errors import CascadeError
-from .tree import JACOBI, AnyTree, chains
-
-if TYPE_CHECKING:
-    from .lane import Lane
-    from .workspace import Workspace
+from .lane import Lane
+from .tree import JACOBI, ROOT, AnyTree, chains
+from .workspace import Workspace
 
 REPEATS = 9
-_LEAST = 0.01  # ms of a draft call at least
+_LEAST = 0.01  # ms of a draft call, and of a round outside the engines, at least
 PAIRS = 6  # newest pairs that a draft call reads while it is measured: those of an ordinary round
 
 
@@ -49,6 +47,12 @@ class Costs:
     def knows(self, engine: str | None) -> bool:
         """Whether the calls of this draft engine were measured (None: there is none to measure)."""
         return engine is None or engine in self.info.draft
+
+    def whole(self, name: str, busy: int) -> float | None:
+        """Milliseconds of a round of `busy` images with the tree `name` (`none`: plain decoding), its tokens included,
+        as images took them; None where that was not measured."""
+        row = self.info.rounds.get(name)
+        return None if row is None else _line(busy, self.info.slots, row)
 
     def of(self, tree: AnyTree, engine: str | None, busy: int) -> float:
         """Milliseconds of a round of `busy` images with `tree`, of which `engine` drafts something (None: nothing).
@@ -88,13 +92,13 @@ def stored(manifest: Manifest, backend: str, version: str, machine: str, threads
 
 
 def measure(
-    lane_of: Callable[[AnyTree | None], Lane], slots: Sequence[int], nodes: Sequence[int],
+    lane_of: Callable[[AnyTree], Lane], slots: Sequence[int], nodes: Sequence[int],
     drafted: Mapping[str, AnyTree], repeats: int = REPEATS, within: float = math.inf,
     note: Callable[[], None] = lambda: None,
 ) -> Measured:  # fmt: skip
     """Median milliseconds of target calls on each number of slots and nodes, and of calls of the draft engines.
 
-    `lane_of` gives the lane of a tree (None: plain decoding), with memory for the most slots; `drafted` has a tree for
+    `lane_of` gives the lane of a tree, with memory for the most slots; `drafted` has a tree for
     each draft engine. Embedding the nodes is part of a target call. Drafter and target push each other out of the
     processor's caches, so a draft call is what a round of its tree takes more than its target call alone, and every
     call is measured behind one of its own kind. Sizes are measured in turn, so that a drifting machine hits all
@@ -103,7 +107,7 @@ def measure(
     """
     calls: dict[tuple[str | int, int], Callable[[], float]] = {}
     for count in nodes:
-        lane = lane_of(None if count == 1 else chains("cost", [count - 1], JACOBI))
+        lane = lane_of(ROOT if count == 1 else chains("cost", [count - 1], JACOBI))
         _in_the_middle(lane)
         calls |= {(count, busy): partial(_verify, lane, busy) for busy in slots}
     for engine, tree in drafted.items():
@@ -165,19 +169,23 @@ _PATIENCE = 2.0  # seconds after which it is not measured again, so that slow ma
 _HOST, _TOKEN = 0.25, 0.1  # ms outside the engines, of a round and of a token: assumed where nothing was drawn yet
 
 
-def measure_at_once(
-    workspace: Workspace, lane_of: Callable[[AnyTree | None], Lane], engines: Mapping[str, AnyTree]
-) -> CostInfo:
+def to_info(
+    here: Identity, slots: Sequence[int], nodes: Sequence[int], calls: Measured, host: float, token: float = 0.0,
+    accepted: Mapping[str, float] | None = None, images: int = 0, rounds: Mapping[str, list[float]] | None = None,
+) -> CostInfo:  # fmt: skip
+    """What was measured, with the machine and the backend that it belongs to."""
+    return CostInfo(
+        here.backend, here.version, here.machine, here.threads, list(slots), list(nodes), calls.target, calls.draft,
+        max(host, _LEAST), token, dict(accepted or {}), images, dict(rounds or {}),
+    )  # fmt: skip
+
+
+def measure_at_once(workspace: Workspace, engines: Mapping[str, AnyTree]) -> CostInfo:
     """A rough measure, in the time of a few dozen target calls, for a bundle that knows nothing of this machine.
 
-    It writes into the workspace's slots, so no image may be in one; `lane_of` gives its lanes. `engines` has a tree for
-    each draft engine.
+    It writes into the workspace's slots, so no image may be in one. `engines` has a tree for each draft engine.
     """
-    manifest, identity = workspace.manifest, workspace.backend.identity
-    most = workspace.memory.slots
+    manifest, most = workspace.manifest, workspace.memory.slots
     slots, nodes = sorted({1, most}), [count for count in _AT_ONCE if count <= manifest.most_nodes]
-    found = measure(lane_of, slots, nodes, engines, repeats=3, within=_PATIENCE)
-    return CostInfo(
-        identity.backend, identity.version, identity.machine, identity.threads, slots, nodes, found.target,
-        found.draft, _HOST, _TOKEN, {}, 0,
-    )  # fmt: skip
+    found = measure(partial(Lane, workspace), slots, nodes, engines, repeats=3, within=_PATIENCE)
+    return to_info(workspace.backend.identity, slots, nodes, found, _HOST, _TOKEN)

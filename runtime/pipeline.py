@@ -191,9 +191,7 @@ class Pipeline:
             candidates = candidates_of(self.manifest)
             known = self._stored_costs(workspace)
             engines = {info.engine: info.tree() for info in candidates.values() if info.engine is not None}
-            info = known or measure_at_once(
-                workspace, lambda tree: Lane(workspace, ROOT if tree is None else tree), engines
-            )
+            info = known or measure_at_once(workspace, engines)
             others = [entry for entry in self.manifest.costs if entry.problem() is None]  # of other machines, too
             accepted = {name: tau for entry in others for name, tau in entry.accepted.items()}
             self._autos[key] = Auto(Costs(info), candidates, accepted | info.accepted)
@@ -221,16 +219,28 @@ class Pipeline:
         the batch's, and with guidance_scale=1 it draws without guidance only; all else each job may have its own.
         Raises CascadeError.
         """
-        slots = self.manifest.batch if slots is None else slots
-        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
-            raise CascadeError(f"slots must be a whole number from 1 to {MOST_SLOTS}, not {slots!r}.")
         given = as_options(options, settings)
         sampling = check_sampling(self.manifest, given)
         chosen = self._rulebook.choose(given.rule, given.tree, sampling)
-        lanes = self._new_lanes(self._new_memory(slots), sampling.rows)
+        lanes = self._lanes_for(slots, sampling.rows)
+        return self._new_batch(lanes, self._chooser(chosen.tree, chosen.why, lanes), given)
+
+    def batch_for(self, chooser: Chooser, slots: int) -> Batch:
+        """A batch whose rounds have the trees that `chooser` says, for those who measure them; drawn as the bundle's
+        own settings say."""
+        options = DrawOptions()
+        return self._new_batch(self._lanes_for(slots, check_sampling(self.manifest, options).rows), chooser, options)
+
+    def _lanes_for(self, slots: int | None, rows: int) -> Lanes:
+        """Lanes on memory of their own. Raises CascadeError for numbers of slots that cannot be."""
+        slots = self.manifest.batch if slots is None else slots
+        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+            raise CascadeError(f"slots must be a whole number from 1 to {MOST_SLOTS}, not {slots!r}.")
+        return self._new_lanes(self._new_memory(slots), rows)
+
+    def _new_batch(self, lanes: Lanes, chooser: Chooser, defaults: DrawOptions) -> Batch:
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        chooser = self._chooser(chosen.tree, chosen.why, lanes)
-        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, given)
+        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, defaults)
 
     def generate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -54,10 +54,14 @@ class Stats:
     def images_per_second(self) -> float:
         return self.images / self.total_seconds if self.total_seconds else 0.0
 
+    def of(self, stages: Iterable[str]) -> float:
+        """Seconds of these stages together."""
+        return sum(self.seconds[stage] for stage in stages)
+
     @property
     def host_share(self) -> float:
         """Share of the decoding rounds that is not spent inside engines."""
-        rounds = sum(self.seconds[stage] for stage in ROUND)
+        rounds = self.of(ROUND)
         return 1 - self.engine_seconds / rounds if rounds else 0.0
 
     @property

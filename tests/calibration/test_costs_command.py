@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support import build, fixture_arguments, random_features
 
-from cascade_trt.calibration.costs import TreeCosts, doubt, outside
+from cascade_trt.calibration.costs import TreeCosts, Turns, doubt, measure_rounds, outside
 from cascade_trt.calibration.subjects import conditioning
 from cascade_trt.cli import cli
 from cascade_trt.commands import calibrate_costs
@@ -23,7 +24,7 @@ from cascade_trt.runtime.costs import Costs, Measured, stored
 from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.stats import Stats
-from cascade_trt.runtime.tree import get_tree
+from cascade_trt.runtime.tree import NO_TREE, get_tree
 
 ELSEWHERE = CostInfo("ort-cpu", "1.0", "elsewhere", 64, [1], [1], [[1.0]], {}, 0.1, 0.0, {}, 1)
 
@@ -57,6 +58,8 @@ def test_auto_chooses_by_what_was_measured(bundle: Path) -> None:
     assert info.draft.keys() == {one.engine for one in candidates.values()} - {None}
     assert info.accepted.keys() == candidates.keys()
     assert info.images == 2
+    assert info.rounds.keys() == {NO_TREE, *candidates}
+    assert all(len(times) == 2 and min(times) > 0 for times in info.rounds.values())
     pipe = Pipeline.load(bundle, threads=1)
     here = pipe.identity
     assert stored(manifest, here.backend, here.version, here.machine, here.threads) == info
@@ -160,6 +163,7 @@ def test_a_busy_machine_is_told_once(bundle: Path, monkeypatch: pytest.MonkeyPat
         return Measured([[ms] * len(found.target[0]) for ms in (1.0, second)], {key: [1.0, 1.0] for key in found.draft})
 
     monkeypatch.setattr(calibrate_costs, "measure_calls", measured)
+    monkeypatch.setattr(calibrate_costs, "measure_rounds", lambda _, trees, *more: dict.fromkeys(trees, 1.0))  # noqa: ARG005
     result = calibrate("--bundle", bundle, "--slots", 1, "--slots", 2, "--num-images", 1, "--repeats", 1)
     assert result.exit_code == 0, result.output
     said = "takes 1.00 ms for 1 image but 6.50 ms for 2, as no idle machine does: run it again when nothing else runs."
@@ -185,6 +189,33 @@ def test_host_costs_are_never_negative() -> None:
     assert outside([[drawn(1, 0.6)], [drawn(5, 0.2)]]) == pytest.approx((0.4, 0.0))
     assert outside([[drawn(1, 0.1)], [drawn(5, 5.0)]]) == pytest.approx((2.25, 0.1))
     assert outside([[drawn(1, 0.3)]]) == pytest.approx((0.3, 0.0))
+
+
+def test_rounds_of_images_that_change_their_trees(small_vocabulary: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tree in its turn; only rounds behind one of their own kind count, and all images must be in them."""
+    turns: list[Turns] = []
+
+    class Kept(Turns):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.rounds: list[tuple[str, int, float | None]] = []
+            turns.append(self)
+
+        def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
+            self.rounds.append((tree, busy, milliseconds))
+            super().observe(tree, tokens, rounds, busy, milliseconds)
+
+    monkeypatch.setattr("cascade_trt.calibration.costs.Turns", Kept)
+    trees = [NO_TREE, "chain", "jacobi_8"]
+    found = measure_rounds(small_vocabulary, trees, 2, (), 0, repeats=5)
+    assert found.keys() == set(trees)
+    assert all(0 < ms < 1e4 for ms in found.values())
+    seen = turns[0].rounds
+    for before, (tree, _, ms) in zip([None, *seen], seen, strict=False):
+        assert ms is None or (before is not None and before[0] == tree)
+    counted = {tree: [ms for name, busy, ms in seen if name == tree and busy == 2 and ms] for tree in trees}
+    assert min(map(len, counted.values())) == 5
+    assert found == {tree: pytest.approx(statistics.median(times)) for tree, times in counted.items()}
 
 
 def test_drafting_costs_of_trees_that_were_not_drawn() -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cascade_trt.runtime.auto import DRAFTED, JACOBI, MIXED, Auto, assumed, candidates_of, kind_of
+from cascade_trt.runtime.auto import DRAFTED, JACOBI, MIXED, Auto, Drift, assumed, candidates_of, kind_of
 from cascade_trt.runtime.bundle import CostInfo, TreeInfo
 from cascade_trt.runtime.costs import Costs
 from cascade_trt.runtime.pipeline import Pipeline
@@ -231,6 +231,61 @@ def test_figures_beyond_what_a_tree_can_bring_are_cut() -> None:
     expected = Auto(Costs(cheap()), CANDIDATES, {"jacobi_8": 1000.0, "chain_7": 1.0}).expected()
     assert expected["jacobi_8"] == 9
     assert 1 < expected["chain_7"] < 1.01
+
+
+def test_whole_rounds_are_believed_before_calls() -> None:
+    """By its calls a round of jacobi_16 takes 3 ms, but whole ones were seen to take 9: tokens are not added again."""
+    pair = {"jacobi_16": CANDIDATES["jacobi_16"], "jacobi_8": CANDIDATES["jacobi_8"]}
+    info = cheap(nodes=[1, 17], target=[[2.0, 3.0], [2.0, 3.0]], host=1e-6, token=0.5,
+                 rounds={NO_TREE: [2.0, 4.0], "jacobi_16": [9.0, 16.0]})  # fmt: skip
+    auto = Auto(Costs(info), pair, {"jacobi_16": 4.0, "jacobi_8": 3.0})
+    assert auto.speeds(1)["jacobi_16"] == pytest.approx(4 / 9 / (1 / 2))
+    assert auto.speeds(8)["jacobi_16"] == pytest.approx(4 / 16 / (1 / 4))
+    assert auto.speeds(1)["jacobi_8"] == pytest.approx(3 / (2.5 + 3 * 0.5) / (1 / 2))
+    assert auto.choose(1, 0, None).tree == "jacobi_8"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_tree_that_takes_longer_than_expected_is_left(whole: bool) -> None:
+    pair = {name: CANDIDATES[name] for name in ("chain_7", "jacobi_8")}
+    rounds = {NO_TREE: [2.0, 2.0], "chain_7": [2.6, 2.6], "jacobi_8": [2.6, 2.6]} if whole else {}
+    auto = Auto(Costs(cheap(nodes=[1, 9], target=[[2.0, 2.5]] * 2, rounds=rounds)), pair,
+                {"chain_7": 3.6, "jacobi_8": 2.9})  # fmt: skip
+    name, used = None, []
+    for _ in range(150):
+        name = auto.choose(1, 0, name).tree
+        used.append(name)
+        auto.observe(name, 7 if len(used) % 2 else 6, 2, 1, 5.0 if name == "chain_7" else 2.6)
+    assert used[0] == "chain_7"
+    assert "jacobi_8" in used[1:60] and set(used[60:]) == {"jacobi_8"}
+
+
+def test_a_machine_that_is_busy_for_all_is_no_reason_to_change() -> None:
+    """The tree in use takes a fifth longer, as all would; the other one is a fifth behind."""
+    pair = {"jacobi_16": CANDIDATES["jacobi_16"], "jacobi_8": CANDIDATES["jacobi_8"]}
+    rounds = {NO_TREE: [2.0, 2.0], "jacobi_16": [3.0, 3.0], "jacobi_8": [3.0, 3.0]}
+    auto = Auto(Costs(cheap(rounds=rounds)), pair, {"jacobi_16": 3.6, "jacobi_8": 3.0})
+    for _ in range(200):
+        assert auto.choose(1, 0, "jacobi_16").tree == "jacobi_16"
+        auto.observe("jacobi_16", 18, 5, 1, 1.2 * 3)
+
+
+def test_half_of_what_one_choice_takes_longer_is_expected_of_all() -> None:
+    drift = Drift([30.0, 30.0, 30.0])
+    assert drift.factors() == pytest.approx(1)
+    for _ in range(1000):
+        drift.see(1, 1.2)
+    first, own, last = drift.factors()
+    assert own == pytest.approx(1.2, abs=0.01)
+    assert first == last == pytest.approx(math.sqrt(1.2), abs=0.01)
+
+
+def test_one_long_round_tells_little() -> None:
+    auto = Auto(Costs(cheap()), CANDIDATES, {})
+    first = auto.choose(1, 0, None).tree
+    before = auto.speeds(1)[first]
+    auto.observe(first, round(auto.expected()[first]), 1, 1, 1e6)
+    assert auto.speeds(1)[first] > 0.9 * before
 
 
 def test_it_settles_instead_of_hopping() -> None:

@@ -34,8 +34,8 @@ class Asked:
         self.calls.append((exact, plain, current))
         return Choice("mixed_8", "it is fast")
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
-        self.calls.append((tree, tokens, rounds))
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
+        self.calls.append((tree, tokens, rounds, busy, milliseconds))
 
 
 def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
@@ -43,8 +43,8 @@ def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
     chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
     assert (chooser.asked, chooser.first) == (AUTO, "chain_7")
     assert chooser.choose([EXACT, None, EXACT], "jacobi_8").tree == "mixed_8"
-    chooser.observe("mixed_8", 12, 2)
-    assert asked.calls == [(2, 1, "jacobi_8"), ("mixed_8", 12, 2)]
+    chooser.observe("mixed_8", 12, 2, 3, 4.5)
+    assert asked.calls == [(2, 1, "jacobi_8"), ("mixed_8", 12, 2, 3, 4.5)]
     assert chooser.choose([None, None], "jacobi_8").tree == NO_TREE
     home = chooser.choose([EXACT, TOPK], "mixed_8")
     assert home.tree == "chain_7" and "strict-topk depend on the tree" in home.why

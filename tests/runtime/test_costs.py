@@ -17,10 +17,9 @@ from cascade_trt.runtime.bundle import CostInfo, Manifest, read_manifest
 from cascade_trt.runtime.costs import Costs, measure, measure_at_once, stored
 from cascade_trt.runtime.drafting import Eagle, Jacobi
 from cascade_trt.runtime.errors import CascadeError
-from cascade_trt.runtime.lane import Lane
 from cascade_trt.runtime.machine import cores, engine_threads, processor
 from cascade_trt.runtime.pipeline import Pipeline
-from cascade_trt.runtime.tree import ROOT, AnyTree, Tree, get_tree
+from cascade_trt.runtime.tree import AnyTree, Tree, get_tree
 
 INFO = CostInfo(
     "ort-cpu", "1.32.0", "a machine", 2, [1, 4], [1, 9, 17], [[2.0, 6.0, 8.0], [6.0, 20.0, 30.0]],
@@ -79,6 +78,12 @@ def test_costs_rise_where_what_was_measured_rises(rows: list[list[float]], nodes
         assert here <= costs.of(of_nodes(nodes + 1), None, busy) + slack
 
 
+def test_whole_rounds_by_images_at_the_same_time() -> None:
+    costs = Costs(dataclasses.replace(INFO, rounds={"jacobi_8": [7.0, 22.0]}))
+    assert costs.whole("none", 1) is None
+    assert [costs.whole("jacobi_8", busy) for busy in (1, 2, 4, 5)] == pytest.approx([7.0, 12.0, 22.0, 27.0])
+
+
 def test_an_engine_that_was_not_measured() -> None:
     costs = Costs(INFO)
     assert costs.knows(None) and costs.knows("draft.chain_7") and not costs.knows("draft.chain_1")
@@ -103,6 +108,8 @@ def test_an_engine_that_was_not_measured() -> None:
         ({"host": 0.0}, "not positive"),
         ({"token": -0.1}, "less than nothing"),
         ({"token": math.nan}, "less than nothing"),
+        ({"rounds": {"none": [2.0]}}, "other sizes"),
+        ({"rounds": {"none": [2.0, 0.0]}}, "not positive"),
         ({"threads": 0}, "no threads"),
         ({"images": -1}, "fewer images than none"),
         ({"accepted": {"jacobi_8": 0.9}}, "less than a token"),
@@ -186,8 +193,8 @@ class FakeLane:
 
 
 def measured(manifest: Manifest, clock: Clock, **settings: Any) -> Any:
-    def lane_of(tree: AnyTree | None) -> Any:
-        return FakeLane(clock, manifest, ROOT if tree is None else tree)
+    def lane_of(tree: AnyTree) -> Any:
+        return FakeLane(clock, manifest, tree)
 
     return measure(lane_of, [1, 4], [1, 9, 17], {"draft.chain_7": get_tree("chain_7")}, **settings)
 
@@ -217,7 +224,7 @@ def test_a_slow_machine_is_measured_once(tiny: Pipeline) -> None:
 
 def test_pairs_are_no_more_than_a_tree_leaves(tiny: Pipeline) -> None:
     clock = Clock()
-    measure(lambda tree: FakeLane(clock, tiny.manifest, tree or ROOT), [1], [1],  # type: ignore[arg-type, return-value]
+    measure(lambda tree: FakeLane(clock, tiny.manifest, tree), [1], [1],  # type: ignore[arg-type, return-value]
             {"draft.pair_3": get_tree("pair_3")}, repeats=1)  # fmt: skip
     assert (("pair_3", 3), 1) in clock.calls
 
@@ -226,10 +233,8 @@ def test_real_calls_and_an_image_that_does_not_mind(tiny: Pipeline) -> None:
     """Measured on the memory that the next image is drawn in."""
     before = tiny.generate(**random_features(tiny, 1), seed=3, rule="exact", tree="chain").codes
     workspace = tiny.workspace()
-    info = measure_at_once(
-        workspace, lambda tree: Lane(workspace, ROOT if tree is None else tree),
-        {info.engine: info.tree() for info in tiny.manifest.trees[:2] if info.engine is not None},
-    )  # fmt: skip
+    engines = {info.engine: info.tree() for info in tiny.manifest.trees[:2] if info.engine is not None}
+    info = measure_at_once(workspace, engines)
     assert info.slots == [1, tiny.manifest.batch]
     assert info.nodes[0] == 1 and info.nodes[-1] <= tiny.manifest.most_nodes
     assert (info.images, info.accepted) == (0, {})

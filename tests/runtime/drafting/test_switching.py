@@ -34,6 +34,7 @@ class Script:
         self.first = trees[0]
         self._trees, self.round = list(trees), 0
         self.seen: list[tuple[str, int, int]] = []
+        self.times: list[tuple[int, float | None]] = []
 
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002
         return tree == AUTO
@@ -42,8 +43,9 @@ class Script:
         self.round += 1
         return Choice(self._trees[(self.round - 1) % len(self._trees)], f"round {self.round}")
 
-    def observe(self, tree: str, tokens: int, rounds: int) -> None:
+    def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         self.seen.append((tree, tokens, rounds))
+        self.times.append((busy, milliseconds))
 
 
 def batch_of(pipe: Pipeline, slots: int, trees: Sequence[str], **options: Any) -> Batch:
