@@ -40,7 +40,7 @@ _FACTORS = np.array([0.01, 0.05, 0.15, 0.3, 0.5, 0.75, 1, 1.4, 2])
 _TRUST = 0.75
 _ALIKE = 0.5  # what a round counts for: neighbouring rounds are alike, so they tell less than as many independent ones
 _HEARSAY = 0.1  # what a round of another kind counts for, of that
-_OWN = {True: 100.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
+_OWN = {True: 400.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
 _MEMORY = 500.0  # rounds, whatever their number of images, in which what was seen loses most of its weight
 
 _DOUBT = {True: 30.0, False: 10.0}  # rounds that a tree's cost weighs against those seen: measured whole, or by calls

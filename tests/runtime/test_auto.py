@@ -158,7 +158,7 @@ def test_old_rounds_are_forgotten() -> None:
 
 def test_rounds_of_a_tree_outweigh_what_was_measured() -> None:
     auto = Auto(Costs(cheap()), CANDIDATES, {"jacobi_16": 4.0})
-    for _ in range(400):
+    for _ in range(2000):
         auto.observe("jacobi_16", 6, 1)
     assert auto.expected()["jacobi_16"] == pytest.approx(6, abs=0.3)
 
