@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from .bundle import Manifest, TreeInfo
 from .costs import Costs
+from .drift import Drift
 from .errors import CascadeError
 from .tree import NO_TREE, ROOT, AnyTree
 
@@ -31,7 +32,7 @@ _ASSUMED: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
 }
 _SPECS = (*(f"jacobi_{n}" for n in (8, 16, 32, 48)), *(f"mixed_{n}" for n in (8, 16, 24, 32, 48)))
 
-_GAIN = 1.03  # how much faster than the current tree another one must be
+_GAIN = 1.05  # how much faster than the current tree another one must be
 _PATIENCE = 16  # rounds of plain decoding between two looks at the trees, of which they tell nothing
 
 # What an expectation may be wrong by, the same for all trees of a kind: it brings so many times the tokens beyond the
@@ -43,9 +44,8 @@ _HEARSAY = 0.1  # what a round of another kind counts for, of that
 _OWN = {True: 400.0, False: 8.0}  # rounds that an expectation weighs against a tree's own: measured, and assumed ones
 _MEMORY = 500.0  # rounds, whatever their number of images, in which what was seen loses most of its weight
 
-_DOUBT = {True: 30.0, False: 10.0}  # rounds that a tree's cost weighs against those seen: measured whole, or by calls
-_FAR = math.log(2)  # a round may take so many times what was expected, or less; beyond that something else took it
-_SHARED = 0.5  # what a tree's rounds say of the machine, and so of all others
+_DOUBT = {True: 50.0, False: 10.0}  # rounds that a tree's cost weighs against those seen: measured whole, or by calls
+_RIVAL = 0.75  # of the speed of what is drawn with, for what is worth a look
 
 
 @dataclass(frozen=True)
@@ -139,31 +139,6 @@ def _prior(measured: bool) -> np.ndarray:
     return np.where(_FACTORS == 1, _TRUST, others)
 
 
-class Drift:
-    """How many times longer rounds take than expected, by choice (plain decoding, then trees), in logarithms.
-
-    Something of it is the machine's: it may be busier than when its costs were measured. So half of what one choice's
-    rounds say holds for all choices; its own rounds say the rest.
-    """
-
-    def __init__(self, doubts: Sequence[float]) -> None:
-        self._doubts = np.array(doubts)
-        self._rounds, self._sums = np.zeros(len(doubts)), np.zeros(len(doubts))
-
-    def see(self, choice: int, ratio: float) -> None:
-        """Learns that a round took `ratio` times what was expected."""
-        self._rounds *= math.exp(-1 / _MEMORY)
-        self._sums *= math.exp(-1 / _MEMORY)
-        self._rounds[choice] += 1
-        self._sums[choice] += min(max(math.log(ratio), -_FAR), _FAR)
-
-    def factors(self) -> np.ndarray:
-        """float64, in the order of the choices."""
-        weight = self._doubts + self._rounds
-        common = _SHARED * (self._sums / weight).sum() / max((self._rounds / weight).sum(), 1)
-        return np.exp((self._doubts * common + self._sums) / weight)
-
-
 class Auto:
     """Chooses among trees and plain decoding; what it has seen serves all that ask it, on any thread.
 
@@ -186,12 +161,27 @@ class Auto:
 
     def choose(self, exact: int, plain: int, current: str | None) -> Choice:
         """The tree for a round of `exact` images of that rule and `plain` images of plain decoding, which gain one
-        token a round whatever the tree. It stays with `current` unless another is 3 % faster."""
+        token a round whatever the tree. It stays with `current` unless another is 5 % faster or plain decoding is
+        faster at all."""
         asked = exact, plain, current
         with self._lock:
             if self._last is None or self._last[0] != asked:
                 self._last = asked, self._choose(*asked)
             return self._last[1]
+
+    def rival(self, exact: int, plain: int, current: str, turn: int) -> str | None:
+        """What else to look at for such images, so that it is known what it takes now: in even turns plain decoding, in
+        odd ones the best other tree; while plain decoding is the current choice, always the best tree. None where it
+        would cost too much."""
+        with self._lock:
+            if not exact or not self._trees:
+                return None
+            _, speeds = self._expect(self._outlook.tokens(), exact, plain)
+            at = self._names.index(current) if current in self._names else 0
+            others = speeds.copy()
+            others[[0, at]] = 0
+            other = 0 if at and turn % 2 == 0 else int(np.argmax(others))
+            return self._names[other] if speeds[other] > _RIVAL * speeds[at] and other != at else None
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int = 0, milliseconds: float | None = None) -> None:
         """Learns what images of `exact` have accepted in a round: `tokens` in all, of so many images; and that the
@@ -228,6 +218,8 @@ class Auto:
         names, busy, tokens = self._names, exact + plain, self._outlook.tokens()
         times, speeds = self._expect(tokens, exact, plain)
         at, best = names.index(current) if current in names else 0, int(np.argmax(speeds))
+        if speeds[0] > speeds[at]:
+            at = 0  # plain decoding is the one to fall back on, without further gain
         chosen = best if speeds[best] > _GAIN * speeds[at] else at
         shown = chosen or 1 + int(np.argmax(speeds[1:]))  # plain decoding is compared with the best tree
         tree = f"about {tokens[shown - 1]:.1f} tokens in {times[shown]:.3g} ms"

@@ -56,17 +56,26 @@ class FixedTree:
         """Nothing follows from it."""
 
 
+_EVERY, _LOOK = 48, 3  # rounds between two looks at a rival, and of a look; its first is not like the others
+
+
 class AutoTree:
-    """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn."""
+    """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn.
+
+    Every few dozen rounds it looks at a rival for a moment: what is not drawn with, nobody sees the costs of.
+    """
 
     def __init__(self, auto: Auto, home: str) -> None:
         self.asked, self.first = AUTO, home
         self._auto, self._home = auto, home
+        self._standing: str | None = None
+        self._rival: str | None = None
+        self._rounds = 0  # that `auto` has chosen for
 
     def serves(self, rule: Rule, tree: str | None) -> bool:
         return tree == AUTO or (tree == self._home and not isinstance(rule, Exact))
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:
+    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - it may be a rival
         others = [rule for rule in rules if rule is not None and not isinstance(rule, Exact)]
         if others:
             name = others[0].name.partition(":")[0]
@@ -74,7 +83,15 @@ class AutoTree:
         plain = sum(rule is None for rule in rules)
         if plain == len(rules):
             return Choice(NO_TREE, "plain decoding was asked for")
-        return self._auto.choose(len(rules) - plain, plain, current)
+        return self._choose(len(rules) - plain, plain)
+
+    def _choose(self, exact: int, plain: int) -> Choice:
+        choice = self._auto.choose(exact, plain, self._standing)
+        self._standing, at = choice.tree, self._rounds % (_EVERY + _LOOK)
+        if at == _EVERY:
+            self._rival = self._auto.rival(exact, plain, choice.tree, self._rounds // (_EVERY + _LOOK))
+        self._rounds += 1
+        return Choice(self._rival, choice.why) if at >= _EVERY and self._rival is not None else choice
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         self._auto.observe(tree, tokens, rounds, busy, milliseconds)

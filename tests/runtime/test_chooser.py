@@ -34,6 +34,10 @@ class Asked:
         self.calls.append((exact, plain, current))
         return Choice("mixed_8", "it is fast")
 
+    def rival(self, exact: int, plain: int, current: str, turn: int) -> str | None:
+        self.calls.append((exact, plain, current, turn))
+        return (NO_TREE, "jacobi_8", None)[turn % 3]
+
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         self.calls.append((tree, tokens, rounds, busy, milliseconds))
 
@@ -44,11 +48,22 @@ def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
     assert (chooser.asked, chooser.first) == (AUTO, "chain_7")
     assert chooser.choose([EXACT, None, EXACT], "jacobi_8").tree == "mixed_8"
     chooser.observe("mixed_8", 12, 2, 3, 4.5)
-    assert asked.calls == [(2, 1, "jacobi_8"), ("mixed_8", 12, 2, 3, 4.5)]
+    assert asked.calls == [(2, 1, None), ("mixed_8", 12, 2, 3, 4.5)]
     assert chooser.choose([None, None], "jacobi_8").tree == NO_TREE
     home = chooser.choose([EXACT, TOPK], "mixed_8")
     assert home.tree == "chain_7" and "strict-topk depend on the tree" in home.why
     assert len(asked.calls) == 2  # neither is its to say
+
+
+def test_rivals_are_looked_at_for_a_moment() -> None:
+    """48 rounds, then 3 of a rival, if there is one; what is drawn with stays what it was."""
+    asked = Asked()
+    chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
+    choices = [chooser.choose([EXACT], "any") for _ in range(3 * 51)]
+    used = ["mixed_8"] * 48, [NO_TREE] * 3, ["mixed_8"] * 48, ["jacobi_8"] * 3, ["mixed_8"] * 51
+    assert [choice.tree for choice in choices] == [tree for part in used for tree in part]
+    assert {choice.why for choice in choices} == {"it is fast"}
+    assert {call[2] for call in asked.calls[1:]} == {"mixed_8"}
 
 
 def test_what_may_join() -> None:
