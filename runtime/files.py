@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from pathlib import Path
 
-from .bundle import FileInfo, Manifest
+from .bundle import MANIFEST, FileInfo, Manifest
+from .digests import describe_file, sampled_digest, whole_digest
 from .errors import CascadeError
+from .graph_check import check_graphs
+from .tables import check_tables
+
+__all__ = ["check_files", "describe_file"]
 
 _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
-_SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
-
-
-def describe_file(path: Path, sha256: str | None = None) -> FileInfo:
-    """Size and digests of a file; pass `sha256` when it is already known."""
-    if sha256 is None:
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(path.stat().st_size, sha256, _sampled_digest(path))
-
-
-def _sampled_digest(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        for index in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * index // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def check_files(folder: Path, manifest: Manifest, thorough: bool = False) -> None:
-    """Compares the bundle's files with the manifest. Raises CascadeError at the first that differs.
+    """Compares the bundle's files with the manifest: sizes and digests, what the graphs declare, what the tables hold.
 
-    Files over 256 MiB are compared by size and 32 samples of 64 KiB unless `thorough`.
+    Raises CascadeError at the first that differs, is missing or lies outside of the bundle. Files over 256 MiB are
+    compared by size and 32 samples of 64 KiB unless `thorough`.
     """
+    for name in (MANIFEST, *manifest.files, *(file for plan in manifest.plans for file in (plan.file, plan.report))):
+        if not _is_inside(folder, name):
+            raise CascadeError(f"the file {name} of bundle {folder} is a link that leaves it: build it again.")
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CascadeError(f"bundle {folder} lacks its file {name}: build it again.")
-        same = path.stat().st_size == expected.bytes
-        if same and (thorough or expected.bytes <= _HASHED_WHOLE):
-            with open(path, "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
-        elif same:
-            same = _sampled_digest(path) == expected.samples
-        if not same:
-            raise CascadeError(f"{path} has changed since the bundle was built: build it again.")
+        _check_file(folder, name, expected, thorough)
+    check_graphs(folder, manifest)
+    check_tables(folder, manifest)
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    root = os.path.realpath(folder)
+    return os.path.commonpath([root, os.path.realpath(folder / name)]) == root
+
+
+def _check_file(folder: Path, name: str, expected: FileInfo, thorough: bool) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise CascadeError(f"bundle {folder} lacks its file {name}: build it again.")
+    try:
+        whole = thorough or expected.bytes <= _HASHED_WHOLE
+        same = path.stat().st_size == expected.bytes and (
+            whole_digest(path) == expected.sha256 if whole else sampled_digest(path) == expected.samples
+        )
+    except OSError as error:
+        raise CascadeError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    if not same:
+        raise CascadeError(f"{path} has changed since the bundle was built: build it again.")

@@ -13,11 +13,12 @@ from .errors import CascadeError
 from .noise import Stream
 from .rules import LOG_Q, Rule, get_rule
 from .rules.base import NEEDS
-from .rules.cascade import Cascade
 from .rules.exact import Exact
-from .rules.registry import PLAIN
+from .rules.registry import PLAIN, over
 from .rules.states import StateTable
+from .rules.swap import Swap
 from .sampling import Sampling
+from .tables import open_neighbours, open_states
 from .tree import AUTO, JACOBI
 
 
@@ -41,10 +42,11 @@ class Rulebook:
         self._folder, self._manifest = folder, manifest
 
     def rule(self, name: str) -> Rule:
-        """The rule `name` (not `ar`) with this bundle's settings and tables. Raises CascadeError."""
-        spelt = self._manifest.rules.get(name, name)
-        states = self._states if spelt.startswith(Cascade.kind) else None  # read whole: not for those who need none
-        return get_rule(spelt, self._neighbours, states)
+        """The rule `name` (not `ar`) with this bundle's tables. Settings in the name are laid over the bundle's
+        operating point, which is laid over the rule's defaults. Raises CascadeError."""
+        kind = name.partition(":")[0]
+        states = self._states if kind == Swap.kind else None  # read whole: not for those who need none
+        return get_rule(over(name, self._manifest.rules.get(kind)), self._neighbours, states)
 
     def choose(self, rule: str | Rule | None, tree: str | None, sampling: Sampling) -> Chosen:
         """What a caller's rule and tree mean. Raises CascadeError for pairs that do not fit.
@@ -107,14 +109,12 @@ class Rulebook:
     @cached_property
     def _neighbours(self) -> np.ndarray | None:
         """The table for LANTERN, int [V, K], mapped from the bundle's file."""
-        name = self._manifest.neighbours
-        return None if name is None else np.load(self._folder / name, mmap_mode="r")
+        return open_neighbours(self._folder, self._manifest)
 
     @cached_property
     def _states(self) -> StateTable | None:
-        """The table for CASCADE's tau_draw."""
-        name = self._manifest.states
-        return None if name is None else StateTable.load(self._folder / name)
+        """The table for swap."""
+        return open_states(self._folder, self._manifest)
 
 
 def _checked(rule: Rule) -> Rule:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -40,10 +42,37 @@ class StateTable:
         np.savez(file, rows=self.rows, usage=self.usage)
 
     @classmethod
-    def load(cls, file: Path) -> StateTable:
-        """Reads what `save` wrote. Raises CascadeError for a missing or damaged file."""
+    def load(cls, file: Path, shape: tuple[int, int] | None = None) -> StateTable:
+        """Reads what `save` wrote. Raises CascadeError for a missing or damaged file, and for a table of another
+        `shape` (V, D), before there is memory for it."""
         try:
-            with np.load(file) as arrays:
+            with ZipFile(file) as archive:
+                found, dtype = _outline(archive, "rows")
+                shares, kind = _outline(archive, "usage")
+            if shape is not None and found != shape:
+                raise CascadeError(
+                    f"the table of states {file} belongs to another model: its rows must have the shape {shape}, not "
+                    f"{found}."
+                )
+            if (dtype, kind, shares) != (np.float16, np.float32, found[:1]):
+                raise ValueError(f"{dtype} rows {found} and {kind} usage {shares} are no such table")
+            with np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["rows"], arrays["usage"])
-        except (OSError, EOFError, BadZipFile, ValueError, KeyError, AttributeError, TypeError) as error:
+        except _UNREADABLE as error:
             raise CascadeError(f"the table of states {file} cannot be read ({error}): make it again.") from None
+
+
+_UNREADABLE = (
+    OSError, EOFError, BadZipFile, zlib.error, ValueError, KeyError, AttributeError, TypeError, RuntimeError,
+)  # fmt: skip - what zipfile and numpy raise, an encrypted archive's RuntimeError among it
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def _outline(archive: ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array in the archive. Raises ValueError where its data have another size."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        shape, _, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
+            raise ValueError(f"{name} is cut off, or no array of numbers")
+    return shape, dtype

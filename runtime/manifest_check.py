@@ -1,0 +1,176 @@
+"""What the entries of a manifest say of each other, looked at when it is made: before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .engine_info import FIXED_NODES, FIXED_PAIRS
+from .errors import CascadeError
+from .model_info import FEATURES, MOST_SLOTS
+from .rules import get_rule
+from .rules.relaxed import Relaxed
+from .rules.states import StateTable
+from .tree import AUTO, NO_TREE, AnyTree, get_tree, is_tree, same_shape
+
+if TYPE_CHECKING:
+    from .bundle import Manifest, TreeInfo
+
+_NEEDED = ("target", "embed", "condition", "decode")
+_TEXT, _DRAFT = "text", "draft."
+_PRECISIONS = ("fp32", "fp16", "bf16")
+_MOST_CODES = 1 << 24
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raises CascadeError for the first thing that cannot be."""
+    for check in (_sizes, _engines, _files, _trees, _merged, _rules, _reports):
+        for wrong in check(manifest):
+            raise CascadeError(f"{wrong}: build the bundle again.")
+
+
+def _sizes(m: Manifest) -> Iterator[str]:
+    model, target, of = m.model, m.target, f"of bundle {m.name}"
+    prefix, length = model.condition.length, model.plan.length
+    if not 1 <= m.batch <= MOST_SLOTS:
+        yield f"bundle {m.name} has a batch of {m.batch}, not of 1 to {MOST_SLOTS}"
+    if model.plan.codes > _MOST_CODES:
+        yield f"the token plan {of} has {model.plan.codes} codes, more than {_MOST_CODES}"
+    if target.window < prefix:
+        yield f"the target {of} takes {target.window} nodes a call, fewer than the {prefix} slots of its prefix"
+    if m.most_nodes < 2:
+        yield f"the target {of} has {target.slots} cache slots, too few for a prefix of {prefix} and {length} tokens"
+    if target.top_k != min(target.max_top_k, model.vocab_size):
+        yield f"the target {of} returns {target.top_k} logits, not the {target.max_top_k} or all that it was built for"
+    for part, heads, few in [("target", model.n_head, model.n_kv_head)] + (
+        [] if m.drafter is None else [("drafter", m.drafter.n_head, m.drafter.n_kv_head)]
+    ):
+        if few < 1 or heads % few:
+            yield f"the {part} {of} has {heads} heads for {few} of keys and values"
+    if m.text is not None and (model.condition.kind != FEATURES or m.text.max_length != prefix):
+        yield f"the text encoder {of} gives {m.text.max_length} features, which is not what the model reads"
+
+
+def _engines(m: Manifest) -> Iterator[str]:
+    missing = [name for name in _NEEDED if name not in m.engines]
+    if missing:
+        yield f"bundle {m.name} lacks the engine {missing[0]}"
+    for name, info in m.engines.items():
+        if name not in (*_NEEDED, _TEXT) and not name.startswith(_DRAFT):
+            yield f"bundle {m.name} has an engine {name!r}, which no model has"
+        if info.precision not in _PRECISIONS or info.precision != m.engines["target"].precision:
+            yield f"the engine {name} of bundle {m.name} has the precision {info.precision!r}, which fits no other"
+    if (_TEXT in m.engines) != (m.text is not None):
+        yield f"bundle {m.name} has a text engine without a tokenizer, or a tokenizer without its engine"
+
+
+def _files(m: Manifest) -> Iterator[str]:
+    plans = [file for plan in m.plans for file in (plan.file, plan.report)]
+    for name in (*m.files, *plans):
+        path = Path(name)
+        if path.is_absolute() or path.drive or not path.parts or ".." in path.parts or str(path) != name:
+            yield f"bundle {m.name} names the file {name!r}, which may lie outside of it"
+    graphs = [(name, file) for name, info in m.engines.items() for file in (info.file, *info.weights)]
+    tables = [("text engine", None if m.text is None else m.text.tokenizer), ("lantern", m.neighbours),
+              ("swap", m.states)]  # fmt: skip
+    for what, file in [*graphs, *tables]:
+        if file is not None and file not in m.files:
+            yield f"bundle {m.name} reads {file} ({what}), which is none of its files"
+
+
+def _trees(m: Manifest) -> Iterator[str]:
+    names, drafted = [info.name for info in m.trees], dict[str, AnyTree]()
+    for info in m.trees:
+        if (wrong := _wrong_with(m, info, names)) is not None:
+            yield f"the tree {info.name} of bundle {m.name} {wrong}"
+        part = info.tree().drafted
+        if part is not None and not same_shape(drafted.setdefault(str(info.engine), part), part):
+            yield f"the engine {info.engine} of bundle {m.name} cannot draft what two of its trees need"
+
+
+def _wrong_with(m: Manifest, info: TreeInfo, names: list[str]) -> str | None:
+    if names.count(info.name) > 1 or info.name in (AUTO, NO_TREE):
+        return "has a name that means another"
+    if info.engine is not None and not (info.engine in m.engines and info.engine.startswith(_DRAFT)):
+        return f"names {info.engine!r}, which is no engine that drafts"
+    if info.dynamic is None and not is_tree(info.parents):
+        return "is no tree"
+    if not 2 <= (len(info.parents) if info.dynamic is None else info.tree().size) <= m.most_nodes:
+        return f"does not fit into a call of {m.most_nodes} nodes"
+    tree = info.tree()
+    if (tree.drafted is None) != (info.engine is None):
+        return "has an engine and drafts nothing, or drafts and has no engine"
+    if (meant := _meaning_of(info.name)) is not None and meant != tree:
+        return "has a name that means another"
+    return None
+
+
+def _meaning_of(name: str) -> AnyTree | None:
+    """The tree that everybody calls so, if there is one."""
+    if Path(name).suffix == ".json":
+        return None  # no file is looked for
+    try:
+        return get_tree(name)
+    except CascadeError:
+        return None
+
+
+def _merged(m: Manifest) -> Iterator[str]:
+    if m.merged is None:
+        return
+    file, names = m.merged.file, m.merged.engines
+    wrong = [f"holds {name}, which is none of its engines" for name in names if name not in m.engines]
+    wrong += ["names an engine twice"] if len(set(names)) < len(names) else []
+    wrong += ["is none of its files"] if file not in m.files else []
+    yield from (f"the merged graph {file} of bundle {m.name} {what}" for what in wrong)
+
+
+def _rules(m: Manifest) -> Iterator[str]:
+    """An operating point gives a rule its settings. It makes no other rule of it."""
+    neighbours = None if m.neighbours is None else np.zeros((1, 1), np.int64)  # tables play no part in settings
+    states = None if m.states is None else StateTable(np.zeros((1, 1), np.float16), np.ones(1, np.float32))
+    for name, spelt in m.rules.items():
+        point = f"the operating point {spelt!r} of rule {name} in bundle {m.name}"
+        if spelt.partition(":")[0] != name:
+            yield f"{point} is of another rule"
+        try:
+            takes_settings = isinstance(get_rule(spelt, neighbours, states), Relaxed)
+        except CascadeError as error:
+            yield f"{point} cannot be used ({error})"
+        else:
+            if not takes_settings:
+                yield f"{point} is none: the rule has no settings"
+
+
+def _reports(m: Manifest) -> Iterator[str]:
+    """What is shown, and what compiling goes by."""
+    for engine, report in m.parity.items():
+        if not _is_report(report):
+            yield f"the parity report of the engine {engine} in bundle {m.name} cannot be read"
+    for plan in m.plans:
+        for option in (FIXED_NODES, FIXED_PAIRS):
+            size = plan.options.get(option)
+            if size is not None and not (type(size) is int and 1 <= size <= 1 << 18):
+                yield f"the plan {plan.file} of bundle {m.name} has {option} of {size!r}"
+
+
+def _is_report(report: dict[str, Any]) -> bool:
+    """{"skipped": why}, or {"outputs": {name: {"absolute": x, "relative": y}}}, perhaps with "activations"."""
+    outputs, activations = report.get("outputs"), report.get("activations", {"largest": 0.0, "fp16": ""})
+    if "skipped" not in report and not (isinstance(outputs, dict) and outputs):
+        return False
+    shown = outputs.values() if isinstance(outputs, dict) else ()
+    return (
+        isinstance(report.get("skipped", ""), str)
+        and all(isinstance(one, dict) and _is_number(one, "absolute") and _is_number(one, "relative") for one in shown)
+        and isinstance(activations, dict) and _is_number(activations, "largest")
+        and isinstance(activations.get("fp16"), str)
+    )  # fmt: skip
+
+
+def _is_number(entries: dict[str, Any], name: str) -> bool:
+    value = entries.get(name)
+    return isinstance(value, float) or (type(value) is int and abs(value) <= 1 << 62)

@@ -1,0 +1,127 @@
+"""What a manifest says of the model: sizes that buffers and caches are made for, and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from .errors import CascadeError
+from .plan import TokenPlan
+from .schema import Count, Within
+
+MOST_SLOTS = 1024  # images at the same time
+FEATURES, CLASS = "features", "class"  # kinds of condition
+SLOT, OWN = "slot", "own"  # where the positions of a prefix count from
+
+# Wide of every published model; what the graphs were built for is compared with them (`graph_check.py`).
+Width = Annotated[int, Within(1, 1 << 18)]
+Layers = Annotated[int, Within(1, 1 << 10)]
+Heads = Annotated[int, Within(1, 1 << 12)]
+Slots = Annotated[int, Within(1, 1 << 18)]
+
+
+@dataclass(frozen=True)
+class ConditionInfo:
+    """How a request becomes prefix rows: the `condition` engine's inputs and the layout of the prefix.
+
+    `kind` is "features" (float features [R, length, width]) or "class" (ids [R], one of `classes`); `length` is T,
+    the slots of the prefix. Prefixes are right-aligned: slot T - 1 is valid in every row. `uncond_length` None
+    gives the unconditional row the mask of the conditional one; a number gives it its own last slots.
+    `positions` "slot": a prefix slot's rotary row is its slot number, and token i of the sequence has row T + i.
+    "own": each row counts from 0 at its own first valid slot.
+    """
+
+    kind: str
+    length: Annotated[int, Within(1, 1 << 14)]
+    width: Annotated[int, Within(0, 1 << 18)] = 0
+    classes: Annotated[int, Within(0, 1 << 24)] = 0
+    uncond_length: int | None = None
+    positions: str = SLOT
+
+    def __post_init__(self) -> None:
+        if self.kind not in (FEATURES, CLASS) or self.positions not in (SLOT, OWN):
+            raise CascadeError(
+                f"a condition of kind {self.kind!r} with positions {self.positions!r} is none that this version "
+                "knows: build the bundle again with this version."
+            )
+        size, name = (self.width, "width") if self.kind == FEATURES else (self.classes, "number of classes")
+        if self.length < 1 or size < 1:
+            raise CascadeError(f"the condition's length and {name} must be positive, not {self.length} and {size}.")
+        if self.uncond_length is not None and not 1 <= self.uncond_length <= self.length:
+            raise CascadeError(f"uncond_length must be from 1 to {self.length}, not {self.uncond_length}.")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the runtime must know of the target.
+
+    `dim` is D, `features` F, the width of what the readout's linear map reads; `pixels` is the side of a token in
+    the decoded image, so that the image is plan.rows * pixels high and plan.columns * pixels wide.
+    """
+
+    family: str
+    variant: str
+    dim: Width
+    features: Width
+    n_layer: Layers
+    n_head: Heads
+    n_kv_head: Heads
+    head_dim: Heads
+    plan: TokenPlan
+    condition: ConditionInfo
+    pixels: Annotated[int, Within(1, 256)]
+    parameters: Count
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the size of the law: the codes of an image, without the tokens that are only forced."""
+        return self.plan.codes
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """Static sizes of the target's graph: S cache slots, W nodes a call, K kept logits.
+
+    `max_top_k` is the largest top_k that the bundle serves; K is the same unless the vocabulary is smaller.
+    """
+
+    slots: Slots
+    window: Slots
+    top_k: Annotated[int, Within(1, 1 << 24)]
+    max_top_k: Annotated[int, Within(1, 1 << 62)]
+
+
+@dataclass(frozen=True)
+class DrafterInfo:
+    """Static sizes of the drafter: its cache of `slots`; `kind` is the architecture.
+
+    `sees_padding`: it attends to the padded slots of the prefix (LANTERN's LlamaGen drafters do).
+    """
+
+    kind: str
+    n_head: Heads
+    n_kv_head: Heads
+    head_dim: Heads
+    slots: Slots
+    parameters: Count
+    sees_padding: bool
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """The prompt's way in: tokenizer file, length T (left padded with pad_id), whether to clean captions."""
+
+    tokenizer: str
+    max_length: Annotated[int, Within(1, 1 << 14)]
+    pad_id: Annotated[int, Within(0, (1 << 31) - 1)]
+    clean: bool
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a caller gets who names no settings; `options.check_sampling` says what they may be."""
+
+    guidance_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
