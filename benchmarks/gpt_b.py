@@ -28,8 +28,8 @@ from ..runtime.stats import ROUND
 
 MODEL = "llamagen-t2i-b"
 TREES = ("mixed_16", "small_6", "mc_sim_7b_63")
-DRAW = dict(RECIPES["cpu"].rules)["cascade"]  # the demo's operating point
-RULES = ("exact", "strict", DRAW, "cascade:children=coupled", "cascade")
+SWAP = dict(RECIPES["cpu"].rules)["swap"]  # the demo's operating point
+RULES = ("exact", "strict", SWAP, "cascade:children=coupled", "cascade")
 
 
 def bundle(folder: Path) -> Path:

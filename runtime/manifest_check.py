@@ -27,7 +27,7 @@ _MOST_CODES = 1 << 24
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises CascadeError for the first thing that cannot be."""
-    for check in (_sizes, _engines, _files, _trees, _merged, _rules, _reports):
+    for check in (_sizes, _defaults, _engines, _files, _trees, _merged, _rules, _reports):
         for wrong in check(manifest):
             raise CascadeError(f"{wrong}: build the bundle again.")
 
@@ -52,6 +52,16 @@ def _sizes(m: Manifest) -> Iterator[str]:
             yield f"the {part} {of} has {heads} heads for {few} of keys and values"
     if m.text is not None and (model.condition.kind != FEATURES or m.text.max_length != prefix):
         yield f"the text encoder {of} gives {m.text.max_length} features, which is not what the model reads"
+
+
+def _defaults(m: Manifest) -> Iterator[str]:
+    """What is drawn with where a caller says nothing."""
+    from .options import DrawOptions, check_sampling  # which know a manifest themselves
+
+    try:
+        check_sampling(m, DrawOptions())
+    except CascadeError as error:
+        yield f"the default settings of bundle {m.name} cannot be used ({_part(error)})"
 
 
 def _engines(m: Manifest) -> Iterator[str]:
@@ -139,7 +149,7 @@ def _rules(m: Manifest) -> Iterator[str]:
         try:
             takes_settings = isinstance(get_rule(spelt, neighbours, states), Relaxed)
         except CascadeError as error:
-            yield f"{point} cannot be used ({error})"
+            yield f"{point} cannot be used ({_part(error)})"
         else:
             if not takes_settings:
                 yield f"{point} is none: the rule has no settings"
@@ -155,6 +165,11 @@ def _reports(m: Manifest) -> Iterator[str]:
             size = plan.options.get(option)
             if size is not None and not (type(size) is int and 1 <= size <= 1 << 18):
                 yield f"the plan {plan.file} of bundle {m.name} has {option} of {size!r}"
+
+
+def _part(error: CascadeError) -> str:
+    """Its sentence as a part of another."""
+    return str(error).removesuffix(".")
 
 
 def _is_report(report: dict[str, Any]) -> bool:

@@ -22,7 +22,6 @@ from cascade_trt.runtime.pipeline import Pipeline
         ("cascade:tau_pos=off,tau_seq=0.0,guard=0.0,cap=0", "converged"),
         ("cascade:children=coupled,tau_pos=0.0,tau_seq=0.0,guard=0.0,cap=0", "converged"),
         ("lantern:delta=0.5", "relaxed"),
-        ("lantern:delta=0.3,residual=lantern-repo", "relaxed"),
         ("lantern++:lambda=5", "relaxed"),
         ("gsd:size=4", "relaxed"),
         ("cool:delta=3", "relaxed"),

@@ -27,6 +27,7 @@ class Cause(IntEnum):
     INTERCHANGEABLE = 2  # a draft that passed thanks to its siblings (CASCADE, breadth)
     CONVERGED = 3  # a draft that passed because its state continues its parent's (CASCADE, depth)
     RELAXED = 4  # a draft that passed another relaxed rule's test only (LANTERN, GSD, COOL-SD)
+    SWAPPED = 5  # a draft that stands in for the target's own draw (swap)
 
     @property
     def relaxed(self) -> bool:
@@ -123,10 +124,6 @@ class Node:
         """float32 [n, n]: the cosines between the guided states of nodes."""
         assert self.similarity is not None  # rules that read it name SIMILARITY in `needs`
         return self.similarity[np.ix_(list(nodes), list(nodes))]
-
-    def cousins(self) -> list[int]:
-        """All nodes of the children's depth, under whichever parent."""
-        return np.flatnonzero(self.tree.depths == self.depth + 1).tolist()
 
 
 @dataclass(frozen=True)

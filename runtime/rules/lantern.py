@@ -1,8 +1,7 @@
 """`lantern` and `lantern++`: neighbours in the VQ codebook lend their probability.
 
 LANTERN (Jang et al., ICLR 2025): the k nearest codebook neighbours of x lend their probability, nearest first, as
-long as they lend at most delta. LANTERN++ (2025): at most (lambda - 1) p(x). A rejection leaves the strict
-residual; `residual="lantern-repo"` does what the released code does instead (docs/rules.md).
+long as they lend at most delta. LANTERN++ (2025): at most (lambda - 1) p(x). A rejection leaves the strict residual.
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ class Neighbours(Relaxed):
     """Shared by both: k neighbours from `table` int [V, K], the nearest first, that the bundle carries."""
 
     k: int = 1000
-    residual: str = "strict"
     table: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.one_of("residual", ("strict", "lantern-repo"))
         if self.table is None:
             raise CascadeError(f"{self.kind} needs the bundle's neighbour table: build the bundle again.")
         if self.k < 1:
@@ -54,16 +51,6 @@ class Neighbours(Relaxed):
         # A little above the budget, so that a sum that meets it exactly is not lost to rounding.
         count = int(np.searchsorted(lent, self.budget(p) * (1 + 1e-9), side="right"))
         return p + (float(lent[count - 1]) if count else 0.0), law.proposal(token)
-
-    def after_rejection(self, law: Residual, token: int) -> None:
-        if self.residual == "strict":
-            law.reject(token)
-            return
-        around = self.near(token, self.k + 1)  # one more than was aggregated, as released
-        if self.children == "sampled":
-            law.reject(token, spared=around)
-        else:
-            law.remove(np.append(around, token))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CascadeError
+from ..nearest import meant
 from .base import Rule
 from .cascade import Cascade
 from .cool import Cool
@@ -18,6 +19,7 @@ from .lantern import Lantern, LanternPlus, Neighbours
 from .relaxed import Relaxed
 from .states import StateTable
 from .strict import Strict
+from .swap import Swap
 
 # `ar` is plain decoding, which has no tree and so no acceptance rule; the pipeline knows it by name.
 PLAIN = "ar"
@@ -26,14 +28,14 @@ _FIXED: Mapping[str, Callable[[], Rule]] = {
     "strict": Strict,
     "strict-topk": lambda: Strict("strict-topk", None),
 }
-_RELAXED: Mapping[str, type[Relaxed]] = {rule.kind: rule for rule in (Cascade, Lantern, LanternPlus, Gsd, Cool)}
+_RELAXED: Mapping[str, type[Relaxed]] = {rule.kind: rule for rule in (Cascade, Swap, Lantern, LanternPlus, Gsd, Cool)}
 RULE_NAMES: tuple[str, ...] = (PLAIN, *_FIXED, *_RELAXED)
 
 
 def get_rule(text: str, neighbours: np.ndarray | None = None, states: StateTable | None = None) -> Rule:
     """The acceptance rule that `text` spells.
 
-    The bundle's tables: neighbours int [V, K] is for LANTERN, states for CASCADE's tau_draw. Raises CascadeError
+    The bundle's tables: neighbours int [V, K] is for LANTERN, states for swap. Raises CascadeError
     for an unknown rule or setting, a value out of range, or a missing table.
     """
     kind, colon, settings = text.partition(":")
@@ -41,22 +43,31 @@ def get_rule(text: str, neighbours: np.ndarray | None = None, states: StateTable
         if colon:
             raise CascadeError(f"rule {kind} has no settings: leave {settings!r} away.")
         return _FIXED[kind]()
-    if kind not in _RELAXED:
-        raise CascadeError(f"unknown rule {kind!r}: choose one of {', '.join(RULE_NAMES)}.")
+    check_rule_name(kind)
+    if kind == PLAIN:
+        raise CascadeError(f"{PLAIN} is plain decoding, which has no acceptance rule and no settings: leave them away.")
     made = _RELAXED[kind]
     values = _parse(made, settings) if colon else {}
     if issubclass(made, Neighbours):
         values["table"] = neighbours
-    elif made is Cascade:
+    elif made is Swap:
         values["states"] = states
     return made(**values)
+
+
+def over(text: str, point: str | None) -> str:
+    """The rule that `text` spells with its settings laid over those of an operating point, a rule of the same kind."""
+    kind, colon, settings = text.partition(":")
+    if point is None or point == kind:
+        return text
+    return f"{point},{settings}" if colon else point
 
 
 def check_rule_name(text: str) -> None:
     """Raises CascadeError when `text` does not begin with the name of a rule."""
     kind = text.partition(":")[0]
     if kind not in RULE_NAMES:
-        raise CascadeError(f"unknown rule {kind!r}: choose one of {', '.join(RULE_NAMES)}.")
+        raise CascadeError(f"unknown rule {kind!r}{meant(kind, RULE_NAMES)}: choose one of {', '.join(RULE_NAMES)}.")
 
 
 def _parse(made: type[Relaxed], settings: str) -> dict[str, Any]:
@@ -66,8 +77,10 @@ def _parse(made: type[Relaxed], settings: str) -> dict[str, Any]:
     for part in settings.split(","):
         name, equals, word = (piece.strip() for piece in part.partition("="))
         if name not in known or not equals:
+            near = meant(name, known) if name not in known else ""
             raise CascadeError(
-                f"rule {made.kind} cannot read {part.strip()!r}: write setting=value with one of {', '.join(known)}."
+                f"rule {made.kind} cannot read {part.strip()!r}{near}: write setting=value with one of "
+                f"{', '.join(known)}."
             )
         values[known[name].name] = _value(made.kind, name, word, known[name].default)
     return values

@@ -1,4 +1,4 @@
-"""What the relaxed rules share: where a child is tested, what guards it, and what a rejection leaves.
+"""What the relaxed rules share: where a child is tested, what guards it, what a rejection leaves, and looking ahead.
 
 A relaxed rule replaces p(x) and q(x) in the test of a child by its own (`weigh`), and may give one last child a
 second chance (`last_chance`). `children` chooses how the tree is drafted, and with it the test:
@@ -9,8 +9,14 @@ second chance (`last_chance`). `children` chooses how the tree is drafted, and w
 | topk | the drafter's top-k | u < p(x) |
 | coupled | top-k of log q + g, the target's own noise | it is the target's draw, as `exact`; else see below |
 
-On the coupled tree a child also passes when it would have won the target's draw with its relaxed weight: when
-log w(x) + g(x) reaches log p + g of the token that was drawn.
+On the coupled tree the target's own draw t is known, and a child that is not t also passes when it would have won the
+draw with its relaxed weight w(x): its price, the nats by which t won, is at most its allowance, log w(x) - log p(x). Of
+those that may pass the one with most allowance left does.
+
+**Looking ahead** (`lookahead`, coupled trees). All nodes are verified and all draws are known, so what a child brings
+need not be guessed: gain(x) is the number of tokens that the walk takes from x on, by this very rule, less what its
+further stand-ins cost, in tokens. The allowance is then one for each token: gain(x) times as large. So a child that is
+followed by much may be worse, and one behind which the image ends never passes.
 
 With the relaxation off every rule is `strict` (or `exact`) bit for bit.
 """
@@ -38,13 +44,14 @@ class Relaxed(ABC):
     """`guard`: a relaxed token needs p(x) >= guard * max p, and always p(x) > 0 under the sampler.
 
     `cap`: most relaxed tokens in a row on one path (0: no limit). A token that starts an image's row is never
-    relaxed with `row_ends`: its neighbours in the sequence are not its neighbours in the image.
+    relaxed with `row_ends`: its neighbours in the sequence are not its neighbours in the image. `lookahead`: see above.
     """
 
     children: str = "sampled"
     guard: float = 0.0
     cap: int = 0
     row_ends: bool = False
+    lookahead: bool = False
 
     kind: ClassVar[str]
     weighs_q: ClassVar[bool] = False  # whether `weigh` changes q, too: else it cancels out on a coupled tree
@@ -55,6 +62,11 @@ class Relaxed(ABC):
         self.between("guard", 0, 1)
         if self.cap < 0:
             raise CascadeError(f"{self.kind}: cap must be 0 (no limit) or more, not {self.cap}.")
+        if self.lookahead and self.children != "coupled":
+            raise CascadeError(
+                f"{self.kind}: lookahead follows the target's own draws, which only a coupled tree knows beforehand: "
+                "add children=coupled, or set lookahead=off."
+            )
 
     # what a rule says of itself ---------------------------------------------------------------------------
     @property
@@ -109,20 +121,21 @@ class Relaxed(ABC):
         """
         return None
 
-    def stand_in(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:  # noqa: ARG002
-        """Coupled children: one (its index) that may stand for the target's own draw, or None.
+    def offers(self, node: Node, supported: list[int], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coupled children: what each of `supported` (indices) may cost for each token that it brings, and what it
+        costs, both float64 [k]; here nats. scores [n], log p + g of the node's ids, decided the draw."""
+        law = Residual(node, sampled=node.log_q is not None)
+        places = np.array([node.places[i] for i in supported], np.int64)
+        weights = [self._weight(node, law, i) for i in supported]
+        with np.errstate(divide="ignore"):
+            allowances = np.log(weights)
+        return allowances, float(scores.max()) - scores[places].astype(np.float64)
 
-        Asked before anything else, of draws that were not drafted; scores [k] over the node's ids decided the draw.
-        """
-        return None
-
-    def settle(self, node: Node, supported: list[int], index: int) -> int:  # noqa: ARG002
-        """The child to go on with once child `index` has passed: itself, or one as good with more below it."""
-        return index
-
-    def after_rejection(self, law: Residual, token: int) -> None:
-        """Takes a rejected child out of the law."""
-        law.reject(token)
+    def _weight(self, node: Node, law: Residual, index: int) -> float:
+        """How many times as likely the relaxation makes child `index`, against its proposal."""
+        p, q = law.probability(node.tokens[index]), law.proposal(node.tokens[index])
+        wide_p, wide_q = self.weigh(node, law, index)
+        return (wide_p * q) / (wide_q * p) if wide_q > 0 else math.inf
 
     # the test -----------------------------------------------------------------------------------------------
     def decide(self, node: Node, draws: Draws) -> Decision:
@@ -151,50 +164,57 @@ class Relaxed(ABC):
             else:
                 passed = strict
             if passed:
-                return self._accept(node, supported, index, Cause.STRICT if strict else self.cause)
-            self.after_rejection(law, token)
+                return Decision(int(token), node.nodes[index], Cause.STRICT if strict else self.cause)
+            law.reject(token)
         with np.errstate(divide="ignore"):
             last = self.last_chance(node, supported, np.log(node.p))
         if last is not None:
             return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
         return Decision(law.draw(draws), None)
 
-    def _accept(self, node: Node, supported: list[int], index: int, cause: Cause) -> Decision:
-        chosen = self.settle(node, supported, index) if index in supported else index
-        cause = cause if chosen == index else self.cause
-        return Decision(int(node.tokens[chosen]), node.nodes[chosen], cause)
-
     def _race(self, node: Node, draws: Draws) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""
         token = draw_token(node.ids, node.logits, draws)
         if token in node.tokens:
             return Decision(token, node.nodes[list(node.tokens).index(token)], Cause.STRICT)
+        index, cause, _ = self._stand_in(node, draws)
+        return Decision(token, None) if index is None else Decision(int(node.tokens[index]), node.nodes[index], cause)
+
+    def _stand_in(self, node: Node, draws: Draws) -> tuple[int | None, Cause, float]:
+        """Coupled children: the one (its index) that stands for a draw which was not drafted, by which relaxation, and
+        the tokens that it brings less what it costs. None, and no tokens, where there is none."""
         supported = self.supported(node)
         if not supported:
-            return Decision(token, None)
+            return None, Cause.DRAWN, 0.0
         scores = race(node.ids, node.logits, draws)
-        stand_in = self.stand_in(node, supported, scores)
-        if stand_in is not None:
-            return self._accept(node, supported, stand_in, self.cause)
-        winner = self._winner(node, supported, scores, float(scores.max())) if self.reweighs else None
-        if winner is not None:
-            return self._accept(node, supported, winner, self.cause)
+        if self.reweighs:
+            allowances, prices = self.offers(node, supported, scores)
+            gains = np.array([self._brings(node, index, relaxed=True) for index in supported])
+            left = np.where((gains > 0) & (allowances >= 0), allowances, -np.inf) * np.maximum(gains, 1e-9) - prices
+            best = int(np.argmax(left))
+            if left[best] >= 0:
+                spent = prices[best] / allowances[best] if allowances[best] > 0 else 0.0  # in tokens
+                return supported[best], self.cause, float(gains[best] - spent)
         last = self.last_chance(node, supported, scores)
-        if last is not None:
-            return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
-        return Decision(token, None)
+        gain = 0.0 if last is None else self._brings(node, last, relaxed=True)
+        return (last, Cause.CONVERGED, gain) if gain > 0 else (None, Cause.DRAWN, 0.0)
 
-    def _winner(self, node: Node, supported: list[int], scores: np.ndarray, least: float) -> int | None:
-        """The child (its index) that its relaxed weight lifts highest, at least to `least`; scores [k] over `ids`."""
-        law = Residual(node, sampled=node.log_q is not None)
-        best: tuple[float, int] | None = None
-        for index in supported:
-            at = node.places[index]
-            assert at is not None  # supported
-            wide_p, wide_q = self.weigh(node, law, index)
-            p, q = law.probability(node.tokens[index]), law.proposal(node.tokens[index])
-            weight = (wide_p * q) / (wide_q * p) if wide_q > 0 else np.inf
-            score = float(scores[at] + np.log(weight)) if weight > 0 else -np.inf
-            if score >= least and (best is None or score > best[0]):
-                best = score, index
-        return None if best is None else best[1]
+    def _brings(self, node: Node, child: int, relaxed: bool) -> float:
+        """Tokens that the walk gains with a child: the one drawn behind it (none where the image ends) and, looking
+        ahead, what follows."""
+        if not self.lookahead or node.behind is None:
+            return 1.0
+        seen = node.behind(child, relaxed)
+        if seen is None:
+            return 0.0
+        behind, draws = seen
+        if "brings" not in behind.notes:
+            behind.notes["brings"] = 1 + self._goes_on(behind, draws)
+        return behind.notes["brings"]
+
+    def _goes_on(self, node: Node, draws: Draws) -> float:
+        """What the walk brings beyond the token that is drawn at a node, less what it costs there."""
+        token = draw_token(node.ids, node.logits, draws)
+        if token in node.tokens:
+            return self._brings(node, list(node.tokens).index(token), relaxed=False)
+        return self._stand_in(node, draws)[2]

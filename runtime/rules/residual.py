@@ -47,28 +47,17 @@ class Residual:
         everywhere[self.ids] = self.p
         return everywhere
 
-    def reject(self, token: int, spared: np.ndarray | None = None) -> None:
-        """Takes the failed proposal out of p, and the token out of q.
-
-        What q_j gives to the ids in `spared` is not taken from p (LANTERN's released code does that).
-        """
+    def reject(self, token: int) -> None:
+        """Takes the failed proposal out of p, and the token out of q."""
         at = self._node.place(token)
         if self._log_q is None:
             if at is not None:
                 self.p[at] = 0.0
         else:
-            taken = self.proposals()
-            if spared is not None:
-                taken = np.where(np.isin(self.ids, spared), 0.0, taken)
-            self.p = np.maximum(self.p - taken, 0.0)
+            self.p = np.maximum(self.p - self.proposals(), 0.0)
             self._left -= float(np.exp(np.float64(self._log_q[token])))
             if at is not None:
                 self._q[at] = 0.0
-        self._normalise()
-
-    def remove(self, tokens: np.ndarray) -> None:
-        """Takes tokens out of p, whatever q says."""
-        self.p = np.where(np.isin(self.ids, tokens), 0.0, self.p)
         self._normalise()
 
     def _normalise(self) -> None:

@@ -18,8 +18,8 @@ from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Output, Pipeline
 from cascade_trt.runtime.rulebook import Rulebook
 from cascade_trt.runtime.rules import LOG_Q, Cause, Decision, Draws, Node, Rule
-from cascade_trt.runtime.rules.cascade import Cascade
 from cascade_trt.runtime.rules.states import StateTable
+from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.sampling import Sampling
 from cascade_trt.runtime.tree import get_tree
 
@@ -138,14 +138,14 @@ def test_switched_off_they_are_strict_on_guesses(small_vocabulary: Pipeline, rul
 
 
 def test_stand_ins_for_the_draw_on_guesses(small_vocabulary: Pipeline) -> None:
-    """tau_draw looks ahead over verified guesses: at 1 it is `exact`, below it brings more tokens a call."""
+    """swap looks ahead over verified guesses: at 1 it is `exact`, below it brings more tokens a call."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(8, 4)).astype(np.float32)
     states = StateTable((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16),
                         rng.dirichlet(np.ones(8)).astype(np.float32) + np.float32(0.05))  # fmt: skip
 
-    def rule(tau_draw: float) -> Cascade:
-        return Cascade(children="coupled", tau_pos=None, tau_seq=None, tau_draw=tau_draw, states=states)
+    def rule(tau_draw: float) -> Swap:
+        return Swap(tau_draw=tau_draw, states=states)
 
     for tree in GUESSED:
         exact, tight, loose = (draw(small_vocabulary, how, tree) for how in ("exact", rule(1.0), rule(0.3)))

@@ -1,4 +1,4 @@
-"""`cascade` looks ahead: on every tree its walk is the best of all walks, found here by trying each."""
+"""Looking ahead: on every tree the walk is the best of all walks, found here by trying each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from cascade_trt.runtime.noise import Stream
 from cascade_trt.runtime.rules import Draws, Node
-from cascade_trt.runtime.rules.cascade import Cascade
+from cascade_trt.runtime.rules.cool import Cool
+from cascade_trt.runtime.rules.relaxed import Relaxed
 from cascade_trt.runtime.rules.states import StateTable
+from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.tree import Tree, tree_from_branching
 
 VOCAB = 6
@@ -24,7 +26,7 @@ class Drafted:
 
     tree: Tree
     rng: np.random.Generator
-    room: int  # tokens until the picture ends
+    room: int  # tokens until the image ends
     logits: np.ndarray = field(init=False)  # [N, V]
     noise: np.ndarray = field(init=False)  # [depths, V]
     drafted: np.ndarray = field(init=False)  # [N]
@@ -53,7 +55,7 @@ class Drafted:
         """[V]: the best is the target's own draw (the ids are 0, 1, ...)."""
         return node.logits + draws.gumbel(Stream.TOKEN, node.ids)
 
-    def best(self, rule: Cascade, index: int = 0, run: int = 0) -> float:
+    def best(self, rule: Relaxed, index: int = 0, run: int = 0) -> float:
         """Tokens of the best walk from a node on, the bonus included, less what its stand-ins cost in tokens."""
         node, draws = self.see(index, run)
         scores = self.scores(node, draws)
@@ -64,12 +66,12 @@ class Drafted:
             return 1 + self.best(rule, node.nodes[node.tokens.index(drawn)])
         worth = [1.0]
         if node.tokens and not (rule.cap and run >= rule.cap):
-            prices = rule.prices(node, list(range(len(node.tokens))), scores)
-            worth += [1 + self.best(rule, child, run + 1) - price / (1 - (rule.tau_draw or 0))
-                      for child, price in zip(node.nodes, prices, strict=True)]  # fmt: skip
+            allowances, prices = rule.offers(node, list(range(len(node.tokens))), scores)
+            worth += [1 + self.best(rule, child, run + 1) - price / allowance
+                      for child, allowance, price in zip(node.nodes, allowances, prices, strict=True)]  # fmt: skip
         return max(worth)
 
-    def walk(self, rule: Cascade) -> tuple[list[int], float]:
+    def walk(self, rule: Relaxed) -> tuple[list[int], float]:
         """The rule's own tokens, and what they are worth."""
         index, run, tokens, cost = 0, 0, [], 0.0
         while True:
@@ -81,19 +83,23 @@ class Drafted:
             run = run + 1 if decision.cause.relaxed else 0
             if decision.cause.relaxed:
                 at = list(node.nodes).index(decision.child)
-                cost += float(rule.prices(node, [at], self.scores(node, draws))[0]) / (1 - (rule.tau_draw or 0))
+                allowance, price = rule.offers(node, [at], self.scores(node, draws))
+                cost += float(price[0] / allowance[0])
             index = decision.child
 
 
-def rule_for(rng: np.random.Generator, tau_draw: float, cap: int = 0, ahead: float = 1.0) -> Cascade:
+def swap_for(rng: np.random.Generator, tau_draw: float, cap: int = 0, lookahead: bool = True) -> Swap:
     rows = rng.normal(size=(VOCAB, 3))
     table = StateTable(
         (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16),
         rng.dirichlet(np.ones(VOCAB)).astype(np.float32) + np.float32(0.01),
     )
-    return Cascade(
-        children="coupled", tau_pos=None, tau_seq=None, guard=0.0, cap=cap, tau_draw=tau_draw, ahead=ahead, states=table
-    )
+    return Swap(cap=cap, tau_draw=tau_draw, lookahead=lookahead, states=table)
+
+
+def cool_for(strictness: float, cap: int) -> Cool:
+    """The same allowance, at least a tenth of a nat, at every depth."""
+    return Cool(children="coupled", delta=float(np.exp(0.1 + 3 * (1 - strictness))), nu=0.0, cap=cap, lookahead=True)
 
 
 SHAPES = ([[2], [2, 1], [1, 1, 1]], [[3], [1, 2, 0], [1, 0, 1], [1, 1]], [[1], [1], [1], [1]], [[4]])
@@ -101,12 +107,15 @@ SHAPES = ([[2], [2, 1], [1, 1, 1]], [[3], [1, 2, 0], [1, 0, 1], [1, 1]], [[1], [
 
 @settings(max_examples=150, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), shape=st.sampled_from(SHAPES), tau_draw=st.floats(0, 0.95), cap=st.integers(0, 2),
-    room=st.integers(1, 6),
+    seed=st.integers(0, 10_000), shape=st.sampled_from(SHAPES), strictness=st.floats(0, 0.95), cap=st.integers(0, 2),
+    room=st.integers(1, 6), swap=st.booleans(),
 )  # fmt: skip
-def test_the_walk_is_the_best_of_all_walks(seed: int, shape: list, tau_draw: float, cap: int, room: int) -> None:
+def test_the_walk_is_the_best_of_all_walks(
+    seed: int, shape: list, strictness: float, cap: int, room: int, swap: bool
+) -> None:
     rng = np.random.default_rng(seed)
-    drafted, rule = Drafted(tree_from_branching("any", shape), rng, room), rule_for(rng, tau_draw, cap)
+    drafted = Drafted(tree_from_branching("any", shape), rng, room)
+    rule = swap_for(rng, strictness, cap) if swap else cool_for(strictness, cap)
     tokens, worth = drafted.walk(rule)
     assert worth == pytest.approx(drafted.best(rule), abs=1e-4)
     assert len(tokens) <= room
@@ -119,16 +128,16 @@ def test_more_stands_in_as_the_threshold_falls(seed: int, shape: list, low: floa
     rng = np.random.default_rng(seed)
     drafted = Drafted(tree_from_branching("any", shape), rng, 6)
     table_seed = int(rng.integers(1 << 30))
-    strict = rule_for(np.random.default_rng(table_seed), high).decide(*drafted.see(0))
-    loose = rule_for(np.random.default_rng(table_seed), low).decide(*drafted.see(0))
+    strict = swap_for(np.random.default_rng(table_seed), high).decide(*drafted.see(0))
+    loose = swap_for(np.random.default_rng(table_seed), low).decide(*drafted.see(0))
     assert loose.child is not None or strict.child is None
 
 
-def test_nothing_is_asked_of_what_follows_without_ahead() -> None:
+def test_nothing_is_asked_of_what_follows_without_looking_ahead() -> None:
     rng = np.random.default_rng(0)
     drafted = Drafted(tree_from_branching("any", SHAPES[0]), rng, 6)
     node, draws = drafted.see(0)
     blind = Node(**{**vars(node), "behind": None})  # type: ignore[arg-type]
     for tau_draw in np.linspace(0, 1, 21):
-        rule = rule_for(np.random.default_rng(1), float(tau_draw), ahead=0)
+        rule = swap_for(np.random.default_rng(1), float(tau_draw), lookahead=False)
         assert rule.decide(node, draws) == rule.decide(blind, draws)

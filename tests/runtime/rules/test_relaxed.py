@@ -19,7 +19,9 @@ from cascade_trt.runtime.rules.cool import Cool
 from cascade_trt.runtime.rules.gsd import Gsd
 from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
 from cascade_trt.runtime.rules.relaxed import CHILDREN
+from cascade_trt.runtime.rules.registry import over
 from cascade_trt.runtime.rules.states import StateTable
+from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.tree import tree_from_branching
 
 VOCAB = 12
@@ -68,19 +70,19 @@ def cases(draw: st.DrawFn) -> Case:
 def relaxations(children: str) -> list[Any]:
     rules: list[Any] = [
         Cascade(children=children, tau_pos=0.5, tau_seq=0.5, guard=0.0, cap=0),
-        Cascade(children=children, tau_pos=0.5, tau_seq=None, breadth="both", peers="depth"),
+        Cascade(children=children, tau_pos=0.5, tau_seq=None),
         Lantern(children=children, delta=0.3, k=5, table=TABLE),
         LanternPlus(children=children, lambda_=4.0, table=TABLE),
         Cool(children=children, delta=2.0),
     ]
     if children == "coupled":
-        rules.append(by_draw(0.4))
+        rules += [by_draw(0.4), Cool(children=children, delta=2.0, lookahead=True),
+                  Cascade(children=children, tau_pos=0.5, tau_seq=0.5, guard=0.0, cap=0, lookahead=True)]  # fmt: skip
     return rules if children == "topk" else [*rules, Gsd(children=children, size=4)]
 
 
-def by_draw(tau_draw: float | None, **more: Any) -> Cascade:
-    """The rule that compares children with the target's own draw, and does nothing else."""
-    return Cascade(children="coupled", tau_pos=None, tau_seq=None, tau_draw=tau_draw, states=STATES, **more)
+def by_draw(tau_draw: float | None, **more: Any) -> Swap:
+    return Swap(tau_draw=tau_draw, states=STATES, **more)
 
 
 def switched_off(children: str) -> list[Any]:
@@ -183,13 +185,13 @@ def test_names_spell_the_rule(rule: Any) -> None:
         ("cascade:cap=-1", "cap must be 0"),
         ("cascade:cap=1.5", "a whole number"),
         ("cascade:children=greedy", "children must be one of sampled, topk, coupled"),
-        ("cascade:tau_draw=0.5", "only a coupled tree shares"),
-        ("cascade:children=coupled,tau_draw=1.5", "tau_draw must lie between 0 and 1"),
-        ("cascade:children=coupled,tau_draw=on", "tau_draw must be a number, not 'on'"),
-        ("cascade:children=coupled,tau_draw=0.5,balance=-1", "balance must lie between 0 and 1"),
-        ("cascade:breadth=sum", "breadth must be one of"),
+        ("cascade:tau_draw=0.5", "cannot read 'tau_draw=0.5'"),
+        ("cascade:lookahead=on", "only a coupled tree knows beforehand"),
+        ("swap:children=sampled,lookahead=off", "only a coupled tree shares"),
+        ("swap:tau_draw=1.5", "tau_draw must lie between 0 and 1"),
+        ("swap:tau_draw=on", "tau_draw must be a number, not 'on'"),
+        ("swap:balance=-1", "balance must lie between 0 and 1"),
         ("lantern:delta=2", "delta must lie between 0 and 1"),
-        ("lantern:residual=none", "residual must be one of strict, lantern-repo"),
         ("lantern:k=0", "k must be at least 1"),
         ("lantern++:lambda=0.5", "lambda must be at least 1"),
         ("gsd:children=topk", "top-k children lack"),
@@ -212,12 +214,24 @@ def test_lantern_needs_its_table() -> None:
             get_rule(name)
 
 
-def test_tau_draw_needs_its_table() -> None:
+def test_swap_needs_its_table() -> None:
     with pytest.raises(CascadeError, match="run `cascade-trt calibrate states`"):
-        get_rule("cascade:children=coupled,tau_draw=0.5", TABLE)
-    assert get_rule("cascade:children=coupled,tau_draw=off").noise is Stream.TOKEN
+        get_rule("swap:tau_draw=0.5", TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "point", "means"),
+    [
+        ("cascade", None, "cascade"),
+        ("cascade", "cascade:tau_pos=0.8,guard=0.1", "cascade:guard=0.1,tau_pos=0.8"),
+        ("cascade:guard=0.01", "cascade:tau_pos=0.8,guard=0.1", "cascade:guard=0.01,tau_pos=0.8"),
+        ("cascade:cap=3", "cascade", "cascade:cap=3"),
+    ],
+)
+def test_settings_are_laid_over_an_operating_point(text: str, point: str | None, means: str) -> None:
+    assert get_rule(over(text, point)) == get_rule(means)
 
 
 def test_every_rule_can_be_made() -> None:
     for name in RULE_NAMES[1:]:
-        assert get_rule(name, TABLE).noise in (*Stream, None)
+        assert get_rule(name, TABLE, STATES).noise in (*Stream, None)

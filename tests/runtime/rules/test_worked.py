@@ -7,6 +7,7 @@ test when u * 1/4 < p(x). `u` is replaced by a fixed number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cascade_trt.runtime.rules.gsd import Gsd
 from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
 from cascade_trt.runtime.rules.residual import Residual
 from cascade_trt.runtime.rules.states import StateTable
+from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.tree import tree_from_branching
 
 P = np.array([0.4, 0.3, 0.2, 0.1])
@@ -96,23 +98,14 @@ def test_cascade_on_the_coupled_tree() -> None:
     assert rule.decide(case([2, 3], (1, 2, 0.95)), draws(0.5)).child is None  # .2 + .1 < .4
 
 
-def test_cascade_swaps_to_the_deepest_subtree() -> None:
-    """Child 0 passes, but its look-alike 1 has children of its own in the tree."""
-    tree = tree_from_branching("uneven", [[2], [0, 1]])
-    node = root_node(P, [0, 1], UNIFORM, alike((1, 2, 0.95)), tree)
-    swapped = Cascade(tau_pos=0.9, tau_seq=None, breadth="swap").decide(node, draws(0.5))
-    assert (swapped.token, swapped.child, swapped.cause) == (1, 2, Cause.INTERCHANGEABLE)
-    assert Cascade(tau_pos=0.96, tau_seq=None, breadth="swap").decide(node, draws(0.5)).token == 0
-
-
 # Rows of tokens 1 and 2 at cosine .8 and .6 to that of token 0, token 3 was never seen; 1 is four times as common as 2.
 STATES = StateTable(
     np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 0]], np.float16), np.array([0.3, 0.4, 0.1, 0.2], np.float32)
 )
 
 
-def by_draw(tau_draw: float, **more: float) -> Cascade:
-    return Cascade(children="coupled", tau_pos=None, tau_seq=None, guard=0.0, tau_draw=tau_draw, states=STATES, **more)
+def by_draw(tau_draw: float, **more: Any) -> Swap:
+    return Swap(tau_draw=tau_draw, states=STATES, **more)
 
 
 def test_a_child_costs_less_the_more_it_is_like_the_draw_and_the_less_it_lost_by() -> None:
@@ -129,12 +122,12 @@ def test_common_tokens_are_held_back() -> None:
     np.testing.assert_allclose(prices, [0.2667, 0.1333], atol=1e-3)
 
 
-def test_cascade_takes_the_child_that_is_most_like_the_draw() -> None:
+def test_swap_takes_the_child_that_is_most_like_the_draw() -> None:
     """Without noise the target draws 0, and 1 loses by log(.4/.3): price .2 * .288 / 2 = .029; 2 costs .139, 3 .693."""
     node = case([2, 1, 3])
-    decision = by_draw(0.97, balance=0, ahead=0).decide(node, draws(0.5))
-    assert (decision.token, decision.child, decision.cause) == (1, 2, Cause.INTERCHANGEABLE)
-    refused = by_draw(0.98, balance=0, ahead=0).decide(node, draws(0.5))
+    decision = by_draw(0.97, balance=0, lookahead=False).decide(node, draws(0.5))
+    assert (decision.token, decision.child, decision.cause) == (1, 2, Cause.SWAPPED)
+    refused = by_draw(0.98, balance=0, lookahead=False).decide(node, draws(0.5))
     assert (refused.token, refused.child, refused.cause) == (0, None, Cause.DRAWN)
     assert by_draw(0.3, balance=0).decide(case([3]), draws(0.5)).token == 3
     assert by_draw(0.31, balance=0).decide(case([3]), draws(0.5)).child is None
@@ -151,7 +144,7 @@ def test_what_brings_more_may_cost_more() -> None:
     deeper = root_node(P, [1], UNIFORM, alike(size=2), behind=lambda _child, _relaxed: leaf)
     second = root_node(P, [0], UNIFORM, alike(size=2), behind=lambda _child, _relaxed: (deeper, draws(0.5)))
 
-    def decide(tau_draw: float, **more: float) -> int | None:
+    def decide(tau_draw: float, **more: Any) -> int | None:
         def behind(child: int, relaxed: bool) -> tuple[Node, Draws]:
             assert relaxed
             return leaf if child == 0 else (second, draws(0.5))
@@ -162,13 +155,12 @@ def test_what_brings_more_may_cost_more() -> None:
         return by_draw(tau_draw, balance=0, **more).decide(node, draws(0.5)).child
 
     assert decide(0.92) == 2
-    assert decide(0.92, ahead=0) == 1
-    assert decide(0.92, ahead=0.1) == 1  # 2 brings little more than 1.1 tokens now
+    assert decide(0.92, lookahead=False) == 1
     assert decide(0.93) == 2  # 2 + .041 / .07 tokens pay .181, less .139 = .043; child 1 leaves .07 - .029 = .041
     assert decide(0.95) == 1
     assert decide(0.98) is None
     row_start = root_node(P, [1, 2], UNIFORM, alike(size=5), tree, row_start=True)
-    assert by_draw(0.75).decide(row_start, draws(0.5)).child is None
+    assert by_draw(0.75, row_ends=True).decide(row_start, draws(0.5)).child is None
 
 
 def test_lantern_budget() -> None:
@@ -187,21 +179,6 @@ def test_lantern_plus_budget() -> None:
     node, law = case([3]), Residual(case([3]), sampled=True)
     for lambda_, wide in ((2.9, 0.1), (3.1, 0.3), (6.1, 0.6)):
         assert LanternPlus(lambda_=lambda_, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(wide)
-
-
-def test_lanterns_released_residual() -> None:
-    """Sampled: what q gives to the neighbours stays in p. Top-k: the neighbours leave p with the child."""
-    rule = Lantern(delta=0.0, k=1, residual="lantern-repo", table=TABLE)
-    law = Residual(case([3]), sampled=True)
-    rule.after_rejection(law, 3)  # neighbours 2 and 1 (k + 1 of them) are spared
-    np.testing.assert_allclose(law.p, np.array([0.15, 0.3, 0.2, 0.0]) / 0.65, rtol=1e-6)
-    strict = Residual(case([3]), sampled=True)
-    strict.reject(3)
-    np.testing.assert_allclose(strict.p, np.array([0.15, 0.05, 0.0, 0.0]) / 0.2, rtol=1e-5, atol=1e-9)
-    rule = Lantern(children="topk", delta=0.0, k=1, residual="lantern-repo", table=TABLE)
-    law = Residual(case([3]), sampled=False)
-    rule.after_rejection(law, 3)
-    np.testing.assert_allclose(law.p, [1.0, 0.0, 0.0, 0.0])
 
 
 def test_gsd_sums_both_sides_over_the_group() -> None:
