@@ -67,6 +67,13 @@ class Parts:
                 found[part] = {"file": source.path.name, "parameters": self.parameters(part)}
         return found
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the files were read."""
+        opened = [self.target, self.drafter]
+        sources = [model.checkpoint for model in opened if model is not None] + [self.vq, self.text]
+        return [note for source in sources if source is not None for note in source.notes]
+
     def counted(self, progress: Callable[[str, int, int], None]) -> Parts:
         """The same parts, reporting every tensor that is read."""
         counter = _Counter(progress, sum(self.parameters(part) for part in self._shapes()))
@@ -112,7 +119,7 @@ class _View:
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source
-        self.path = source.path
+        self.path, self.notes = source.path, source.notes
 
     def names(self) -> list[str]:
         return self._source.names()
@@ -136,7 +143,8 @@ class _CountedSource(_View):
 
     def load(self, name: str) -> torch.Tensor:
         tensor = self._source.load(name)
-        if not torch.isfinite(tensor).all():
+        wide = tensor.dtype == torch.float64  # what float32 cannot hold becomes infinite in the graphs
+        if not torch.isfinite(tensor.float() if wide else tensor).all():
             raise CascadeError(f"tensor {name} of {self.path} holds NaN or infinite values: the file is damaged.")
         self._counter.count(self._what, name, tensor.numel())
         return tensor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from ...runtime.errors import CascadeError
 from ...runtime.plan import LARGEST_SIDE
 from ...runtime.rules import get_rule
 from ...runtime.rules.states import StateTable
+from .reading import refuse_pointer, shown, spelt
 
+_LARGEST = (1 << 31) - 1
 _NO_STATES = StateTable(np.zeros((1, 1), np.float16), np.ones(1, np.float32))
 
 
@@ -28,24 +31,48 @@ def check_grid(grid: int) -> int:
 def whole(settings: Mapping[str, Any], name: str, default: int) -> int:
     """The positive whole number called `name`, or the default where it is absent or null.
 
-    Raises CascadeError for anything else: text, fractions, zero and negative numbers.
+    Raises CascadeError for anything else: text, fractions, zero, negative and enormous numbers.
     """
     value = settings.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CascadeError(f"{name} must be a positive whole number, not {value!r}: correct the config.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise CascadeError(f"{name} must be a positive whole number, not {shown(value)}: correct the config.")
     return value
 
 
-def positive(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """The positive number called `name`, or the default. Raises CascadeError as `whole` does."""
+def index(settings: Mapping[str, Any], name: str, default: int, count: int) -> int:
+    """The whole number called `name`, from 0 to `count` - 1, or the default. Raises CascadeError as `whole` does."""
     value = settings.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise CascadeError(f"{name} must be a positive number, not {value!r}: correct the config.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise CascadeError(
+            f"{name} must be a whole number from 0 to {count - 1}, not {shown(value)}: correct the config."
+        )
+    return value
+
+
+def positive(
+    settings: Mapping[str, Any], name: str, default: float, least: float = 1e-12, most: float = 1e12
+) -> float:
+    """The number called `name`, from `least` to `most`, or the default. Raises CascadeError as `whole` does."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CascadeError(
+            f"{name} must be a positive number from {least:g} to {most:g}, not {shown(value)}: correct the config."
+        )
     return float(value)
+
+
+def one_of(settings: Mapping[str, Any], name: str, known: Sequence[str]) -> str | None:
+    """The text called `name`, None where it is absent or null. Raises CascadeError for what is not among `known`."""
+    value = settings.get(name)
+    if value is not None and value not in known:
+        raise CascadeError(f"{name} must be one of {', '.join(known)}, not {shown(value)}: correct the config.")
+    return value
 
 
 def rules(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -55,10 +82,11 @@ def rules(settings: Mapping[str, Any]) -> dict[str, str]:
     """
     found = settings.get("rules") or {}
     if not isinstance(found, Mapping):
-        raise CascadeError(f"rules must map names to rules with settings, not {found!r}: correct the config.")
+        raise CascadeError(f"rules must map names to rules with settings, not {shown(found)}: correct the config.")
     for name, rule in found.items():
         if not isinstance(rule, str) or rule.partition(":")[0] != name:
-            raise CascadeError(f"rules: {name} must be spelt {name}:setting=value, not {rule!r}: correct the config.")
+            key = spelt(name)
+            raise CascadeError(f"rules: {key} must be spelt {key}:setting=value, not {shown(rule)}: correct it.")
         get_rule(rule, np.zeros((1, 1), np.int64), _NO_STATES)  # settings are checked; the tables play no part
     return dict(found)
 
@@ -71,10 +99,14 @@ def state_table(settings: Mapping[str, Any], folder: Path, shape: tuple[int, int
     name = settings.get("states")
     if name is None:
         return None
-    table = StateTable.load(folder / str(name))
+    file = folder / name if isinstance(name, str) else folder
+    if not os.path.isfile(file):  # False too for a name that no file can have
+        raise CascadeError(f"states: {shown(name)} cannot be read, as {folder} has no such file: correct the config.")
+    refuse_pointer(file)
+    table = StateTable.load(file)
     if table.rows.shape != shape:
         raise CascadeError(
-            f"states: the rows of {folder / str(name)} must have the shape {shape}, not {table.rows.shape}: the table "
+            f"states: the rows of {file} must have the shape {shape}, not {table.rows.shape}: the table "
             "belongs to another model."
         )
     return table

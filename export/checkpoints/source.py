@@ -1,44 +1,38 @@
-"""Reading weights one tensor at a time, from every form in which checkpoints are published.
-
-Nothing here loads a whole model: pickles are memory-mapped and safetensors are read lazily. Pickles are
-opened with PyTorch's restricted unpickler, which runs no code of the file.
-"""
+"""Weights by name, read one tensor at a time: from files in every form in which they are published, or random ones."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import warnings
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PosixPath
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 
 from ...runtime.errors import CascadeError
+from .files import read_file, read_folder
+from .names import Tensors, bare, check_floats, model_of, part_of
+from .reading import spelt
 
 Shape = tuple[int, ...]
 Module = TypeVar("Module", bound=torch.nn.Module)
-_WRAPPERS = ("model", "module", "state_dict")  # the order in which LlamaGen's own loaders try them
-_LEFTOVERS = ("freqs_cis", "causal_mask", "kv_cache.", "codebook_used", "rotary_emb.inv_freq")
-_TRAINERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-# Plain values that training scripts save beside the weights; PyTorch's unpickler refuses them unless they are named.
-_SCALAR = np.float64(0).__reduce__()[0]
-_PLAIN: list[Any] = [
-    argparse.Namespace, PosixPath, np.dtype, *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
-    *((_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
-]  # fmt: skip
 
 
 @runtime_checkable
 class TensorSource(Protocol):
-    """Named tensors; `load` gives one of them, as a view of the file where that is possible."""
+    """Named tensors; `load` gives one of them, as a view of the file where that is possible.
+
+    `notes` are sentences that a user should know of how the file was read.
+    """
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def names(self) -> list[str]: ...
 
@@ -47,59 +41,6 @@ class TensorSource(Protocol):
     def load(self, name: str) -> torch.Tensor: ...
 
     def __contains__(self, name: object) -> bool: ...
-
-
-class StateDict:
-    """A flat state_dict in (mapped) memory."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.path, self._tensors = path, tensors
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> Shape:
-        return tuple(self._tensors[name].shape)
-
-    def load(self, name: str) -> torch.Tensor:
-        return self._tensors[name].detach()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-
-class Safetensors:
-    """One or several safetensors files."""
-
-    def __init__(self, path: Path, files: list[Path]) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self.path = path
-        self._found: dict[str, tuple[Any, str]] = {}  # the file that holds a tensor, and its name there
-        for file in files:
-            try:
-                handle = safe_open(file, framework="pt", device="cpu")
-            except FileNotFoundError:
-                raise CascadeError(f"{path} lacks its part {file.name}: download it again.") from None
-            except (SafetensorError, OSError) as error:
-                raise CascadeError(f"{file} is damaged ({error}): download it again.") from None
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-                if not _is_leftover(name):
-                    self._found[_bare(name)] = handle, name
-
-    def names(self) -> list[str]:
-        return list(self._found)
-
-    def shape(self, name: str) -> Shape:
-        handle, stored = self._found[name]
-        return tuple(handle.get_slice(stored).get_shape())
-
-    def load(self, name: str) -> torch.Tensor:
-        handle, stored = self._found[name]
-        return handle.get_tensor(stored)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._found
 
 
 @dataclass(frozen=True)
@@ -111,10 +52,10 @@ class Derived:
 
 
 class RenamedSource:
-    """A source under other names, some tensors made of several (LANTERN keeps q, k and v apart)."""
+    """Tensors of a file or a source under other names, some made of several (LANTERN keeps q, k and v apart)."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Derived]) -> None:
-        self.path, self._tensors = path, tensors
+    def __init__(self, path: Path, tensors: Mapping[str, Derived], notes: Iterable[str] = ()) -> None:
+        self.path, self._tensors, self.notes = path, tensors, tuple(notes)
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -136,11 +77,17 @@ def renamed(source: TensorSource, names: Mapping[str, str]) -> dict[str, Derived
     }
 
 
+def with_notes(source: TensorSource, *notes: str) -> TensorSource:
+    """The same tensors, with more for a user to know."""
+    return RenamedSource(source.path, renamed(source, {name: name for name in source.names()}), (*source.notes, *notes))
+
+
 class DummySource:
     """Random weights of given shapes, the same for the same seed and name, made when they are asked for."""
 
     def __init__(self, shapes: Mapping[str, Shape], seed: int = 0) -> None:
         self.path, self._shapes, self._seed = Path("dummy"), dict(shapes), seed
+        self.notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -162,129 +109,30 @@ class DummySource:
         return name in self._shapes
 
 
-def open_source(path: Path, what: str) -> TensorSource:
-    """Opens a .pt/.pth/.bin pickle, a .safetensors file, or a folder that holds either (sharded or not).
+def open_source(
+    path: Path, what: str, anchors: Iterable[str] = (), harmless: tuple[str, ...] = ()
+) -> TensorSource:
+    """Opens a file of tensors (PyTorch's or safetensors, whatever its name), or a folder of such (sharded or not).
 
-    `what` names the part in messages ("checkpoint", "drafter", ...). Raises CascadeError for a missing,
-    truncated or unsafe file.
+    `what` names the part in messages ("checkpoint", "drafter", ...). `anchors` are tensors of which each file of the
+    part has one: a prefix before them is left away. Tensors whose names then begin with one of `harmless` are left
+    out. Raises CascadeError for a file that is missing, damaged, unsafe or quantised.
     """
     path = Path(path)
-    if not path.exists():
-        raise CascadeError(f"the {what} {path} does not exist: check the path.")
-    if path.is_dir():
-        return _open_folder(path, what)
-    if path.suffix == ".safetensors":
-        return Safetensors(path, [path])
-    return StateDict(path, _read_pickle(path, what))
-
-
-def _open_folder(folder: Path, what: str) -> TensorSource:
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            weight_map = read_json(folder / index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-                raise CascadeError(f"{folder / index} has no weight_map that names files: download it again.")
-            parts = sorted(set(weight_map.values()))
-            files = [folder / part for part in parts]
-            if index.startswith("model"):
-                return Safetensors(folder, files)
-            merged: dict[str, torch.Tensor] = {}
-            for file in files:
-                if not file.is_file():
-                    raise CascadeError(f"{folder} lacks its part {file.name}: download it again.")
-                merged |= _read_pickle(file, what)
-            return StateDict(folder, merged)
-    if (folder / "model.safetensors").is_file():
-        return Safetensors(folder, [folder / "model.safetensors"])
-    if (folder / "pytorch_model.bin").is_file():
-        return StateDict(folder, _read_pickle(folder / "pytorch_model.bin", what))
-    raise CascadeError(
-        f"the {what} folder {folder} holds no model.safetensors or pytorch_model.bin: give the file itself."
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CascadeError when it is missing or malformed."""
-    try:
-        content = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise CascadeError(f"there is no file {path}: check the path.") from None
-    except (OSError, ValueError) as error:
-        raise CascadeError(f"{path} is not readable JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise CascadeError(f"{path} must hold a JSON object.")
-    return content
-
-
-def _read_pickle(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """The flat state_dict inside a PyTorch file, unwrapped and without leftovers of training."""
-    try:
-        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged files also warn; they get one sentence
-            content = _load_mapped(path)
-    except PermissionError:
-        raise CascadeError(f"the {what} {path} may not be read: change its permissions.") from None
-    except Exception as error:  # damaged pickles raise anything: struct.error, IndexError, ...
-        if offender := _offender(error):
-            raise CascadeError(
-                f"the {what} {path} wants to run code when it is opened ({offender}), which is refused: "
-                "convert it to safetensors where you trust it."
-            ) from None
-        raise CascadeError(
-            f"the {what} {path} is truncated, damaged or not a PyTorch checkpoint: download it again."
-        ) from None
-    return _flatten(path, what, content)
-
-
-def _load_mapped(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _offender(error: Exception) -> str:
-    """The function or class that the restricted unpickler refused, or nothing if that was not the trouble."""
-    _, found, rest = str(error).partition("GLOBAL ")
-    return rest.split()[0].strip(".,;") if found and rest.split() else ""
-
-
-def _flatten(path: Path, what: str, content: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a state_dict, which may lie under one wrapper or several."""
-    while wrapped := _unwrapped(content):
-        content = wrapped
-    if not isinstance(content, Mapping):
-        raise CascadeError(f"the {what} {path} holds a {type(content).__name__}, not a state_dict.")
-    found = {
-        _bare(name): tensor
-        for name, tensor in content.items()
-        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and not _is_leftover(name)
-    }
-    if not found:
-        raise CascadeError(f"the {what} {path} holds no tensors under {', '.join(_WRAPPERS)} or at its top.")
-    return found
-
-
-def _unwrapped(content: Any) -> Mapping[Any, Any] | None:
-    """What lies under the first wrapper, if there is one."""
-    if not isinstance(content, Mapping):
-        return None
-    inner = (content.get(wrapper) for wrapper in _WRAPPERS)
-    return next((found for found in inner if isinstance(found, Mapping) and found), None)
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without what trainers put before it."""
-    while name.startswith(_TRAINERS):
-        name = name[name.index(".") + 1 :]
-    return name
-
-
-def _is_leftover(name: str) -> bool:
-    return any(mark in name for mark in _LEFTOVERS)
+    where = f"the {what} {path}"
+    tensors: Tensors = {}
+    notes: list[str] = []
+    for content in read_folder(path, what) if os.path.isdir(path) else [read_file(path, what)]:
+        found, said = model_of(content.tree, f"the {what} {content.path}")
+        notes += said
+        for name, tensor in bare(found, where).items():
+            if name in tensors:
+                raise CascadeError(f"{where} holds the tensor {spelt(name)} in two files: download it again.")
+            tensors[name] = tensor
+    tensors, said = part_of(tensors, anchors, where)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(harmless)}
+    check_floats(kept, where)
+    return RenamedSource(path, {name: Derived(x.shape, x.load) for name, x in kept.items()}, [*notes, *said])
 
 
 def load_module(module: Module, source: TensorSource, prefix: str = "") -> Module:
@@ -299,22 +147,34 @@ def matrix(source: TensorSource, name: str) -> tuple[int, int]:
     if name not in source:
         raise CascadeError(f"{source.path} lacks the tensor {name}: it is incomplete or of another kind.")
     shape = source.shape(name)
-    if len(shape) != 2:
+    if len(shape) != 2 or 0 in shape:
         raise CascadeError(f"tensor {name} of {source.path} has the shape {list(shape)}, not two dimensions.")
     return shape[0], shape[1]
 
 
+def is_language_model(source: TensorSource) -> bool:
+    """Whether this is a Llama, a Chameleon or the like: its layers are LANTERN's or Llama's, but it draws nothing."""
+    layers = any(name.endswith(("self_attn.q_proj.weight", "attention.wq.weight")) for name in source.names())
+    return layers and not any("cls_embedding" in name or name.endswith("fc.weight") for name in source.names())
+
+
 def looks_like(source: TensorSource) -> str:
     """What a file given in the wrong place is, and where it belongs: the end of a sentence."""
-    if "quantize.embedding.weight" in source:
+
+    def has(tail: str) -> bool:
+        return any(name == tail or name.endswith(f".{tail}") for name in source.names())
+
+    if is_language_model(source):
+        return "a language model (Llama, Chameleon or the like): give LlamaGen's file"
+    if has("quantize.embedding.weight"):
         return "a VQ tokenizer: pass it with --vq"
-    if "fc.weight" in source and "embed_tokens.weight" in source:
+    if has("fc.weight") and has("embed_tokens.weight"):
         return "a drafter: pass it with --drafter"
-    if "tok_embeddings.weight" in source or "model.embed_tokens.weight" in source:
+    if has("tok_embeddings.weight") or has("embed_tokens.weight"):
         return "a transformer: pass it with --checkpoint"
-    if "shared.weight" in source:
+    if has("shared.weight"):
         return "a text encoder: pass its folder with --text"
-    return f"unknown (it starts with the tensors {', '.join(source.names()[:3])}): check the path"
+    return f"unknown (it starts with the tensors {', '.join(map(spelt, source.names()[:3]))}): check the path"
 
 
 def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -> None:
@@ -332,3 +192,28 @@ def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -
                 f"tensor {name} of the {what} {source.path} has the shape {list(source.shape(name))}, "
                 f"not {list(expected)}: check --config, --grid and --n-head, or the file."
             )
+
+
+def check_all_read(source: TensorSource, shapes: Mapping[str, Shape], what: str) -> None:
+    """Raises CascadeError where the source holds a tensor that is not among `shapes`: it is another model."""
+    unread = [name for name in source.names() if name not in shapes]
+    if unread:
+        raise CascadeError(
+            f"the {what} {source.path} holds {spelt(unread[0])}, which would be left unread: it is of another kind, "
+            "or leave that tensor out of the file."
+        )
+
+
+def count(source: TensorSource, prefix: str, what: str) -> int:
+    """How many there are of what the names number behind `prefix`; at most as many as there are names.
+
+    Raises CascadeError where a number below the highest is missing.
+    """
+    pattern = re.compile(re.escape(prefix) + r"([0-9]+)\.")
+    numbers = {found[1] for name in source.names() if (found := pattern.match(name))}
+    for number in range(len(numbers)):
+        if str(number) not in numbers:
+            raise CascadeError(
+                f"the {what} {source.path} lacks the tensors {prefix}{number}: it is incomplete or of another kind."
+            )
+    return len(numbers)

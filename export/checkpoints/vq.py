@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 from ...runtime.errors import CascadeError
 from ...runtime.plan import TokenPlan
 from ..models.vq import VQConfig
-from .source import Shape, TensorSource, check_shapes, looks_like, matrix, open_source
+from .reading import shown
+from .source import Shape, TensorSource, check_all_read, check_shapes, count, looks_like, matrix, open_source
+
+_ENCODING = ("encoder.", "quant_conv.", "loss.", "discriminator.")  # of no use for decoding
 
 
 def vq_shapes(config: VQConfig) -> dict[str, Shape]:
@@ -63,8 +65,8 @@ def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQC
     `overrides` may hold vq_ch_mult, vq_z_channels and vq_codebook_dim of a config file; they are only
     compared. Raises CascadeError for another kind of file, missing or misshapen tensors, and contradictions.
     """
-    source = open_source(path, "VQ checkpoint")
-    if any(name.startswith("gen_vision_model.") for name in source.names()):
+    source = open_source(path, "VQ checkpoint", ["quantize.embedding.weight"], _ENCODING)
+    if any(name.startswith(("language_model.", "gen_vision_model.")) for name in source.names()):
         raise CascadeError(f"{path} is a whole Janus checkpoint: give LlamaGen's VQ file with --vq.")
     if "quantize.embedding.weight" not in source:
         raise CascadeError(f"{path} is not a VQ tokenizer but {looks_like(source)}.")
@@ -77,9 +79,10 @@ def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQC
         given = overrides.get(name)
         if given is not None and not _agree(given, found):
             raise CascadeError(
-                f"the config says {name} {given}, the VQ checkpoint {path} has {found}: correct the config."
+                f"the config says {name} {shown(given)}, the VQ checkpoint {path} has {found}: correct the config."
             )
     check_shapes(source, vq_shapes(config), "VQ checkpoint")
+    check_all_read(source, vq_shapes(config), "VQ checkpoint")
     return source, config
 
 
@@ -102,7 +105,7 @@ def _kernel(source: TensorSource, name: str) -> Shape:
             f"the VQ checkpoint {source.path} lacks the tensor {name}: give LlamaGen's VQ file."
         )
     shape = source.shape(name)
-    if len(shape) != 4:
+    if len(shape) != 4 or 0 in shape:
         raise CascadeError(
             f"tensor {name} of {source.path} has the shape {list(shape)}, not four dimensions."
         )
@@ -112,16 +115,12 @@ def _kernel(source: TensorSource, name: str) -> Shape:
 def _infer(source: TensorSource) -> VQConfig:
     codebook_size, codebook_dim = matrix(source, "quantize.embedding.weight")
     z_channels = _kernel(source, "decoder.conv_in.weight")[1]
-    blocks = [
-        (int(m[1]), int(m[2]))
-        for name in source.names()
-        if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.res\.(\d+)\.conv2\.weight$", name))
-    ]
-    if not blocks:
+    levels = count(source, "decoder.conv_blocks.", "VQ checkpoint")
+    per_level = count(source, "decoder.conv_blocks.0.res.", "VQ checkpoint")
+    if not levels or not per_level:
         raise CascadeError(
             f"the VQ checkpoint {source.path} lacks decoder.conv_blocks: give LlamaGen's VQ file."
         )
-    levels, per_level = max(level for level, _ in blocks) + 1, max(j for _, j in blocks) + 1
     widths = []
     for level in reversed(range(levels)):  # the highest resolution first, as in ch_mult
         widths.append(_kernel(source, f"decoder.conv_blocks.{level}.res.0.conv2.weight")[0])

@@ -11,13 +11,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from cascade_trt.export.checkpoints.source import StateDict
+from cascade_trt.export.checkpoints.source import Derived, RenamedSource
 from cascade_trt.export.graphs.builder import GraphBuilder
 from cascade_trt.export.graphs.weights import PRECISIONS, WeightFile
 
 
-def in_memory(tensors: dict[str, torch.Tensor]) -> StateDict:
-    return StateDict(Path("memory"), tensors)
+def in_memory(tensors: dict[str, torch.Tensor]) -> RenamedSource:
+    found = {name: Derived(tuple(x.shape), lambda x=x: x.detach()) for name, x in tensors.items()}
+    return RenamedSource(Path("memory"), found)
 
 
 class ExportedGraph:
@@ -52,7 +53,7 @@ def export_graph(tmp_path: Path) -> Callable[..., ExportedGraph]:
 
 
 @pytest.fixture
-def memory_source() -> Callable[[dict[str, torch.Tensor]], StateDict]:
+def memory_source() -> Callable[[dict[str, torch.Tensor]], RenamedSource]:
     """memory_source(tensors) -> a TensorSource over them."""
     return in_memory
 

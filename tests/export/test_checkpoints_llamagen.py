@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cascade_trt.export.checkpoints.source import TensorSource, read_json
+from cascade_trt.export.checkpoints.reading import read_json
+from cascade_trt.export.checkpoints.source import TensorSource
 from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 from cascade_trt.export.families.llamagen.model import LlamaGen, LlamaGenConfig
 from cascade_trt.export.families.llamagen.reader import (

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
-from cascade_trt.export.checkpoints.source import read_json
+from cascade_trt.export.checkpoints.reading import read_json
 from cascade_trt.export.checkpoints.t5 import check_text_matches, open_t5, t5_shapes
 from cascade_trt.export.checkpoints.vq import check_vq_matches, open_vq, vq_shapes
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
@@ -82,7 +83,8 @@ def test_bad_vq_files_are_sentences(tmp_path: Path, llamagen_fixture: Path) -> N
             open_vq(save_vq(tmp_path, SMALL, **{name: torch.zeros(5)}), {})
     with pytest.raises(CascadeError, match="a transformer: pass it with --checkpoint"):
         open_vq(llamagen_fixture / "gpt_t2i.pt", {})
-    torch.save({"gen_vision_model.quantize.embedding.weight": torch.zeros(2, 2)}, tmp_path / "janus.bin")
+    janus = {"gen_vision_model.quantize.embedding.weight": torch.zeros(2, 2), "language_model.norm": torch.ones(2)}
+    torch.save(janus, tmp_path / "janus.bin")
     with pytest.raises(CascadeError, match="Janus"):
         open_vq(tmp_path / "janus.bin", {})
 
@@ -108,7 +110,7 @@ def t5_folder(folder: Path, weights: str = "model.safetensors", **config: object
     tensors |= {"decoder.final_layer_norm.weight": torch.ones(12), "lm_head.weight": torch.ones(40, 12)}
     content = asdict(T5) | {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | config
     (folder / "config.json").write_text(json.dumps(content))
-    (folder / "tokenizer.json").write_text("{}")
+    Tokenizer(models.WordLevel({"<unk>": 0, "cat": 39}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
     save = save_file if weights.endswith("safetensors") else torch.save
     save(tensors, folder / weights)
     return folder

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cascade_trt.export.checkpoints.reading import read_json
 from cascade_trt.export.checkpoints.source import (
     DummySource,
     TensorSource,
     check_shapes,
     looks_like,
     open_source,
-    read_json,
 )
 from cascade_trt.runtime.errors import CascadeError
 
@@ -156,7 +156,6 @@ JUNK = {
     "text": b"hello world",
     "zeros": bytes(1000),
     "html": b"<!DOCTYPE html><html></html>",
-    "lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
 }
 
 

@@ -15,22 +15,29 @@ from typing import Any
 import torch
 
 from ....runtime.errors import CascadeError
-from ...checkpoints.settings import check_grid, positive, whole
+from ...checkpoints.reading import read_json, spelt
+from ...checkpoints.settings import check_grid, one_of, positive, whole
 from ...checkpoints.source import (
     Derived,
     RenamedSource,
     Shape,
     TensorSource,
+    check_all_read,
     check_shapes,
+    count,
+    is_language_model,
     looks_like,
     matrix,
     open_source,
-    read_json,
+    with_notes,
 )
 from .drafter import DrafterConfig
 from .model import LlamaGenConfig
 
 _HEADS = {3200: 32}  # GPT-3B: head_dim 100; every other published model has head_dim 64
+_IMAGENET = 1000  # classes of the published models
+# What LANTERN's drafters were trained for, by `input_type` alone, whatever block_size their config names.
+_INPUTS = {"t2i": (16, "text"), "t2i2": (32, "text"), "c2i": (24, "class")}
 _LANTERN = {
     "self_attn.o_proj": "attention.wo",
     "mlp.gate_proj": "feed_forward.w1",
@@ -39,6 +46,7 @@ _LANTERN = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+_LANTERN_ENDS = {"embed_tokens.weight": "tok_embeddings.weight", "lm_head.weight": "output.weight"}
 
 
 def llamagen_shapes(config: LlamaGenConfig) -> dict[str, Shape]:
@@ -72,22 +80,32 @@ def open_llamagen(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSourc
     cls_token_num, caption_dim, num_classes, norm_eps, rope_base. Where they contradict the weights, or the
     grid is nowhere to be found, CascadeError says so.
     """
-    source = open_source(path, "checkpoint")
+    anchors = ["tok_embeddings.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]
+    source = open_source(path, "checkpoint", anchors)
     settings = dict(overrides)
-    if "model.embed_tokens.weight" in source or "model.layers.0.self_attn.q_proj.weight" in source:
+    if is_language_model(source):
+        raise CascadeError(f"{path} is not a LlamaGen transformer but {looks_like(source)}: it has no cls_embedding.")
+    if any(anchor in source for anchor in anchors[1:]):
         settings = _hf_settings(path) | settings
         source = lantern_to_original(source)
     if "tok_embeddings.weight" not in source:
         raise CascadeError(f"{path} is not a LlamaGen transformer but {looks_like(source)}.")
     config = _infer(source, settings)
-    check_shapes(source, llamagen_shapes(config), "checkpoint")
+    shapes = llamagen_shapes(config)
+    check_shapes(source, shapes, "checkpoint")
+    check_all_read(source, shapes, "checkpoint")
+    if config.condition == "class" and config.num_classes != _IMAGENET and settings.get("num_classes") is None:
+        source = with_notes(
+            source,
+            f"{path} has {config.num_classes + 1} rows of classes: the last is taken for the null class of guidance, "
+            f"the others for {config.num_classes} classes; give num_classes in --config to have that checked.",
+        )
     return source, config
 
 
 def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
     vocab, dim = matrix(source, "tok_embeddings.weight")
-    layers = [int(m[1]) for name in source.names() if (m := re.match(r"layers\.(\d+)\.", name))]
-    n_layer = max(layers, default=-1) + 1
+    n_layer = count(source, "layers.", "checkpoint")
     if not n_layer:
         raise CascadeError(f"the checkpoint {source.path} lacks the tensor layers.0.attention.wqkv.weight.")
     ffn, _ = matrix(source, "layers.0.feed_forward.w1.weight")
@@ -97,7 +115,7 @@ def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
         found["cls_token_num"], found["caption_dim"] = matrix(source, "cls_embedding.uncond_embedding")
     elif "cls_embedding.embedding_table.weight" in source:
         found["cls_token_num"] = 1
-        found["num_classes"] = matrix(source, "cls_embedding.embedding_table.weight")[0] - 1
+        found["num_classes"] = _classes(source, settings)
     else:
         raise CascadeError(
             f"the checkpoint {source.path} lacks the tensor cls_embedding.uncond_embedding (text) or "
@@ -118,8 +136,21 @@ def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
         dim=dim, n_layer=n_layer, n_head=n_head, ffn_dim=ffn, vocab_size=vocab, grid=_grid(settings),
         prefix_len=found["cls_token_num"], condition="text" if text else "class",
         caption_dim=found.get("caption_dim", 2048), num_classes=found.get("num_classes", 1000),
-        norm_eps=positive(settings, "norm_eps", 1e-5), rope_base=positive(settings, "rope_base", 10000.0),
+        norm_eps=positive(settings, "norm_eps", 1e-5, most=0.1),
+        rope_base=positive(settings, "rope_base", 10000.0, least=1),
     )  # fmt: skip
+
+
+def _classes(source: TensorSource, settings: Mapping[str, Any]) -> int:
+    """Rows of the class table but for the last, the null class. Raises CascadeError where the config says that each
+    row is a class."""
+    rows, _ = matrix(source, "cls_embedding.embedding_table.weight")
+    if rows == whole(settings, "num_classes", rows - 1) or rows < 2:
+        raise CascadeError(
+            f"the checkpoint {source.path} has {rows} rows of classes, and none for the null class that guidance "
+            "needs: give one that was trained with class dropout, or correct num_classes in --config."
+        )
+    return rows - 1
 
 
 def _grid(settings: Mapping[str, Any]) -> int:
@@ -144,42 +175,48 @@ def _hf_settings(path: Path) -> dict[str, Any]:
     content = read_json(file)
     names = {
         "block_size": "block_size", "num_attention_heads": "n_head", "rms_norm_eps": "norm_eps",
-        "rope_base": "rope_base",
+        "rope_base": "rope_base", "num_classes": "num_classes",
     }  # fmt: skip
     return {ours: content[theirs] for theirs, ours in names.items() if content.get(theirs) is not None}
 
 
 def lantern_to_original(source: TensorSource) -> TensorSource:
-    """LANTERN's re-layout under LlamaGen's names; q, k and v are joined row-wise when they are read."""
+    """LANTERN's re-layout under LlamaGen's names; q, k and v are joined row-wise when they are read.
+
+    Raises CascadeError where one of the three is missing or has another shape, and for a name that comes up twice.
+    """
     tensors: dict[str, Derived] = {}
 
-    def plain(name: str, original: str) -> None:
-        tensors[original] = Derived(source.shape(name), lambda: source.load(name))
+    def put(original: str, tensor: Derived) -> None:
+        if original in tensors:
+            raise CascadeError(f"the checkpoint {source.path} holds tensor {spelt(original)} twice: check the file.")
+        tensors[original] = tensor
 
     for name in source.names():
         bare = name.removeprefix("model.")
-        match = re.match(r"layers\.(\d+)\.(.+)\.weight$", bare)
-        if bare == "embed_tokens.weight":
-            plain(name, "tok_embeddings.weight")
-        elif name == "lm_head.weight":
-            plain(name, "output.weight")
-        elif match is None:
-            plain(name, bare)
-        elif match[2] in _LANTERN:
-            plain(name, f"layers.{match[1]}.{_LANTERN[match[2]]}.weight")
-        elif match[2] == "self_attn.q_proj":
-            parts = [name.replace("q_proj", f"{p}_proj") for p in "qkv"]
-            missing = [part for part in parts if part not in source]
-            if missing:
-                raise CascadeError(
-                    f"the checkpoint {source.path} lacks the tensor {missing[0]}: it is incomplete."
-                )
-            rows = sum(source.shape(part)[0] for part in parts)
-            tensors[f"layers.{match[1]}.attention.wqkv.weight"] = Derived(
-                (rows, *source.shape(name)[1:]),
-                lambda parts=parts: torch.cat([source.load(part) for part in parts]),
-            )
-    return RenamedSource(source.path, tensors)
+        match = re.match(r"layers\.([0-9]+)\.(.+)\.weight$", bare)
+        part = match[2] if match is not None else ""
+        if match is not None and part == "self_attn.q_proj":
+            put(f"layers.{match[1]}.attention.wqkv.weight", _joined(source, name))
+        elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
+            original = _LANTERN_ENDS.get(bare, bare)
+            if match is not None and part in _LANTERN:
+                original = f"layers.{match[1]}.{_LANTERN[part]}.weight"
+            put(original, Derived(source.shape(name), lambda name=name: source.load(name)))
+    return RenamedSource(source.path, tensors, source.notes)
+
+
+def _joined(source: TensorSource, query: str) -> Derived:
+    """A layer's q, k and v, one below the other; `query` is the name of the first."""
+    parts = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
+    shapes = [matrix(source, part) for part in parts]
+    if len(set(shapes)) > 1:
+        raise CascadeError(
+            f"tensor {spelt(query)} of {source.path} has the shape {list(shapes[0])}, its keys and values have "
+            f"{list(shapes[1])} and {list(shapes[2])}: LlamaGen's are alike, so give LlamaGen's checkpoint."
+        )
+    rows, columns = shapes[0]
+    return Derived((3 * rows, columns), lambda: torch.cat([source.load(part) for part in parts]))
 
 
 def drafter_shapes(config: DrafterConfig) -> dict[str, Shape]:
@@ -203,7 +240,7 @@ def open_drafter(path: Path, target: LlamaGenConfig) -> tuple[TensorSource, Draf
 
     Raises CascadeError when the drafter belongs to a target of another width or vocabulary.
     """
-    source = open_source(path, "drafter")
+    source = open_source(path, "drafter", ["fc.weight"])
     if "fc.weight" not in source or "embed_tokens.weight" not in source:
         raise CascadeError(f"{path} is not a LANTERN drafter but {looks_like(source)}.")
     vocab, dim = matrix(source, "embed_tokens.weight")
@@ -213,16 +250,22 @@ def open_drafter(path: Path, target: LlamaGenConfig) -> tuple[TensorSource, Draf
             f"{target.vocab_size}: give the drafter that was trained for this target."
         )
     settings = _drafter_settings(Path(path))
+    if whole(settings, "hidden_size", dim) != dim:
+        raise CascadeError(
+            f"the drafter's config says hidden_size {settings['hidden_size']}, its weights {path} are {dim} wide: "
+            "give the config that belongs to it."
+        )
+    kind = one_of(settings, "input_type", tuple(_INPUTS))
     ffn, _ = matrix(source, "layers.0.mlp.gate_proj.weight")
     config = DrafterConfig(
         dim=dim,
         n_head=whole(settings, "num_attention_heads", target.n_head),
         ffn_dim=ffn,
         vocab_size=vocab,
-        grid=_drafter_grid(settings, target),
+        grid=max(_INPUTS[kind][0] if kind else 0, target.grid),
         prefix_len=target.prefix_len,
         bias="fc.bias" in source,
-        norm_eps=positive(settings, "rms_norm_eps", 1e-6),
+        norm_eps=positive(settings, "rms_norm_eps", 1e-6, most=0.1),
         rope_base=target.rope_base,
     )
     if dim % config.n_head or config.head_dim % 4:
@@ -231,7 +274,8 @@ def open_drafter(path: Path, target: LlamaGenConfig) -> tuple[TensorSource, Draf
             "correct num_attention_heads in its config."
         )
     check_shapes(source, drafter_shapes(config), "drafter")
-    return source, config
+    check_all_read(source, drafter_shapes(config), "drafter")
+    return with_notes(source, *_drafter_notes(path, settings, kind, target)), config
 
 
 def _drafter_settings(path: Path) -> dict[str, Any]:
@@ -246,11 +290,14 @@ def _drafter_settings(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _drafter_grid(settings: Mapping[str, Any], target: LlamaGenConfig) -> int:
-    """The grid of the drafter's rotary table.
-
-    LANTERN's drafter takes it from `input_type` alone (t2i: 256 tokens, t2i2: 1024, c2i: 576), whatever
-    block_size its config names, and was trained that way.
-    """
-    grid = {"t2i": 16, "t2i2": 32, "c2i": 24}.get(settings.get("input_type", ""), target.grid)
-    return max(grid, target.grid)
+def _drafter_notes(path: Path, settings: Mapping[str, Any], kind: str | None, target: LlamaGenConfig) -> list[str]:
+    """What does not fit where the drafter's config names another stage than the target's."""
+    grid, condition = _INPUTS[kind] if kind else (target.grid, target.condition)
+    tokens = whole(settings, "block_size", grid * grid)
+    if condition == target.condition and target.image_tokens in (tokens, grid * grid):
+        return []
+    return [
+        f"the drafter {path} was trained for {tokens} tokens an image from a {condition} (its config says "
+        f"{kind or 'block_size'}), the target draws {target.image_tokens} from a {target.condition}: it will guess "
+        "badly; give the drafter of the target's stage."
+    ]
