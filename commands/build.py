@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from ..engines.publish import check_replaceable
 from ..export.request import MAX_NODES, BuildRequest
 from ..runtime.bundle import CLASS
 from ..runtime.errors import CascadeError
@@ -41,6 +42,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
 
             compile_plans(folder, request.targets, request.one_plan)
             return
+    check_replaceable(folder)
     try:
         from ..export.build import BuildOptions, build_bundle
         from ..export.open import open_parts
@@ -49,6 +51,8 @@ def run(model: str, *, text: str, **given: Any) -> None:
             f"{error.name} is not installed: run `pip install 'cascade-trt[export,cpu]'` to build bundles."
         ) from None
     parts, sampling = open_parts(request)
+    for note in parts.notes:
+        click.echo(f"Note: {note}", err=True)
     if parts.drafter is None:
         drafting = [tree.name for tree in trees if tree.drafted is not None]
         trees = tuple(tree for tree in trees if tree.drafted is None)
@@ -66,9 +70,12 @@ def run(model: str, *, text: str, **given: Any) -> None:
     )
     plans = _Plans(folder, request.targets, request.one_plan)
     plans.check(request.precision, [m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
+    told: list[str] = []
     with _Bar() as bar:
-        manifest = build_bundle(parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update))
-    _report(options.out, manifest)
+        manifest = build_bundle(
+            parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update), told.append
+        )
+    _report(options.out, manifest, told)
     plans.report()
 
 
@@ -147,11 +154,13 @@ class _Bar:
         self._progress.update(self._task, description=what, completed=done, total=total or None)
 
 
-def _report(out: Path, manifest: Any) -> None:
+def _report(out: Path, manifest: Any, told: list[str]) -> None:
     size = sum(file.bytes for file in manifest.files.values())
     from .info import human
 
     click.echo(f"{out}: {len(manifest.engines)} engines, {human(size)}")
+    for sentence in told:
+        click.echo(sentence)
     for backend, verdict in manifest.backends.items():
         if verdict != "yes":
             click.echo(f"{backend}: {verdict}")

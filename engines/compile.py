@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -283,7 +284,7 @@ def _worker(request: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
     Raises CascadeError with its sentence, or with what ended it.
     """
-    command = [sys.executable, "-m", f"{__package__}.tensorrt.worker", json.dumps(request)]
+    command = [sys.executable, "-m", f"{__package__}.tensorrt.worker", json.dumps(request), str(os.getpid())]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..engines.carry import carry_over, plans_dropped
+from ..engines.origin import noted
 from ..engines.publish import staged_bundle
 from ..runtime.bundle import (
     MANIFEST,
@@ -31,6 +33,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
 from ..runtime.tree import MOST_NODES, AnyTree, DynamicTree, same_shape
 from .checkpoints.source import check_shapes
+from .digest import watched
 from .graphs.builder import GraphBuilder
 from .graphs.condition import build_condition
 from .graphs.decode import build_decode
@@ -124,18 +127,20 @@ class Stage:
 
 
 def build_bundle(
-    parts: Parts, options: BuildOptions, progress: Progress, finish: Callable[[Path, Manifest], Manifest] | None = None
-) -> Manifest:
+    parts: Parts, options: BuildOptions, progress: Progress, finish: Callable[[Path, Manifest], Manifest] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Manifest:  # fmt: skip
     """Writes the bundle `options.out` and returns its manifest.
 
-    `finish` may add to the folder before it takes the old bundle's place, and returns the manifest to write.
-    Raises CascadeError when the parts do not fit, a weight cannot be stored in the precision, or an engine
-    disagrees with PyTorch; nothing is left behind then.
+    `finish` may add to the folder before it takes the old bundle's place, and returns the manifest to write. What was
+    calibrated in the old bundle is kept where the target is the same; `tell` gets a sentence on what was kept and what
+    was not, once the bundle stands. Raises CascadeError when the parts do not fit, a weight cannot be stored in the
+    precision, an engine disagrees with PyTorch, or the folder cannot be written; nothing is left behind then.
     """
     _check(parts, options)
     if not options.drafts:
         parts = replace(parts, drafter=None)
-    counted = parts.counted(progress)
+    counted, digests = watched(parts.counted(progress))
     with staged_bundle(options.out) as folder:
         stage = Stage(folder, options.precision)
         shapes = write_graphs(counted, options, stage)
@@ -146,12 +151,15 @@ def build_bundle(
             )
         tokenizer = _copy_tokenizer(parts, folder)
         manifest = _manifest(parts, options, stage, shapes, tokenizer)
+        manifest = noted(manifest, {part: digest.hexdigest() for part, digest in digests.items()})
         progress("comparing with PyTorch", 0, 0)
-        parity = check_parity(parts, options, folder, manifest)
-        manifest = replace(manifest, parity=parity)
-        if finish is not None:
-            manifest = finish(folder, manifest)
+        manifest = replace(manifest, parity=check_parity(parts, options, folder, manifest))
+        carried = carry_over(folder, manifest, options.out)
+        manifest = carried.manifest if finish is None else finish(folder, carried.manifest)
+        told = [*carried.sentences(), *plans_dropped(carried.plans, manifest.plans)]
         (folder / MANIFEST).write_text(manifest.to_json())
+    for sentence in told:
+        tell(sentence)
     return manifest
 
 

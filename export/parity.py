@@ -47,14 +47,14 @@ def check_parity(parts: Parts, options: Any, folder: Path, manifest: Manifest) -
     finite or too far off.
     """
     if options.precision == "bf16":
-        return _compare_twin(parts, options, manifest)
+        return _compare_twin(parts, options, folder, manifest)
     return _compare(parts, folder, manifest, options.precision)
 
 
-def _compare_twin(parts: Parts, options: Any, manifest: Manifest) -> dict[str, Any]:
+def _compare_twin(parts: Parts, options: Any, bundle: Path, manifest: Manifest) -> dict[str, Any]:
     from .build import Stage, write_graphs
 
-    with TemporaryDirectory(dir=options.out.absolute().parent, prefix=".twin.") as folder:
+    with TemporaryDirectory(dir=bundle, prefix=".twin.") as folder:
         stage = Stage(Path(folder), "fp32")
         write_graphs(parts.rounded(torch.bfloat16), options, stage)
         report = _compare(parts.rounded(torch.bfloat16), Path(folder), manifest, "fp32")

@@ -1,4 +1,4 @@
-"""The process in which plans are built: `python -m cascade_trt.engines.tensorrt.worker REQUEST`.
+"""The process in which plans are built: `python -m cascade_trt.engines.tensorrt.worker REQUEST PARENT`.
 
 A process of its own, because TensorRT keeps memory, cannot be interrupted inside its library, and Polygraphy
 serves one flavour per process. It prints one JSON object a line: `{"engine": ..., ...}` for each plan that it
@@ -7,7 +7,10 @@ wrote, `{"error": sentence}` when it gives up.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,8 @@ from ...runtime.errors import CascadeError
 from .build import build_plan
 from .loader import import_tensorrt, require_polygraphy
 from .target import parse_target
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(request: dict[str, Any]) -> None:
@@ -33,6 +38,14 @@ def main(request: dict[str, Any]) -> None:
             file.write(plan.data)
         Path(job["report"]).write_text(plan.report.to_json())
         say({"engine": job["engine"], "seconds": plan.seconds, "peak_memory": peak_memory(), "network": plan.network})
+
+
+def end_with(parent: int) -> None:
+    """Lets Linux end this process as soon as its parent ends, however that ends: nobody else could."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        sys.exit(1)
 
 
 def say(value: dict[str, Any]) -> None:
@@ -56,6 +69,7 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
+    end_with(parent=int(sys.argv[2]))
     try:
         main(json.loads(sys.argv[1]))
     except CascadeError as error:
