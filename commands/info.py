@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from ..runtime.backends import BACKEND_NAMES
 from ..runtime.bundle import CLASS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
@@ -19,7 +20,7 @@ def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
     if as_json:
         click.echo(manifest.to_json())
         return
-    console = Console(highlight=False, width=110)
+    console = Console(highlight=False, markup=False, width=110)  # a bundle's texts are shown as they are
     _overview(console, bundle, manifest)
     _engines(console, manifest)
     _plans(console, bundle, manifest, verify)
@@ -39,7 +40,7 @@ def human(count: float, unit: str = "B") -> str:
 
 def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
     model, sampling = manifest.model, manifest.sampling
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(Column(style="bold"), Column(), show_header=False, box=None, padding=(0, 2, 0, 0))
     weights = "random (--dummy-weights)" if manifest.dummy_weights else ", ".join(
         f"{part}: {entry.get('file')}" for part, entry in manifest.provenance.items()
     )  # fmt: skip
@@ -66,7 +67,7 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("weights", weights),
     ]  # fmt: skip
     for name, value in rows:
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(name, value)
     console.print(table)
 
 
@@ -90,6 +91,8 @@ def _tree(info: TreeInfo) -> str:
 
 def _costs(info: CostInfo) -> str:
     """What `auto` chooses by on one machine, in a line."""
+    if (problem := info.problem()) is not None:
+        return f"{info.backend} {info.backend_version} on {info.machine}: {problem}, so run calibrate costs again"
     threads = f"{info.threads} thread{'s' * (info.threads != 1)}"
     slots = f"{', '.join(map(str, info.slots))} image{'s' * (info.slots[-1] != 1)} at a time"
     images = f"accepted lengths of {info.images} image{'s' * (info.images != 1)}"
@@ -194,4 +197,5 @@ def _reach(report: dict | None) -> str:
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
         fits = "usable" if backend in BACKEND_NAMES else "takes these graphs; `generate` does not draw with it yet"
-        console.print(f"[bold]{backend}[/bold]: {fits if verdict == 'yes' else verdict}", soft_wrap=True)
+        shown = Text.assemble((backend, "bold"), f": {fits if verdict == 'yes' else verdict}")
+        console.print(shown, soft_wrap=True)

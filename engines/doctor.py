@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ..runtime.backends.ort import version_problem
 from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
+from ..runtime.machine import free_memory
 from .cache import plan_damage, this_platform
 from .gpu import Gpu, find_gpu
 from .tensorrt.loader import installed_version, version_numbers
@@ -28,7 +30,8 @@ _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their f
 
 @dataclass(frozen=True)
 class Machine:
-    """What matters of this machine. `versions` maps "tensorrt-rtx" and "tensorrt" to installed versions."""
+    """What matters of this machine. `versions` maps "tensorrt-rtx" and "tensorrt" to installed versions; `onnxruntime`
+    is that of ONNX Runtime, None where it does not say."""
 
     platform: str
     gpu: Gpu | None
@@ -36,6 +39,7 @@ class Machine:
     providers: list[str]
     free_memory: int
     free_disk: int
+    onnxruntime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,27 +54,18 @@ class Verdict:
 def look_around(folder: Path = Path()) -> Machine:
     """This machine; `folder` is where free disk space counts."""
     versions = {backend: installed_version(backend) for backend in ("tensorrt-rtx", "tensorrt")}
-    return Machine(
-        this_platform(), find_gpu(), versions, _providers(), _free_memory(), shutil.disk_usage(folder).free
-    )
+    providers, version = _onnx_runtime()
+    free_disk = shutil.disk_usage(folder).free
+    return Machine(this_platform(), find_gpu(), versions, providers, free_memory() or 0, free_disk, version)
 
 
-def _providers() -> list[str]:
+def _onnx_runtime() -> tuple[list[str], str | None]:
+    """Its providers and its version."""
     try:
         import onnxruntime
     except ImportError:
-        return []
-    return list(onnxruntime.get_available_providers())
-
-
-def _free_memory() -> int:
-    """Bytes that can be used without swapping; 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    line = next((line for line in lines if line.startswith("MemAvailable:")), "MemAvailable: 0 kB")
-    return int(line.split()[1]) * 1024
+        return [], None
+    return list(onnxruntime.get_available_providers()), onnxruntime.__version__
 
 
 def machine_sentences(machine: Machine) -> list[str]:
@@ -96,6 +91,8 @@ def machine_sentences(machine: Machine) -> list[str]:
     else:
         sentences.append("Polygraphy is not installed: compiling needs it (pip install 'cascade-trt[rtx]').")
     providers = ", ".join(machine.providers).replace("ExecutionProvider", "")
+    if (version := machine.onnxruntime) is not None:
+        sentences.append(f"ONNX Runtime {version_problem(version) or f'{version} is installed'}.")
     sentences.append(f"ONNX Runtime providers: {providers or 'none (pip install cascade-trt[cpu])'}.")
     sentences.append(f"{machine.free_memory / 2**30:.1f} GiB memory and {machine.free_disk >> 30} GiB disk are free.")
     return sentences
@@ -119,6 +116,8 @@ def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
     support = manifest.backends.get("ort-cpu", USABLE)
     if not machine.providers:
         return Verdict("ort-cpu", REBUILD, "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`.")
+    if machine.onnxruntime is not None and (problem := version_problem(machine.onnxruntime)) is not None:
+        return Verdict("ort-cpu", REBUILD, f"ONNX Runtime {problem}.")
     if support != "yes":
         return Verdict("ort-cpu", ELSEWHERE, support)
     needed = _ROOM * sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data"))

@@ -7,7 +7,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-_CPUINFO = Path("/proc/cpuinfo")
+_CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 @cache
@@ -34,6 +34,16 @@ def engine_threads(threads: int | None) -> int:
     if not usable <= of_core.keys():
         return len(usable)
     return len({of_core[number] for number in usable})
+
+
+def free_memory() -> int | None:
+    """Bytes that can be used without swapping; None where the system does not tell."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return next((int(number) * 1024 for number in kilobytes), None)
 
 
 def _usable() -> set[int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..errors import CascadeError
+from ..machine import free_memory
 
 _HOST = {"bfloat16": "uint16"}  # numpy has no bfloat16: its bits are shown
 
@@ -61,11 +65,19 @@ def host_buffer(shape: Sequence[int], dtype: str) -> HostBuffer:
 
 
 class HostCache:
-    """Keys and values in one block [layers, 2, rows, heads, slots, head_dim]."""
+    """Keys and values in one block [layers, 2, rows, heads, slots, head_dim]. Raises CascadeError where the machine has
+    no memory for it: as soon as it is written to, the system would end the process."""
 
     def __init__(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> None:
         self._dtype = dtype
-        self._block = np.empty((layers, 2, rows, heads, slots, head_dim), host_dtype(dtype))
+        shape = (layers, 2, rows, heads, slots, head_dim)
+        size, free = math.prod(shape) * host_dtype(dtype).itemsize, free_memory()
+        if free is not None and size > free:
+            raise CascadeError(
+                f"the cache of {rows} rows needs {size / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
+                "free: draw fewer images at a time, or build the bundle with a smaller --batch."
+            )
+        self._block = np.empty(shape, host_dtype(dtype))
         self._block.fill(0)  # committed to memory now
 
     @property

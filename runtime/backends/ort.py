@@ -24,6 +24,7 @@ _DTYPES = {
 }  # fmt: skip
 _BFLOAT16 = 16  # ONNX's number of the type, which numpy cannot name
 _ERRORS_ONLY = 3
+LEAST_VERSION = "1.25"  # the first that has everything in our graphs of opset 24 (TensorScatter on the CPU)
 _CHOICE = "graph"  # input of a merged model: the number of the graph that a call runs
 
 
@@ -40,6 +41,8 @@ class OrtBackend:
                 ) from None
             reason = next(iter(str(error).splitlines()), "no reason given")
             raise CascadeError(f"ONNX Runtime cannot be loaded ({reason}): install it again.") from error
+        if (problem := version_problem(onnxruntime.__version__)) is not None:
+            raise CascadeError(f"ONNX Runtime {problem}.")
         most = 4 * (os.cpu_count() or 16)  # beyond it ONNX Runtime starts so many that nothing comes back
         is_number = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (is_number and 1 <= threads <= most):
@@ -53,7 +56,7 @@ class OrtBackend:
 
     def load(self, path: Path) -> OrtEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph."""
-        return OrtEngine(self._ort, self._session(path))
+        return OrtEngine(self._ort, self._session(path), path.name)
 
     def load_merged(self, path: Path, names: Sequence[str]) -> Mapping[str, OrtEngine]:
         """One session for all: ONNX Runtime packs weights once for each session, and sessions cannot share them.
@@ -67,7 +70,7 @@ class OrtBackend:
             raise CascadeError(
                 f"{path.name} holds the graphs {', '.join(held)}, not {', '.join(names)}: build the bundle again."
             )
-        return {name: OrtEngine(self._ort, session, f"{name}/", number) for number, name in enumerate(names)}
+        return {name: OrtEngine(self._ort, session, path.name, f"{name}/", number) for number, name in enumerate(names)}
 
     def _session(self, path: Path) -> Any:
         options = self._ort.SessionOptions()
@@ -80,10 +83,10 @@ class OrtBackend:
         try:
             return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            reason = str(error).strip().splitlines()[0]
+            missing = "NOT_IMPLEMENTED" in str(error)  # kernels of half precisions
+            advice = "build the bundle with --precision fp32 to use it here" if missing else "build the bundle again"
             raise CascadeError(
-                f"ONNX Runtime on this CPU cannot load {path.name} ({reason}): "
-                "build the bundle with --precision fp32 to use it here."
+                f"ONNX Runtime on this CPU cannot load {path.name} ({_reason(error)}): {advice}."
             ) from error
 
     def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> HostBuffer:  # noqa: ARG002 - one memory here
@@ -96,12 +99,24 @@ class OrtBackend:
         return tuple(range(1, slots + 1))
 
 
+def version_problem(version: str) -> str | None:
+    """Why this version of ONNX Runtime cannot run any bundle, and what to do; None where it can."""
+    given, least = ([int(part) for part in text.split(".")[:2] if part.isdigit()] for text in (version, LEAST_VERSION))
+    if given >= least or not given:  # a build of somebody's own may be called anything
+        return None
+    return f"{version} is too old, {LEAST_VERSION} is needed: run `pip install --upgrade 'cascade-trt[cpu]'`"
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OrtEngine:
     """A session, with the dtypes of what it reads and writes; or graph `number` of a merged one, whose names there
-    begin with `prefix`."""
+    begin with `prefix`. `file` is what it was loaded from."""
 
-    def __init__(self, ort: Any, session: Any, prefix: str = "", number: int | None = None) -> None:
-        self._ort, self._session, self._prefix = ort, session, prefix
+    def __init__(self, ort: Any, session: Any, file: str, prefix: str = "", number: int | None = None) -> None:
+        self._ort, self._session, self._file, self._prefix = ort, session, file, prefix
         self._choice = None if number is None else ort.OrtValue.ortvalue_from_numpy(np.array(number, np.int64))
         self._inputs, self._outputs = (
             {value.name.removeprefix(prefix): _DTYPES[value.type] for value in values if value.name.startswith(prefix)}
@@ -128,7 +143,7 @@ class OrtEngine:
             binding.bind_ortvalue_input(self._prefix + name, shared(buffer))
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(self._prefix + name, shared(buffer))
-        return OrtCall(self._session, binding, {**inputs, **outputs}, frozenset(outputs))
+        return OrtCall(self._session, self._file, binding, {**inputs, **outputs}, frozenset(outputs))
 
     def _value(self, buffer: Buffer) -> Any:
         """An OrtValue in the buffer's own memory."""
@@ -140,13 +155,20 @@ class OrtEngine:
 class OrtCall:
     """Keeps the bound buffers alive for as long as the binding points at them."""
 
-    def __init__(self, session: Any, binding: Any, bound: Mapping[str, Buffer], outputs: frozenset[str]) -> None:
-        self._session, self._binding, self._bound, self._outputs = session, binding, bound, outputs
+    def __init__(
+        self, session: Any, file: str, binding: Any, bound: Mapping[str, Buffer], outputs: frozenset[str]
+    ) -> None:
+        self._session, self._file, self._binding, self._bound, self._outputs = session, file, binding, bound, outputs
 
     def run(self, fetch: Sequence[str] = ()) -> None:
         if not self._outputs.issuperset(fetch):
             raise ValueError(f"{sorted(set(fetch) - self._outputs)} are not among the bound outputs")
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # as above
+            raise CascadeError(
+                f"ONNX Runtime cannot run {self._file} ({_reason(error)}): build the bundle again."
+            ) from error
 
 
 def check_names(
