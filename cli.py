@@ -222,6 +222,7 @@ def calibrate() -> None:
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
+@click.option("--replace", "replace_better", is_flag=True, help="Also replace a table that rests on more images.")
 def calibrate_states(**options: Any) -> None:
     """Learn which tokens lead the target to similar states: the table that cascade's tau_draw needs."""
     from .commands.calibrate_states import run
@@ -269,13 +270,14 @@ def calibrate_tree(**options: Any) -> None:
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--children", default="coupled", show_default=True, help="How trees are drafted: coupled, sampled, topk.")
-@click.option("--num-images", type=int, default=24, show_default=True, help="Pictures of each candidate.")
+@click.option("--num-images", type=int, default=200, show_default=True, help="Images of each candidate.")
 @click.option("--tolerance", type=float, default=0.02, show_default=True, help="Accuracy that may be lost.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
 @click.option("--judge", help="Judge (.safetensors), or 'none' (speed alone). [default: the demo's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
 @click.option("--write/--no-write", default=True, show_default=True, help="Write the operating point into the bundle.")
+@click.option("--replace", "replace_better", is_flag=True, help="Also replace a point that was found with more images.")
 @click.option("--out", type=PATH, default=Path("outputs/calibrate"), show_default=True, help="Folder of the report.")
 def calibrate_thresholds(**options: Any) -> None:
     """Sweep the thresholds of `cascade`: speed against quality, and the operating point for a tolerance."""

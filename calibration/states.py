@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from ..runtime.rules.states import StateTable
 from .watch import Watching
 
 _ENOUGH = 3  # a token seen less often stands for nothing: one state says more of its place than of its token
+_COVERED = 0.8  # share of the target's draws that the tokens of a table make up at least
+_MOST_IMAGES = 1 << 20
 
 
 @dataclass
@@ -36,6 +39,38 @@ class StateSums:
         """Counts tokens int64 [n] as drawn by the target."""
         np.add.at(self.used, tokens, 1)
 
+    def covered(self, times: float = 1.0) -> float:
+        """Share of the target's draws whose token has a row in the table; expected, after `times` as many images.
+
+        Shares of tokens are those of the table, which takes each token as drawn once more than it was.
+        """
+        if times == 1:
+            rows = (self.count >= _ENOUGH).astype(float)
+        else:  # places of a token taken as Poisson distributed
+            mean = times * (self.count + 0.5)
+            rows = 1 - np.exp(-mean) * (1 + mean + mean**2 / 2)
+        return float(self._usage() @ rows)
+
+    def images_needed(self, images: int) -> int:
+        """Images that about make a table of which `check_covered` approves, where so many made this one."""
+        times = 1.25
+        while self.covered(times) < _COVERED and times * images < _MOST_IMAGES:
+            times *= 1.25
+        return ceil(times * images)
+
+    def check_covered(self, images: int) -> None:
+        """Raises CascadeError when the table would miss too much of what the target draws."""
+        if (covered := self.covered()) < _COVERED:
+            raise CascadeError(
+                f"the states of {images} image{'s' * (images != 1)} are too few for a table: they cover "
+                f"{covered:.0%} of what the target draws, not {_COVERED:.0%}; nothing was written, draw about "
+                f"{self.images_needed(images)} images (--num-images)."
+            )
+
+    def _usage(self) -> np.ndarray:
+        """Share of each token [V], as if each had been drawn once more: none is impossible."""
+        return (self.used + 1) / (self.used + 1).sum()
+
     def table(self) -> StateTable:
         """Raises CascadeError when no token was seen often enough."""
         seen = self.count >= _ENOUGH
@@ -44,8 +79,31 @@ class StateSums:
         mean = self.total.sum(0) / self.count.sum()
         effect = np.where(seen[:, None], self.total / np.maximum(self.count, 1)[:, None] - mean, 0.0)
         rows = effect / np.maximum(np.linalg.norm(effect, axis=1, keepdims=True), 1e-12)
-        usage = (self.used + 1) / (self.used + 1).sum()  # as if each had been drawn once more: none is impossible
-        return StateTable(rows.astype(np.float16), usage.astype(np.float32))
+        return StateTable(rows.astype(np.float16), self._usage().astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a table rests on: `tokens` that have a row, and the `draws` of the target that it counted."""
+
+    tokens: int
+    draws: int
+
+    @classmethod
+    def of(cls, table: StateTable) -> Reach:
+        """As the table itself tells: shares of tokens are whole numbers, draws + 1, of the same sum, draws + V.
+
+        Where no small number of draws explains the shares, the rarest token is taken as never drawn: at least so many.
+        """
+        shares = np.sort(table.usage.astype(np.float64))
+        for least in range(1, 100):  # of the rarest token
+            parts = shares[:64] * (least / shares[0])
+            if np.abs(parts - parts.round()).max() < 0.01:
+                break
+        else:
+            least = 1
+        rows = int((table.rows != 0).any(axis=1).sum())
+        return cls(rows, max(0, round(least / shares[0]) - len(shares)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..runtime.errors import CascadeError
 from .watch import Similarities
 
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95)
+_UP_TO, _EPS = 3, 1e-6
 DRAW_QUANTILES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of draws that were not drafted most have a cheap stand-in
 
 
@@ -27,7 +29,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate as measured: speed against plain decoding and quality, `lost` in accuracy with its 95 % interval."""
+    """A candidate as measured: speed against plain decoding and quality, `lost` in accuracy with its 95 % interval,
+    of so many `images`.
+
+    The interval's upper end counts one more image that was lost, the lower one that was won: so few images that all
+    agree are not taken for certainty.
+    """
 
     rule: str
     signals: str
@@ -39,6 +46,7 @@ class Point:
     lost: float | None
     lost_low: float | None
     lost_high: float | None
+    images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,14 +89,50 @@ def candidates(
     return found
 
 
-def operating_point(points: Sequence[Point], tolerance: float) -> Point:
-    """The fastest point whose accuracy is not shown to lose more than `tolerance` (0.02: two points in a hundred).
+def least_images(tolerance: float) -> int:
+    """Images that can show a loss of at most `tolerance`, if none of them is lost. With one more that is lost, up to
+    three of as many are with a probability of 97.5 %. Raises CascadeError for a tolerance of 0."""
+    if tolerance <= 0:
+        raise CascadeError("no number of images can show that nothing is lost: give a --tolerance above 0.")
+    return max(2, ceil(round(_UP_TO / tolerance, 6)) - 1)
 
-    Judged by the mean loss; a point whose interval reaches far beyond it needs more pictures. Raises CascadeError
-    when the points carry no accuracy.
+
+def operating_point(points: Sequence[Point], tolerance: float) -> Point:
+    """The fastest point that is shown to lose at most `tolerance` of accuracy (0.02: two points in a hundred): the
+    upper end of its interval says so, or it relaxes nothing (`signals` "none").
+
+    Raises CascadeError when the points carry no accuracy, or more images could show one that is faster than all of
+    those: it says how many.
     """
     judged = [point for point in points if point.lost is not None]
     if not judged:
         raise CascadeError("nothing was judged, so there is no operating point: give a --judge.")
-    good = [point for point in judged if (point.lost or 0.0) <= tolerance or point.signals == "none"]
-    return max(good, key=lambda point: point.speed_up)
+    shown = [point for point in judged if point.signals == "none" or _high(point) <= tolerance + _EPS]
+    best = max(shown, key=lambda point: point.speed_up, default=None)
+    if best is not None and best.signals != "none":
+        return best
+    rest = [point for point in judged if point not in shown and (best is None or point.speed_up > best.speed_up)]
+    unclear = [point for point in rest if (point.lost_low or 0.0) <= tolerance]
+    if unclear:
+        images = min(_images_needed(point, tolerance) for point in unclear)
+        raise CascadeError(
+            f"{unclear[0].images} image{'s' * (unclear[0].images != 1)} are too few to tell which thresholds lose at "
+            f"most {tolerance:g} of accuracy: nothing was written, give --num-images {images} or a larger --tolerance."
+        )
+    if best is None:
+        raise CascadeError(f"every candidate loses more than {tolerance:g} of accuracy: give a larger --tolerance.")
+    return best
+
+
+def _high(point: Point) -> float:
+    return 1.0 if point.lost_high is None else point.lost_high
+
+
+def _images_needed(point: Point, tolerance: float) -> int:
+    """Images with which the interval, whose width goes with the root of their number, would end at the tolerance."""
+    lost, low = point.lost or 0.0, point.lost_low or 0.0
+    reach = _high(point) - lost if lost < tolerance else lost - low
+    ratio = reach / max(abs(tolerance - lost), 1e-3)
+    images = max(point.images * ratio**2, point.images + 1, least_images(tolerance) if tolerance > 0 else 1)
+    step = 10 ** max(0, len(str(int(images))) - 2)  # two digits are as much as can be said
+    return ceil(images / step) * step

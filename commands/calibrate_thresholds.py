@@ -16,9 +16,11 @@ from rich.table import Table
 
 from ..calibration.plots import plot_curve, plot_similarities
 from ..calibration.swaps import Swaps
-from ..calibration.thresholds import Candidate, Point, candidates, operating_point
+from ..calibration.thresholds import Candidate, Point, candidates, least_images, operating_point
 from ..calibration.watch import Watched
-from ..engines.publish import amend_bundle
+from ..engines.origin import point_images, with_point
+from ..engines.publish import amend_bundle, check_replaceable
+from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.cascade import Cascade
@@ -31,15 +33,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..evaluation.captions import Caption
+    from ..evaluation.paired import Difference
 
 _CONSOLE = Console(stderr=True)
-_RECORDED = 8  # pictures that similarities are recorded from
+_RECORDED = 8  # images that similarities are recorded from
 _BASES = {"coupled": "exact", "sampled": "strict", "topk": "strict-topk"}
 
 
 @dataclass
 class Tried:
-    """What a candidate drew: pictures, statistics of each, and the judge's answers (float32 [n])."""
+    """What a candidate drew: images, statistics of each, and the judge's answers (float32 [n])."""
 
     candidate: Candidate
     runs: list[Stats] = field(default_factory=list)
@@ -49,9 +52,13 @@ class Tried:
 
 def run(
     *, bundle: Path, tree: str | None, children: str, num_images: int, tolerance: float, prompts: Path | None,
-    judge: str | None, seed: int, threads: int | None, write: bool, out: Path,
+    judge: str | None, seed: int, threads: int | None, write: bool, replace_better: bool, out: Path,
 ) -> None:  # fmt: skip
-    """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle."""
+    """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle.
+
+    Raises CascadeError, and the bundle stays as it is, when the images were too few to tell what is lost; before the
+    work when they cannot tell, or when the bundle's point rests on more of them (unless `replace_better`).
+    """
     if children not in _BASES:
         raise CascadeError(f"--children must be one of {', '.join(_BASES)}, not {children!r}.")
     if num_images < 1 or not 0 <= tolerance <= 1:
@@ -59,6 +66,9 @@ def run(
     check_writable(out)
     means, asked = _judge(judge, prompts, num_images)
     pipe = Pipeline.load(bundle, threads=threads)
+    write = write and means is not None
+    if write:
+        _check_write(bundle, pipe.manifest, num_images, tolerance, replace_better)
     watched = record(pipe, tree, children, asked[:_RECORDED], seed)
     seen = watched.similarities
     foretold = {} if watched.swaps is None else watched.swaps.correlations()
@@ -69,7 +79,11 @@ def run(
         for one in tried:
             one.answers = _answers(means, one.images, asked)
     points = [to_point(one, tried[0]) for one in tried[1:]]
-    chosen = operating_point(points, tolerance) if means is not None else None
+    chosen, unclear = None, None
+    try:
+        chosen = operating_point(points, tolerance) if means is not None else None
+    except CascadeError as error:
+        unclear = error  # the points are shown and written all the same
     plot_curve(points, chosen, out / "curve.png")
     report = {
         "bundle": pipe.manifest.name, "tree": pipe.tree_for(watched, tree), "images": len(asked), "seed": seed,
@@ -79,9 +93,30 @@ def run(
     (out / "thresholds.json").write_text(json.dumps(report, indent=1) + "\n")
     show(points, chosen, report)
     click.echo("\n".join(str(out / name) for name in ("thresholds.json", "curve.png", "similarities.png")))
-    if write and chosen is not None:
-        write_rule(bundle, chosen.rule)
-        click.echo(f"{bundle}: rule `cascade` now means {chosen.rule}")
+    if unclear is not None and write:
+        raise unclear
+    if unclear is not None:
+        click.echo(f"no operating point: {unclear}")
+    elif write and chosen is not None:
+        before = pipe.manifest.rules.get("cascade")
+        write_rule(bundle, chosen.rule, chosen.images, pipe.manifest)
+        click.echo(f"{bundle}: rule `cascade` now means {chosen.rule}" + (f" (before: {before})" if before else ""))
+
+
+def _check_write(bundle: Path, manifest: Manifest, num_images: int, tolerance: float, replace_better: bool) -> None:
+    """Raises CascadeError when the bundle could not be given a point of so many images."""
+    if num_images < (least := least_images(tolerance)):
+        raise CascadeError(
+            f"{num_images} image{'s' * (num_images != 1)} cannot show that at most {tolerance:g} of accuracy is lost: "
+            f"give --num-images {least} or more, a larger --tolerance, or --no-write for the curve alone."
+        )
+    images = point_images(manifest)
+    if images > num_images and not replace_better:
+        raise CascadeError(
+            f"what `cascade` means in {bundle} was found with {images} images, more than {num_images}: it stays; give "
+            f"--num-images {images}, --replace to have the new one, or --no-write for the curve alone."
+        )
+    check_replaceable(bundle)
 
 
 def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, list[Caption]]:
@@ -137,21 +172,31 @@ def _mean(answers: np.ndarray | None) -> float | None:
 
 
 def to_point(one: Tried, plain: Tried) -> Point:
-    """Speed-up picture by picture (median), tau, and the paired loss of accuracy with its 95 % interval."""
+    """Speed-up image by image (median), tau, and the paired loss of accuracy with its 95 % interval."""
     ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, one.runs, strict=True)]
-    lost = None
-    if one.answers is not None and plain.answers is not None:
-        from ..evaluation.paired import compare
-
-        lost = compare(one.answers, plain.answers)
+    lost = None if one.answers is None or plain.answers is None else _lost(one.answers, plain.answers)
     return Point(
         rule=one.candidate.rule, signals=one.candidate.signals, quantile=one.candidate.quantile,
         speed_up=statistics.median(ratios),
         tau=sum(r.tokens for r in one.runs) / sum(r.rounds for r in one.runs),
         relaxed_share=statistics.mean(r.relaxed_share for r in one.runs),
         accuracy=_mean(one.answers), lost=lost.mean if lost else None,
-        lost_low=lost.low if lost else None, lost_high=lost.high if lost else None,
+        lost_low=lost.low if lost else None, lost_high=lost.high if lost else None, images=lost.pairs if lost else 0,
     )  # fmt: skip
+
+
+def _lost(answers: np.ndarray, plain: np.ndarray) -> Difference | None:
+    """Accuracy lost against plain decoding; answers are 1, 0 or NaN, float [n]. Its interval is that of one image more
+    on either side, for a bootstrap of answers that all agree, a single one above all, has no width at all."""
+    from ..evaluation.paired import compare
+
+    def with_one(won: float) -> Difference | None:
+        return compare(np.append(answers, won).astype(float), np.append(plain, 1 - won).astype(float))
+
+    lost, low, high = compare(answers.astype(float), plain.astype(float)), with_one(1.0), with_one(0.0)
+    if lost is None or low is None or high is None:
+        return None
+    return replace(lost, low=low.low, high=high.high)
 
 
 def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> None:
@@ -175,8 +220,13 @@ def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> N
         )
 
 
-def write_rule(bundle: Path, rule: str) -> None:
-    """Makes `rule` what the bundle's plain `cascade` means; the bundle is replaced as a whole."""
-    amend_bundle(
-        bundle, lambda _, manifest: replace(manifest, rules={**manifest.rules, "cascade": rule})
-    )
+def write_rule(bundle: Path, rule: str, images: int = 0, measured: Manifest | None = None) -> None:
+    """Makes `rule` what the bundle's plain `cascade` means; the bundle is replaced as a whole.
+
+    `images`: how many the rule was judged with; `measured`: the manifest of the bundle that drew them.
+    """
+
+    def change(_: Path, manifest: Manifest) -> Manifest:
+        return with_point(replace(manifest, rules={**manifest.rules, "cascade": rule}), rule, images)
+
+    amend_bundle(bundle, change, measured)
