@@ -19,29 +19,25 @@ from typing import ClassVar
 import numpy as np
 
 from .errors import CascadeError
+from .nearest import meant
 
 # Children of each node, level by level in breadth-first order; nodes left out at the end have none.
-# The first five are the published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the
-# cost of verifying grows with every node.
+# The first three are published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the cost of
+# verifying grows with every node.
 _BRANCHING: dict[str, list[list[int]]] = {
     "chain": [[1], [1], [1], [1], [1]],
     "mc_sim_7b_63": [[4], [3, 2, 2, 1], [3, 2, 2, 1], [3], [2]],
-    "mc_sim_7b_63_balanced": [[3], [3, 3, 2], [3, 2, 0, 2, 2], [3], [2]],
-    "reverse_balanced_25": [[3], [2, 1, 1], [3, 2, 1], [3, 2], [4, 3]],
     "naive_extend_57": [
         [5], [4, 3, 3, 2, 1], [4, 3, 3, 2, 2, 1, 0, 1], [4, 3, 2, 1, 2, 1, 0, 1], [3, 2, 0, 0, 2, 1, 0, 1],
     ],
-    "pair_3": [[2], [1]],
     "pair_4": [[2], [1, 1]],
     "deep_5": [[2], [1], [1], [1]],
-    "deep_7": [[2], [1], [1], [1], [1], [1]],
     "small_6": [[2], [2], [1]],
     "small_9": [[3], [2, 1], [1], [1]],
-    "small_12": [[3], [2, 1, 1], [2], [1], [1]],
 }  # fmt: skip
 
-# Nodes (root included), levels, width of the published dynamic trees: EAGLE-2's own and LANTERN's LlamaGen setting.
-_DYNAMIC: dict[str, tuple[int, int, int]] = {"eagle2_60": (60, 7, 10), "eagle2_59": (59, 5, 10)}
+# Nodes (root included), levels, width of the published dynamic tree, EAGLE-2's own.
+_DYNAMIC: dict[str, tuple[int, int, int]] = {"eagle2_60": (60, 7, 10)}
 _NUMBER = "(0|[1-9][0-9]{0,8})"  # ASCII, one way to write each
 _DYNAMIC_SPEC = re.compile(rf"dynamic_{_NUMBER}x{_NUMBER}x{_NUMBER}")
 _CHAIN_SPEC = re.compile(rf"(chain|jacobi|mixed)_{_NUMBER}(?:x{_NUMBER})?")
@@ -54,6 +50,14 @@ AUTO, NO_TREE = "auto", "none"  # no trees: what chooses among them, and plain d
 
 STATIC_NAMES: tuple[str, ...] = tuple(_BRANCHING)
 TREE_NAMES: tuple[str, ...] = (*_BRANCHING, *_DYNAMIC)
+TREE_FORMS: dict[str, str] = {  # names with numbers in them
+    "chain_W": "W drafted nodes, one behind the other",
+    "jacobi_W": "W guesses of the round before, one behind the other",
+    "jacobi_WxV": "the same, with a second chain of V guesses beside it",
+    "mixed_W": "one drafted node, then guesses, W in all",
+    "mixed_WxV": "the same, with a second chain of V guesses beside it",
+    "dynamic_NxLxW": "N nodes with the root, chosen anew in each round from L drafted levels of width W",
+}
 
 
 @dataclass(frozen=True)
@@ -334,9 +338,16 @@ def get_tree(spec: str) -> AnyTree:
     if (path := Path(spec)).suffix == ".json":
         return _tree_of_file(path)
     raise CascadeError(
-        f"unknown tree {spec!r}: choose one of {', '.join(TREE_NAMES)}, chain_W, jacobi_W, jacobi_WxV, mixed_W or "
-        "mixed_WxV (nodes of each chain), dynamic_NxLxW (nodes, levels, width), or a .json file that lists its paths."
+        f"unknown tree {spec!r}{meant(spec, _near(spec))}: choose one of {', '.join(TREE_NAMES)}, one of "
+        f"{', '.join(TREE_FORMS)} with numbers in place of the capitals, or a .json file that lists its paths."
     )
+
+
+def _near(spec: str) -> list[str]:
+    """Names that a misspelt one may mean: the named trees, and every form with the numbers it has."""
+    numbers = re.findall(_NUMBER, spec)
+    forms = [form for form in TREE_FORMS if len(re.findall("[A-Z]", form)) == len(numbers)]
+    return [*TREE_NAMES, AUTO, *(re.sub("[A-Z]", "%s", form) % tuple(numbers) for form in forms)]
 
 
 def _chain_of(spec: str, kind: str, length: str, second: str | None) -> Tree | None:

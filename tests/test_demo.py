@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parent.parent / "examples" / "emoji" / "weights"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "emoji"
-    trees = ("pair_3", "mc_sim_7b_63", "eagle2_60", "chain_1")
+    trees = ("pair_4", "mc_sim_7b_63", "eagle2_60", "chain_1")
     build("emoji", "--batch", 4, *(part for name in trees for part in ("--tree", name)), "--out", out)
     return out
 
@@ -60,7 +60,7 @@ def test_a_red_apple(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tree", "least"),
-    [("pair_3", 1.5), ("mc_sim_7b_63", 2.5), ("eagle2_60", 2.5), ("jacobi_8", 2), ("jacobi_32", 3.5), ("mixed_8", 2.5),
+    [("pair_4", 1.5), ("mc_sim_7b_63", 2.5), ("eagle2_60", 2.5), ("jacobi_8", 2), ("jacobi_32", 3.5), ("mixed_8", 2.5),
      ("mixed_32", 4.5), ("mixed_20x8", 4)],
 )  # fmt: skip
 def test_exact_draws_the_images_of_ar(pipe: Pipeline, plain: tuple[Output, Leads], tree: str, least: float) -> None:

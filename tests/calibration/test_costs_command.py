@@ -223,7 +223,7 @@ def test_drafting_costs_of_trees_that_were_not_drawn() -> None:
     rounds = Costs(dataclasses.replace(ELSEWHERE, nodes=[1, 11], target=[[1.0, 6.0]]))
     trees = {name: get_tree(name) for name in ("chain", "small_9", "deep_5", "pair_4")}
     cost = {name: 1.0 + 0.5 * tree.depth + 0.25 * len(tree.internal) for name, tree in trees.items()}
-    other = get_tree("small_12")
+    other = get_tree("mc_sim_7b_63")
     target = 1 + 0.5 * (other.size - 1) + 0.1
     every = TreeCosts(rounds, cost, trees)
     assert every.of(other) == pytest.approx(target + 1.0 + 0.5 * other.depth + 0.25 * len(other.internal))

@@ -58,14 +58,14 @@ def test_trees_that_draft_the_same_share_an_engine(checkpoints: list[object], tm
     """By their shape, whatever they are called; what is only guessed has none."""
     nodes = [{"path": [0], "source": "eagle"}, {"path": [0, 0], "source": "eagle"}, {"path": [1], "source": "jacobi"}]
     (tmp_path / "own.json").write_text(json.dumps(nodes))
-    names = ("mixed_8", "mixed_3x2", "chain_1", "jacobi_5", "pair_3", str(tmp_path / "own.json"), "chain_2")
+    names = ("mixed_8", "mixed_3x2", "chain_1", "jacobi_5", "pair_4", str(tmp_path / "own.json"), "chain_2")
     manifest = built(checkpoints, tmp_path / "bundle", *trees(*names))
     engines = {info.name: info.engine for info in manifest.trees}
     assert engines == {
         "mixed_8": "draft.chain_1", "mixed_3x2": "draft.chain_1", "chain_1": "draft.chain_1", "jacobi_5": None,
-        "pair_3": "draft.pair_3", "own": "draft.chain_2", "chain_2": "draft.chain_2",
+        "pair_4": "draft.pair_4", "own": "draft.chain_2", "chain_2": "draft.chain_2",
     }  # fmt: skip
-    assert draft_engines(manifest) == ["draft.chain_1", "draft.pair_3", "draft.chain_2"]
+    assert draft_engines(manifest) == ["draft.chain_1", "draft.pair_4", "draft.chain_2"]
     assert manifest.merged is not None and manifest.merged.engines == draft_engines(manifest)
     assert set(manifest.parity) == set(manifest.engines)
     for info in manifest.trees:
@@ -85,7 +85,7 @@ def test_one_engine_is_not_merged(checkpoints: list[object], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("asked", "names", "most"), [(None, ["mixed_8"], MAX_NODES), (5, ["mixed_8"], 9), (12, ["mixed_8"], 12),
-                                 (2, ["pair_3", "jacobi_9x2"], 12)],
+                                 (2, ["pair_4", "jacobi_9x2"], 12)],
 )  # fmt: skip
 def test_room_for_the_largest_call(
     checkpoints: list[object], tmp_path: Path, asked: int | None, names: list[str], most: int

@@ -225,8 +225,8 @@ def test_a_slow_machine_is_measured_once(tiny: Pipeline) -> None:
 def test_pairs_are_no_more_than_a_tree_leaves(tiny: Pipeline) -> None:
     clock = Clock()
     measure(lambda tree: FakeLane(clock, tiny.manifest, tree), [1], [1],  # type: ignore[arg-type, return-value]
-            {"draft.pair_3": get_tree("pair_3")}, repeats=1)  # fmt: skip
-    assert (("pair_3", 3), 1) in clock.calls
+            {"draft.chain_2": get_tree("chain_2")}, repeats=1)  # fmt: skip
+    assert (("chain_2", 3), 1) in clock.calls
 
 
 def test_real_calls_and_an_image_that_does_not_mind(tiny: Pipeline) -> None:

@@ -28,8 +28,6 @@ from cascade_trt.runtime.tree import (
 PUBLISHED = {
     "chain": [1, 1, 1, 1, 1],
     "mc_sim_7b_63": [4, 8, 8, 3, 2],
-    "mc_sim_7b_63_balanced": [3, 8, 9, 3, 2],
-    "reverse_balanced_25": [3, 4, 6, 5, 7],
     "naive_extend_57": [5, 13, 16, 14, 9],
 }
 
