@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,12 @@ import numpy as np
 
 from ..evaluation.means import captions_to_draw, load_means
 from ..evaluation.paired import interval
-from ..runtime.pipeline import Output, Pipeline
+from ..runtime.pipeline import Pipeline
 from ..runtime.tree import AUTO, Tree, get_tree
 from . import RESULTS
 from .gpu_costs import computed
 from .machine import describe_machine
+from .timing import in_turn
 
 TREES = (
     "jacobi_8", "jacobi_16", "jacobi_32", "jacobi_56", "jacobi_20x4",
@@ -51,7 +50,10 @@ def main(
     """Accepted lengths over many prompts, and speed on this machine."""
     texts = [caption.prompt for caption in captions_to_draw(None, load_means(None), prompts)]
     kept = draw_all(bundle, trees, texts, workers, state)
-    timed = time_trees(bundle, trees, texts[:speed]) if speed else {}
+    timed = {}
+    if speed:
+        with Pipeline.load(bundle) as pipe:
+            timed = in_turn(pipe, {tree: ("exact", tree) for tree in (AUTO, *trees)}, texts[:speed])
     rows = [row(tree, [one["trees"][tree] for one in kept], timed) for tree in trees]
     if AUTO in timed:
         rows.append({"tree": AUTO} | timed[AUTO])
@@ -121,27 +123,6 @@ def row(tree: str, images: list[dict[str, Any]], timed: dict[str, dict[str, Any]
         "origins": {name: count / sum(origins.values()) for name, count in origins.items()},
         **timed.get(tree, {}), "computed": computed(tau, shape.size, levels),
     }  # fmt: skip
-
-
-# speed ------------------------------------------------------------------------------------------------------
-def time_trees(bundle: Path, trees: tuple[str, ...], texts: list[str]) -> dict[str, dict[str, Any]]:
-    """Seconds an image of each tree and of `auto`, and the speed-up over plain decoding, images in turn."""
-    pipe = Pipeline.load(bundle)
-    settings: list[tuple[str, str | None]] = [("ar", None), ("exact", AUTO), *(("exact", tree) for tree in trees)]
-    seconds: dict[str | None, list[float]] = {tree: [] for _, tree in settings}
-    last: dict[str | None, Output] = {}
-    for number in range(-1, len(texts)):
-        for rule, tree in settings:
-            started = time.perf_counter()
-            last[tree] = pipe.generate(texts[max(number, 0)], seed=max(number, 0), rule=rule, tree=tree)
-            if number >= 0:  # the first image of each warms up
-                seconds[tree].append(time.perf_counter() - started)
-    found = {}
-    for tree in (AUTO, *trees):
-        ratios = [plain / own for plain, own in zip(seconds[None], seconds[tree], strict=True)]
-        found[tree] = {"seconds": statistics.median(seconds[tree]), "speed_up": statistics.median(ratios)}
-    found[AUTO]["why"] = last[AUTO].stats.why
-    return found
 
 
 if __name__ == "__main__":

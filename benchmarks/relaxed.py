@@ -3,7 +3,8 @@
 Every setting draws the same prompts with the same seeds; the demo's judge says what the images are worth, paired with
 those of plain decoding. Plain decoding is drawn with several sets of seeds: how far these lie apart is what chance
 alone does. Workers with one thread each draw a setting at a time into a folder; images that are there already, from
-the same bundle, are not drawn again, so a second call goes on where the first one stopped.
+the same bundle, are not drawn again, so a second call goes on where the first one stopped. Speed is measured afterwards
+in one process, images in turn (`--speed 0` leaves it out: on a busy machine it says nothing).
 
     cascade-trt build emoji --tree mixed_24 --tree chain_7 --tree small_6 --out build/emoji-relaxed
     python -m cascade_trt.benchmarks.relaxed
@@ -28,6 +29,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from . import RESULTS
 from .machine import describe_machine
+from .timing import in_turn
 
 _SETS = 3  # sets of seeds of plain decoding
 _PAIRS = (0.95, 0.9, 0.8, 0.7)  # tau_pos and tau_seq alike
@@ -50,9 +52,10 @@ SETTINGS: tuple[tuple[str, str], ...] = (
 @click.option("--bundle", type=click.Path(path_type=Path), default=Path("build/emoji-relaxed"), show_default=True)
 @click.option("--prompts", type=int, default=500, show_default=True)
 @click.option("--workers", type=int, default=os.cpu_count() or 1, show_default=True)
+@click.option("--speed", type=int, default=12, show_default=True, help="Images of each setting that are timed.")
 @click.option("--images", type=click.Path(path_type=Path), default=Path("outputs/relaxed"), show_default=True)
 @click.option("--json", "file", default="relaxed.json", show_default=True, help="File in benchmarks/results.")
-def main(bundle: Path, prompts: int, workers: int, images: Path, file: str) -> None:
+def main(bundle: Path, prompts: int, workers: int, speed: int, images: Path, file: str) -> None:
     """Draws and judges all settings."""
     plain = [Drawing(PLAIN, None, OTHER_SEED * number, f"{PLAIN}, seeds {number}") for number in range(_SETS)]
     drawings = [*plain, *(Drawing(rule, tree, 0, f"{rule} {tree}") for rule, tree in SETTINGS)]
@@ -63,12 +66,14 @@ def main(bundle: Path, prompts: int, workers: int, images: Path, file: str) -> N
     means = load_means(None)
     judged = [_judge(means, drawing, prompts, folder) for _, drawing, _, folder in given]
     rows = judged[: len(plain)], judged[len(plain) :]
+    timed = _timed(bundle, means, speed) if speed else {}
     content = {
-        "machine": describe_machine(1), "bundle": bundle.name, "prompts": prompts,
+        "machine": describe_machine(None), "bundle": bundle.name, "prompts": prompts, "speed_images": speed,
         "plain": [_figures(row) for row in rows[0]],
         "spread": [spread(a, b) for a, b in combinations(rows[0], 2)],
         "rows": [
-            {"rule": rule, "tree": tree} | _figures(row) | {"against_plain": paired(judged[0], row)}
+            {"rule": rule, "tree": tree} | _figures(row) | timed.get(row.name, {})
+            | {"against_plain": paired(judged[0], row)}
             for (rule, tree), row in zip(SETTINGS, rows[1], strict=True)
         ],
     }  # fmt: skip
@@ -83,6 +88,13 @@ def _draw(given: tuple[Path, Drawing, int, Path]) -> str:
     with Pipeline.load(bundle, threads=1) as pipe:
         draw(pipe, drawing, captions_to_draw(None, load_means(None), prompts), folder, lambda _done: None)
     return drawing.name
+
+
+def _timed(bundle: Path, means: Means, count: int) -> dict[str, dict[str, Any]]:
+    """Speed of every setting, with all threads."""
+    with Pipeline.load(bundle) as pipe:
+        settings: dict[str, tuple[str, str | None]] = {f"{rule} {tree}": (rule, tree) for rule, tree in SETTINGS}
+        return in_turn(pipe, settings, [caption.prompt for caption in captions_to_draw(None, means, count)])
 
 
 def _judge(means: Means, drawing: Drawing, prompts: int, folder: Path) -> Row:
