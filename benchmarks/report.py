@@ -1,0 +1,219 @@
+"""`python -m cascade_trt.benchmarks.report`: writes the figures of benchmarks/results into README.md and docs/.
+
+A document marks where: `<!-- figures: NAME -->` and `<!-- end of figures -->`; what stands between them is replaced.
+So no figure is typed by hand, and a test sees one that is out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..evaluation.format import interval, percent
+from ..runtime.tree import AUTO, NO_TREE
+from . import RESULTS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "docs/results.md", "docs/drafting.md")
+_PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_XL, _B = "llamagen-t2i-xl-stage1", "llamagen-t2i-b"
+_GUESSES = {
+    "chain": "the drafter's alone", "jacobi": "of the round before, no drafter",
+    "mixed": "the drafter's first token, then of the round before",
+}  # fmt: skip
+
+
+@click.command()
+def main() -> None:
+    """Replaces the figures of all documents."""
+    for name in DOCUMENTS:
+        file = ROOT / name
+        file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+        click.echo(file)
+
+
+def filled(text: str) -> str:
+    """A document with its figures as they are in benchmarks/results. Raises KeyError for a name that is none."""
+    return _PLACE.sub(lambda found: f"{found[1]}{FIGURES[found[2]]()}\n{found[3]}", text)
+
+
+def without_figures(text: str) -> str:
+    """What is left of a document: its own words, without figures, code and links' addresses."""
+    text = _PLACE.sub("", text)
+    text = re.sub(r"(?m)^    .*$|`[^`\n]*`|\]\([^)]*\)", "", text)
+    return re.sub(r"(?s)```.*?```", "", text)
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
+
+
+def _machine(of: dict[str, Any]) -> str:
+    return f"{of['machine']['processor']}, {of['machine']['cores']} cores"
+
+
+def _between(bounds: Sequence[float], digits: int = 2) -> str:
+    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+# lossless ---------------------------------------------------------------------------------------------------
+def lossless_short() -> str:
+    """The trees of the README."""
+    of = _read("lossless.json")
+    rows = [["none: plain decoding", "1", "1.00", "1.00x", "1.0x"]]
+    for name in ("chain_7", "jacobi_16", "jacobi_32", "mixed_16", "mixed_24", "mixed_32"):
+        row = next(one for one in of["rows"] if one["tree"] == name)
+        what = f"`{name}`: {_GUESSES[name.partition('_')[0]]}"
+        rows.append([what, str(row["nodes"]), f"{row['tau']:.2f}", f"{row['speed_up']:.2f}x",
+                     f"{row['computed'][f'{_XL} x1']:.1f}x"])  # fmt: skip
+    return _table(("guesses", "nodes a call", "tokens a call", "speed-up here", "computed for GPT-XL, H200"), rows)
+
+
+def lossless() -> str:
+    """All trees."""
+    of = _read("lossless.json")
+    rows = []
+    for row in of["rows"]:
+        if row["tree"] == AUTO:
+            continue
+        said = " / ".join(f"{100 * row['origins'][name]:.0f}" for name in ("eagle", "jacobi", "new"))
+        one, eight = ([f"{row['computed'][f'{model} x{images}']:.1f}x" for model in (_B, _XL)] for images in (1, 8))
+        rows.append([f"`{row['tree']}`", str(row["nodes"]), f"{row['tau']:.2f} {_between(row['tau_interval'])}",
+                     f"{said} %", f"{row['speed_up']:.2f}x", ", ".join(one), ", ".join(eight)])  # fmt: skip
+    columns = ("tree", "nodes a call", "tokens a call [95 %]", "from drafter / round before / new places", "speed here",
+               "computed for an H200: GPT-B, GPT-XL, 1 image", "8 images")  # fmt: skip
+    return _table(columns, rows)
+
+
+def lossless_note() -> str:
+    """How the table of all trees was measured."""
+    of = _read("lossless.json")
+    same = min(row["same_images"] for row in of["rows"] if "same_images" in row)
+    return (
+        f"{of['prompts']} prompts, each drawn with every tree; {100 * same:g} % of the images equal those of plain "
+        f"decoding, token for token. Speed: median over {of['speed_images']} images drawn in turn, one at a time, "
+        f"against plain decoding in the same run, on {_machine(of)}."
+    )
+
+
+# relaxed ----------------------------------------------------------------------------------------------------
+def _settings(row: dict[str, Any]) -> str:
+    """A rule without what goes without saying: children of a tree of guesses can only be coupled."""
+    return row["rule"].replace("children=coupled,", "")
+
+
+def _relaxed_row(row: dict[str, Any]) -> list[str]:
+    lost, of = row["against_plain"]["concept"], _read("relaxed.json")
+    worst = max(one["frechet"] for one in of["plain"])
+    said = ["concepts" if lost["high"] < 0 else "", "Fréchet distance" if row["frechet"] > worst else ""]
+    return [
+        f"`{_settings(row)}`", f"`{row['tree']}`", f"{row['tau']:.2f}", f"{row['speed_up']:.2f}x",
+        f"{100 * row['relaxed_share']:.0f} %", interval(lost), f"{row['frechet']:.2f}", f"{row['precision']:.2f}",
+        f"{row['recall']:.2f}", " and ".join(filter(None, said)) or "nothing shown",
+    ]  # fmt: skip
+
+
+def relaxed() -> str:
+    """Every setting of the run."""
+    columns = ("rule", "tree", "tokens a call", "speed-up", "relaxed", "concepts against `ar`", "Fréchet", "precision",
+               "recall", "loses")  # fmt: skip
+    return _table(columns, [_relaxed_row(row) for row in _read("relaxed.json")["rows"]])
+
+
+def relaxed_short() -> str:
+    """The settings of the README: of each rule the one with most tokens a call that loses nothing that is shown."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in _read("relaxed.json")["rows"]:
+        kind = row["rule"].partition(":")[0]
+        if _relaxed_row(row)[-1] == "nothing shown" and row["tau"] > best.get(kind, {"tau": 0})["tau"]:
+            best[kind] = row
+    cells = [[f"`{_settings(row)}` on `{row['tree']}`", f"{row['tau']:.2f}", f"{row['speed_up']:.2f}x",
+              interval(row["against_plain"]["concept"]), f"{row['frechet']:.2f}"] for row in best.values()]  # fmt: skip
+    columns = ("rule", "tokens a call", "speed-up here", "concepts against `ar`, points", "Fréchet distance")
+    return _table(columns, cells)
+
+
+def relaxed_note() -> str:
+    """How the run was made, and how far apart chance puts equal settings."""
+    of = _read("relaxed.json")
+    sets = of["plain"]
+    concept, distance = ([one[name] for one in sets] for name in ("concept", "frechet"))
+    return (
+        f"{of['prompts']} prompts for tokens a call and quality, the same prompts and seeds for every row; speed: "
+        f"median over {of['speed_images']} images drawn in turn, one at a time, against plain decoding in the same run, "
+        f"on {_machine(of)}. Concepts: points of accuracy by the demo's judge less those of `ar`, paired by prompt and "
+        f"seed, with 95 % intervals. Plain decoding with {len(sets)} sets of seeds: {percent(min(concept))} to "
+        f"{percent(max(concept))} of concepts, Fréchet distances {min(distance):.2f} to {max(distance):.2f}."
+    )
+
+
+# auto -------------------------------------------------------------------------------------------------------
+def auto() -> str:
+    """What `auto` is worth beside plain decoding and the best fixed tree."""
+    rows = []
+    for row in _read("auto.json")["rows"]:
+        best = "plain decoding" if row["best_fixed"] == NO_TREE else f"`{row['best_fixed']}`"
+        ups = row["speed_ups"]
+        rows.append([row["bundle"], str(row["slots"]), f"{ups[AUTO]:.2f}x", f"{best}, {ups[row['best_fixed']]:.2f}x",
+                     f"{row['auto_against_best']:.2f}"])  # fmt: skip
+    return _table(("model", "images at a time", "`auto`", "best fixed choice", "`auto` by the best"), rows)
+
+
+def auto_note() -> str:
+    """How it was measured."""
+    of = _read("auto.json")
+    return (
+        f"Images a second against plain decoding in the same run, settings in turn, {of['repeats']} times, on "
+        f"{_machine(of)}."
+    )
+
+
+def auto_gpu() -> str:
+    """What `auto` would choose with the costs of an H200."""
+    rows = [[one["model"], str(one["images"]), f"`{one['tree']}`", f"{one['speed_up']:.1f}x"]
+            for one in _read("auto.json")["computed_h200"]]  # fmt: skip
+    return _table(("model", "images at a time", "`auto` takes", "computed speed-up"), rows)
+
+
+def gpt_b() -> str:
+    """Plain decoding at full size against PyTorch."""
+    of = _read("gpt_b.json")
+    times = of["ms_per_token"]
+    return (
+        f"Plain decoding with GPT-B's dims (111M weights, random): ONNX Runtime {times['onnxruntime']:.1f} ms a token, "
+        f"PyTorch eager {times['pytorch']:.1f} ms, on {_machine(of)} (`make bench`)."
+    )
+
+
+def refill() -> str:
+    """What refilling slots is worth."""
+    of = _read("refill.json")
+    waits, ours = (next(row for row in of["rows"] if row["way"] == way) for way in ("lock-step", "refilled"))
+    ratio, fewer = ours["against_lock_step"], 1 - ours["target_calls"] / waits["target_calls"]
+    return (
+        f"{of['slots']} slots with refilling draw {ratio:.2f} times as many images a second as batches that wait for "
+        f"their slowest image, with {100 * fewer:.0f} % fewer calls of the target (`{of['rule'].partition(':')[0]}`, "
+        f"{of['images']} images, {_machine(of)})."
+    )
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    one.__name__: one
+    for one in (lossless_short, lossless, lossless_note, relaxed_short, relaxed, relaxed_note, auto, auto_note,
+                auto_gpu, gpt_b, refill)
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
