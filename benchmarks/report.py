@@ -151,9 +151,9 @@ def relaxed_note() -> str:
     concept, distance = ([one[name] for one in sets] for name in ("concept", "frechet"))
     return (
         f"{of['prompts']} prompts for tokens a call and quality, the same prompts and seeds for every row; speed: "
-        f"median over {of['speed_images']} images drawn in turn, one at a time, against plain decoding in the same run, "
-        f"on {_machine(of)}. Concepts: points of accuracy by the demo's judge less those of `ar`, paired by prompt and "
-        f"seed, with 95 % intervals. Plain decoding with {len(sets)} sets of seeds: {percent(min(concept))} to "
+        f"median over {of['speed_images']} images drawn in turn, one at a time, against `ar` in the same run, "
+        f"on {_machine(of)}. Concepts: points of accuracy by the demo's judge less those of `ar`, paired by prompt "
+        f"and seed, with 95 % intervals. Plain decoding with {len(sets)} sets of seeds: {percent(min(concept))} to "
         f"{percent(max(concept))} of concepts, Fréchet distances {min(distance):.2f} to {max(distance):.2f}."
     )
 
