@@ -50,3 +50,8 @@ def __getattr__(name: str) -> object:
         if name in names:
             return getattr(import_module(f".runtime.{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, and nothing that lies beside them."""
+    return sorted(__all__)
