@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,20 +11,28 @@ from typing import Any
 
 import click
 
+from .commands.hints import usable
+from .commands.streams import lost, open_streams
 from .runtime.errors import CascadeError
 
 DEFAULT_BUNDLE = Path("build/emoji")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Group(click.Group):
-    """Turns CascadeError into one sentence on stderr and exit code 2."""
+    """Turns CascadeError, and a disk that is full, into one sentence on stderr and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except CascadeError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            sentence = str(error)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            sentence = f"cannot write {error.filename or 'a file'} ({os.strerror(error.errno)}): make room for it."
+        click.echo(f"Error: {usable(sentence, list(self.commands))}", err=True)
+        return ctx.exit(2)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,14 +44,24 @@ def cli() -> None:
 def main() -> None:
     """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written, and so does `kill`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    open_streams()
+    code = _run()
+    if (reason := lost(sys.stdout)) is not None:
+        click.echo(f"Error: standard output could not be written ({reason}).", err=True)
+        code = code or 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code."""
     try:
-        sys.exit(cli(standalone_mode=False))  # click returns the code of `ctx.exit`, and None else
+        return cli(standalone_mode=False) or 0  # click returns the code of `ctx.exit`, and None else
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
-        sys.exit(130)
+        return 130
 
 
 PATH = click.Path(path_type=Path)
@@ -121,8 +141,11 @@ def verify(**options: Any) -> None:
 @click.argument("prompts", nargs=-1)
 @click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--class-id", "class_ids", type=int, multiple=True, help="Class to draw; repeatable.")
-@click.option("--rule", help="ar, exact, strict, ... [default: exact]")
-@click.option("--tree", help="One of the bundle's trees, one of guesses (mixed_32, jacobi_16), or auto (default).")
+@click.option("--features", type=PATH,
+              help="Text features to draw, of your own encoder: an .npz file with features [T, C] or [P, T, C], and "
+                   "perhaps mask, [T] or [P, T], true where they count.")
+@click.option("--rule", help="A rule, perhaps with settings: `rules` lists them. [default: exact]")
+@click.option("--tree", help="A tree, or auto: `trees` lists them. [default: auto with exact, else the first to fit]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--guidance-scale", type=float)
 @click.option("--temperature", type=float)
@@ -132,11 +155,13 @@ def verify(**options: Any) -> None:
               help="Seconds from the start, waiting included, until each image has to be done. [default: no limit]")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Images of each prompt.")
 @click.option("--grid", is_flag=True, help="Also write a contact sheet of all images.")
-@click.option("--out", type=PATH, default=Path("outputs"), show_default=True, help="Folder, or a .png file.")
+@click.option("--out", type=PATH, default=Path("outputs"), show_default=True,
+              help="Folder, where names that are taken get a number, or a .png file that is not there yet (several "
+                   "images: with their seeds in its name).")
 @click.option("--threads", type=int, help="Threads of each engine. [default: one for each core]")
 @click.option("--json", "as_json", is_flag=True, help="Print files and statistics as JSON.")
 def generate(**options: Any) -> None:
-    """Draw PROMPTS; writes a PNG for each image and prints its name."""
+    """Draw PROMPTS; writes a PNG for each image and prints its name. No file that is there is written over."""
     from .commands.generate import run
 
     run(**options)
@@ -161,6 +186,26 @@ def models(as_json: bool) -> None:
     from .commands.models import run
 
     run(as_json)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--json", "as_json", is_flag=True)
+def rules(bundle: Path | None, as_json: bool) -> None:
+    """List the acceptance rules with their settings; for BUNDLE also what they mean there, and which cannot be used."""
+    from .commands.rules import run
+
+    run(bundle, as_json)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--json", "as_json", is_flag=True)
+def trees(bundle: Path | None, as_json: bool) -> None:
+    """List the trees that can be named; for BUNDLE also those it was built with, and which it cannot draw with."""
+    from .commands.trees import run
+
+    run(bundle, as_json)
 
 
 @cli.command()

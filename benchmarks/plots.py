@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..commands.tables import wrapped
 from ..runtime.plan import TokenPlan
 from ..runtime.rules.base import Cause
+from ..runtime.staging import write_file
+
+_SIDE, _ACROSS, _LETTERS = 2.4, 5, 30  # inches of a map, maps beside each other, letters in a line above one
 
 
 def plot_accepts(causes: Mapping[str, np.ndarray], plan: TokenPlan, file: Path) -> None:
@@ -19,31 +24,41 @@ def plot_accepts(causes: Mapping[str, np.ndarray], plan: TokenPlan, file: Path) 
 
     causes int8 [images, rows * columns], as in `Output.causes`, by the setting's name.
     """
-    figure = Figure(figsize=(2.3 * max(2, len(causes)), 5.2), layout="constrained")
     relaxed = [cause for cause in Cause if cause.relaxed]
     maps = (("accepted", lambda c: c != Cause.DRAWN), ("relaxed", lambda c: np.isin(c, relaxed)))
-    axes = figure.subplots(len(maps), len(causes), squeeze=False)
-    for column, (name, values) in enumerate(causes.items()):
+    across = min(_ACROSS, len(causes))
+    bands = -(-len(causes) // across)  # of settings; each has a row for each map
+    titles = [wrapped(name, _LETTERS) for name in causes]
+    lines = max(title.count("\n") for title in titles)
+    size = (_SIDE * across + 1.2, bands * (2 * _SIDE + 0.3 + 0.15 * lines))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(maps) * bands, across, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, values in enumerate(causes.values()):
         for row, (what, choose) in enumerate(maps):
+            axis = axes[len(maps) * (number // across) + row, number % across]
             share = choose(values).mean(0).reshape(plan.rows, plan.columns)
-            shown = axes[row, column].imshow(share, vmin=0, vmax=1, cmap="viridis")
-            axes[row, column].set_title(f"{name}\n{what} {100 * share.mean():.0f} %", fontsize=8)
-            axes[row, column].set_axis_off()
-    figure.colorbar(shown, ax=axes[:, -1], shrink=0.7)
+            shown = axis.imshow(share, vmin=0, vmax=1, cmap="viridis")
+            said = f"{what} {100 * share.mean():.0f} %"
+            axis.set_title(f"{titles[number]}\n{said}" if row == 0 else said, fontsize=8)
+    figure.colorbar(shown, ax=axes, shrink=min(1, 1.5 / bands), label="share of the images")
     _save(figure, file)
 
 
 def plot_speed(rows: Sequence[Mapping[str, float | str]], file: Path) -> None:
-    """Speed-up over plain decoding against tau, a point for each row of the table."""
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    """Speed-up over plain decoding against tau, a numbered point for each row of the table."""
+    names = [wrapped(f"{row['rule']} {row['tree'] or ''}".strip(), 2 * _LETTERS) for row in rows]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(10, max(4.5, 0.2 * lines)), layout="constrained")
     axis = figure.subplots()
-    for row in rows:
-        label = f"{row['rule']} {row['tree'] or ''}"
-        axis.plot([row["tau"]], [row["speed_up"]], "o")
-        axis.annotate(label, (row["tau"], row["speed_up"]), textcoords="offset points", xytext=(5, 3), fontsize=7)
+    for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
+        axis.plot([row["tau"]], [row["speed_up"]], "o", color=f"C{number - 1}", label=f"{number}  {name}")
+        axis.annotate(f"{number}", (row["tau"], row["speed_up"]), textcoords="offset points", xytext=(5, 3))
     axis.axhline(1, color="gray", lw=0.8)
     axis.set_xlabel("tau, tokens per target call")
     axis.set_ylabel("speed-up over plain decoding, same run")
+    figure.legend(loc="outside right upper", fontsize=8)
     _save(figure, file)
 
 
@@ -72,4 +87,6 @@ def plot_quality(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    FigureCanvasAgg(figure).print_figure(file, dpi=110)
+    drawn = BytesIO()
+    FigureCanvasAgg(figure).print_figure(drawn, dpi=110, format="png")
+    write_file(file, drawn.getvalue())

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from ..commands.progress import progress
+from ..commands.tables import Rows
 from ..evaluation.draw import OTHER_SEED, Drawing, draw, speed
 from ..evaluation.format import interval, number, percent
 from ..evaluation.paired import interval as bootstrap_interval
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 def judge_rows(
     pipe: Pipeline, means: Means, rows: Sequence[dict[str, Any]], asked: Sequence[Caption], seed: int, folder: Path,
-    console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     """Draws every setting's pictures of `asked` into `folder`, judges them and adds the figures to its row.
 
@@ -36,8 +35,7 @@ def judge_rows(
     drawings = [Drawing(row["rule"], row["tree"], seed, _name(row)) for row in rows]
     drawings.append(Drawing(PLAIN, None, seed + OTHER_SEED, f"{PLAIN}, other seeds"))
     judged = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress() as bar:
         total = len(asked) * pipe.manifest.model.plan.length
         tasks = [bar.add_task(drawing.name, total=total) for drawing in drawings]
         for drawing, task in zip(drawings, tasks, strict=True):
@@ -68,22 +66,23 @@ def _name(row: dict[str, Any]) -> str:
     return row["rule"] if row["tree"] is None else f"{row['rule']} {row['tree']}"
 
 
-def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """The table of quality; `rows` are those of the benchmark, each with its `quality`."""
-    table = Table("rule", "tree", "speed-up", "flat cost", "tau", "relaxed", "concept", "- ar (95 %)", "nearest",
-                  "- ar (95 %)", "Fréchet", "precision", "recall")  # fmt: skip
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of quality, on stdout; `rows` are those of the benchmark, each with its `quality`."""
+    columns = ("rule", "tree", "speed-up", "flat cost", "tau", "relaxed", "concept", "- ar (95 %)", "nearest",
+               "- ar (95 %)", "Fréchet", "precision", "recall")  # fmt: skip
+    table = Rows(columns, keys=2)
     for row in rows:
         q = row["quality"]
         low, high = row["tau_interval"]
-        table.add_row(
+        table.add(
             row["rule"], row["tree"] or "-", f"{row['speed_up']:.2f}x", f"{row['flat_cost_speed_up']:.2f}x",
             f"{row['tau']:.2f} ({low:.2f} to {high:.2f})", f"{100 * row['relaxed_share']:.1f} %",
             percent(q["concept"]), interval(q["against_plain"]["concept"]),
             percent(q["nearest"]), interval(q["against_plain"]["nearest"]),
             *(number(q[name]) for name in ("frechet", "precision", "recall")),
         )  # fmt: skip
-    console.print(table)
-    console.print(
+    table.print()
+    click.echo(
         "accuracies in per cent; differences in points, paired by prompt and seed; flat cost: computed, not measured, "
-        "for verification as cheap as decoding one token", highlight=False,
+        "for verification as cheap as decoding one token"
     )  # fmt: skip

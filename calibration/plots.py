@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..runtime.staging import write_file
 from .thresholds import Point
 from .watch import Similarities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLOURS = {"none": "black", "breadth": "tab:blue", "depth": "tab:orange", "both": "tab:green", "draw": "tab:red"}
 
@@ -38,7 +44,7 @@ def plot_similarities(seen: Similarities, file: Path) -> None:
         axes[row, 1].set_xlabel("similarity" if values is not seen.draw else "1 - price")
         axes[row, 1].set_ylabel("depth in the tree")
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    _save(figure, file)
     plt.close(figure)
 
 
@@ -63,8 +69,14 @@ def plot_curve(points: Sequence[Point], chosen: Point | None, file: Path) -> Non
     axis.set_ylabel("tau" if all(point.accuracy is None for point in points) else "accuracy by the judge")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    _save(figure, file)
     plt.close(figure)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    write_file(file, drawn.getvalue())
 
 
 def _pyplot():

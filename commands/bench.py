@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from ..benchmarks.markdown import choices
 from ..calibration.subjects import conditioning
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.plan import TokenPlan
 from ..runtime.rules import RULE_NAMES, check_rule_name
 from ..runtime.rules.registry import PLAIN
+from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import AUTO
-from .files import check_writable
+from .files import check_file, check_writable
 from .judge import judge_with
+from .progress import progress
+from .tables import Rows
 
 if TYPE_CHECKING:
     from ..evaluation.captions import Caption
@@ -81,18 +80,18 @@ def run(
     """Measures, shows the table(s), and writes what was asked for. Pictures are judged where `judge` names one."""
     if min(num_images, judged) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--judged'} must be at least 1.")
-    for folder in (json_file and json_file.parent, markdown and markdown.parent, judge and pictures):
-        if folder:
-            check_writable(Path(folder))
+    for file in filter(None, (json_file, markdown)):
+        check_file(file)
+    if judge is not None:
+        check_writable(pictures)
     if plots is not None:
         check_plots(plots)
     means = None if judge is None else judge_with(None if judge == "demo" else judge)
     pipe = Pipeline.load(bundle, threads=threads)
     settings = choose(pipe, rules, trees)
-    console = Console(stderr=True)
     asked = [] if means is None else captions(means, prompts, judged)
     shown = tuple(caption.prompt for caption in asked) or prompts
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress() as bar:
         measure(pipe, settings, shown, num_images, seed, bar)
     rows = [setting.figures(settings[0]) for setting in settings]
     content = {"bundle": pipe.manifest.name, "images": num_images, "seed": seed, "rows": rows}
@@ -100,17 +99,17 @@ def run(
     if means is not None:
         from ..benchmarks import quality
 
-        content |= quality.judge_rows(pipe, means, rows, asked, seed, pictures, console)
-        quality.show(rows, Console(width=None if sys.stdout.isatty() else 160))
+        content |= quality.judge_rows(pipe, means, rows, asked, seed, pictures)
+        quality.show(rows)
     if json_file is not None or markdown is not None:
         from ..benchmarks.machine import describe_machine
         from ..benchmarks.markdown import to_markdown
 
         content["machine"] = describe_machine(threads)
         if json_file is not None:
-            json_file.write_text(json.dumps(content, indent=1) + "\n")
+            write_file(json_file, f"{json.dumps(content, indent=1)}\n".encode())
         if markdown is not None:
-            markdown.write_text(to_markdown(content))
+            write_file(markdown, to_markdown(content).encode())
     if plots is not None:
         plot(settings, rows, pipe.manifest.model.plan, plots)
 
@@ -182,19 +181,23 @@ def measure(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    columns = ("rule", "tree", "images/s", "speed-up", "tau", "draft", "verify", "accept", "commit", "ms/round", "host",
-               "relaxed")  # fmt: skip
-    table = Table(*columns)
+    from ..benchmarks.markdown import choices
+
+    table = Rows(("rule", "tree", "images/s", "speed-up", "tau", "relaxed"), keys=2)
+    stages = Rows(("rule", "tree", "draft", "verify", "accept", "commit", "all", "host"), keys=2,
+                  title="ms a round by stage, and the host's share of it")  # fmt: skip
     for row in rows:
-        stages = row["ms_per_stage"]
-        table.add_row(
-            row["rule"], row["tree"] or "-", f"{row['images_per_second']:.3f}", f"{row['speed_up']:.2f}x",
-            f"{row['tau']:.2f}", *(f"{stages[name]:.2f}" for name in ("draft", "verify", "accept", "commit")),
-            f"{row['ms_per_round']:.1f}", f"{100 * row['host_share']:.1f} %",
+        key, ms = (row["rule"], row["tree"] or "-"), row["ms_per_stage"]
+        table.add(
+            *key, f"{row['images_per_second']:.3f}", f"{row['speed_up']:.2f}x", f"{row['tau']:.2f}",
             f"{100 * row['relaxed_share']:.1f} %",
         )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(table)
-    console.print("stages in ms per round; speed-up: median over pictures against rule ar in this run", highlight=False)
+        stages.add(
+            *key, *(f"{ms[name]:.2f}" for name in ("draft", "verify", "accept", "commit")),
+            f"{row['ms_per_round']:.1f}", f"{100 * row['host_share']:.1f} %",
+        )  # fmt: skip
+    table.print()
+    stages.print()
+    click.echo("speed-up: median over images against rule ar in this run")
     for line in choices(rows):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        click.echo(line)

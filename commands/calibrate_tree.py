@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from ..calibration.costs import TreeCosts, measure_calls
 from ..calibration.subjects import conditioning
@@ -17,9 +16,13 @@ from ..runtime.costs import REPEATS, Costs, to_info
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
+from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import Tree
-from .files import check_writable
+from .files import check_file
+from .hints import program
+from .progress import progress
+from .tables import Rows
 
 
 def run(
@@ -30,9 +33,8 @@ def run(
     _check(rule, num_images, most_nodes, most_depth, nodes, out)
     pipe = Pipeline.load(bundle, threads=threads)
     watched = Watched(pipe.rule(rule))
-    console = Console(stderr=True)
     wanted = sizes(min(most_nodes + 1, pipe.manifest.most_nodes))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress() as bar:
         trees = list(_static(pipe))
         task = bar.add_task("measuring", total=num_images * (len(trees) + 1) + REPEATS + 1)
         advance = lambda: bar.advance(task)  # noqa: E731 - a name for what both loops call
@@ -72,7 +74,7 @@ def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: 
             raise CascadeError(f"{name} must be at least 1.")
     if out.suffix != ".json":
         raise CascadeError(f"--out must be a .json file, not {out}.")
-    check_writable(out.parent)
+    check_file(out)
 
 
 def _static(pipe: Pipeline) -> dict[str, Tree]:
@@ -114,33 +116,29 @@ def _host(runs: dict[str, Stats]) -> float:
 
 
 def _write(out: Path, best: Choice) -> None:
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(best.tree.paths()) + "\n")
-    part.rename(out)
+    write_file(out, f"{json.dumps(best.tree.paths())}\n".encode())
 
 
 def _show(
     pipe: Pipeline, choices: list[Choice], runs: dict[str, Stats], shares, costs: TreeCosts, plain: Stats, out: Path
 ) -> None:
-    console = Console(highlight=False, width=110)
+    console = Console(highlight=False)
     alone = 1e3 * sum(plain.seconds[s] for s in ROUND) / plain.rounds  # ms a token of plain decoding
     console.print(f"plain decoding takes {alone:.2f} ms a token; accepted children by depth and rank:")
-    table = Table("depth", *(f"rank {rank + 1}" for rank in range(shares.shape[1])))
+    table = Rows(("depth", *(f"rank {rank + 1}" for rank in range(shares.shape[1]))))
     for depth, row in enumerate(shares):
-        table.add_row(str(depth + 1), *(f"{share:.3f}" for share in row))
-    console.print(table)
-    table = Table("tree", "nodes", "levels", "tau", "ms/round", "speed-up")
+        table.add(str(depth + 1), *(f"{share:.3f}" for share in row))
+    table.print(console)
+    table = Rows(("tree", "nodes", "levels", "tau", "ms/round", "speed-up"))
     for name, tree in _static(pipe).items():
         stats = runs[name]
         took = 1e3 * sum(stats.seconds[s] for s in ROUND) / stats.rounds
         predicted = expected_tau(tree, shares), costs.of(tree)
-        table.add_row(name, str(tree.size - 1), str(tree.depth), f"{stats.tau:.2f} ({predicted[0]:.2f} predicted)",
+        table.add(name, str(tree.size - 1), str(tree.depth), f"{stats.tau:.2f} ({predicted[0]:.2f} predicted)",
                       f"{took:.2f} ({predicted[1]:.2f})",
                       f"{alone * stats.tau / took:.2f}x ({alone * predicted[0] / predicted[1]:.2f}x)")  # fmt: skip
     for choice in choices[:5]:
-        table.add_row("predicted", str(choice.tree.size - 1), str(choice.tree.depth), f"{choice.tau:.2f}",
+        table.add("predicted", str(choice.tree.size - 1), str(choice.tree.depth), f"{choice.tau:.2f}",
                       f"{choice.milliseconds:.2f}", f"{alone * choice.tokens_per_second / 1e3:.2f}x")  # fmt: skip
-    console.print(table)
-    console.print(
-        f"the first one predicted is in {out}: build with --tree {out}, and compare with `cascade-trt bench`."
-    )
+    table.print(console)
+    click.echo(f"the first one predicted is in {out}: build with --tree {out}, and compare with `{program()} bench`.")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
+from ..runtime.staging import write_file
 from .files import check_writable
 from .judge import judge_with
+from .progress import progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..evaluation.means import Means
     from ..evaluation.report import Row
 
-_CONSOLE = Console(stderr=True)
 _IN_SHEET = 24
 
 
@@ -68,12 +67,14 @@ def run(
     apart = report.spread(next(r for r in drawn if r.name == PLAIN), drawn[-1]) if spread and drawn else None
     about = {"bundle": str(bundle) if drawn else None, "seed": seed, "judge": str(means.judge_file)}
     text = report.to_json(rows, pairs, apart, about)
-    report.write_text(out / "report.json", text)
+    write_file(out / "report.json", text.encode())
     write_sheet(out / "sheet.png", shown, _IN_SHEET)
     if as_json:
         click.echo(text, nl=False)
     else:
-        report.show(rows, pairs, apart, Console())
+        from .eval_tables import show
+
+        show(rows, pairs, apart)
         click.echo(f"{out / 'report.json'}\n{out / 'sheet.png'}")
 
 
@@ -124,8 +125,7 @@ def _draw(
     rows: list[Row] = []
     drawings = _drawings(rules, tree, seed, spread)
     tokens = len(asked) * pipe.manifest.model.plan.length
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
+    with progress() as bar:
         tasks = [bar.add_task(drawing.name, total=tokens) for drawing in drawings]
         for drawing, task in zip(drawings, tasks, strict=True):
 

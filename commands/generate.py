@@ -4,57 +4,103 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
 from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.images import grid as contact_sheet
-from ..runtime.images import save_png
+from ..runtime.images import to_png
 from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Output, Pipeline
+from ..runtime.staging import write_new_file
 from ..runtime.stats import Stats
 from ..runtime.tree import AUTO
-from .files import check_writable
+from .files import check_file, check_writable
+from .progress import progress
+from .streams import lost
+from .subjects import Subjects, choose
 
-_CONSOLE = Console(stderr=True)
+_PNG = ".png"
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)  # of a file; "v1.5" is a folder's name
 
 
 def run(
-    *, prompts: tuple[str, ...], bundle: Path, class_ids: tuple[int, ...], seed: int, num_images: int, grid: bool,
-    out: Path, threads: int | None, as_json: bool, **settings: Any,
+    *, prompts: tuple[str, ...], bundle: Path, class_ids: tuple[int, ...], features: Path | None, seed: int,
+    num_images: int, grid: bool, out: Path, threads: int | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
-    """Draws, and writes every image as soon as it is done. `settings` are fields of `DrawOptions`."""
+    """Draws, and writes every image as soon as it is done. `settings` are fields of `DrawOptions`.
+
+    Nothing is made before everything that was asked for is checked, and no file that is there is written over.
+    """
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
-    if not prompts and not class_ids:
-        raise CascadeError('say what to draw: cascade-trt generate "a red apple".')
-    if prompts and class_ids:
-        raise CascadeError("give prompts or --class-id, not both.")
     options = DrawOptions(**settings)
-    subjects: list[Any] = [subject for subject in prompts or class_ids for _ in range(num_images)]
-    _check_output(out)
+    subjects = choose(prompts, class_ids, features, num_images)
+    names = _Names(out, subjects.slugs, seed)
+    names.check(grid)
     with Pipeline.load(bundle, threads=threads) as pipe:
-        writer = _Writer(out, subjects, pipe.manifest, options)
+        writer = _Writer(names, subjects, pipe.manifest, options)
         try:
-            _draw(pipe, subjects, bool(prompts), seed, options, writer)
+            _draw(pipe, subjects, seed, options, writer)
         finally:  # after Ctrl-C and after a failed image, too, for what was finished
-            if grid and len(writer.images) > 1:
-                writer.sheet()
-            if writer.files:
-                _report(writer, as_json)
+            try:
+                if grid and len(writer.images) > 1:
+                    writer.sheet()
+            finally:
+                if writer.files:
+                    _report(writer, as_json)
+
+
+class _Names:
+    """Where images go: into the folder `out` under names of their own, or to the .png file `out`, several with their
+    seeds in the name."""
+
+    def __init__(self, out: Path, slugs: list[str], seed: int) -> None:
+        self._out, self._slugs, self._seed = out, slugs, seed
+
+    def of(self, place: int) -> Path:
+        if not self._is_file:
+            return self._out / f"{self._slugs[place]}-{self._seed + place}{_PNG}"
+        if len(self._slugs) == 1:
+            return self._out
+        return self._out.with_stem(f"{self._out.stem}-{self._seed + place}")
+
+    @property
+    def sheet(self) -> Path:
+        return self._out.with_stem(f"{self._out.stem}-grid") if self._is_file else self._out / f"grid{_PNG}"
+
+    def check(self, with_sheet: bool) -> None:
+        """Raises CascadeError for an output that cannot be written, or is there."""
+        files = [self.of(place) for place in range(len(self._slugs))] + ([self.sheet] if with_sheet else [])
+        if not self._is_file:
+            if _SUFFIX.fullmatch(self._out.suffix) and not self._out.is_dir():
+                raise CascadeError(
+                    f"--out {self._out} is called like a file, and images are written as {_PNG}: give a {_PNG} file or "
+                    "a folder."
+                )
+            check_writable(self._out, [file.name for file in files])
+            return
+        check_writable(self._out.parent, [file.name for file in files])
+        for file in files:
+            check_file(file)
+            if file.exists():
+                raise CascadeError(f"{file} is there already: remove it first, or choose another --out.")
+
+    @property
+    def _is_file(self) -> bool:
+        return self._out.suffix.lower() == _PNG
 
 
 class _Writer:
     """Writes images as they are done, under names and in an order that do not depend on when that is."""
 
-    def __init__(self, out: Path, subjects: list[Any], manifest: Manifest, options: DrawOptions) -> None:
-        self._out, self._subjects, self._manifest, self._options = out, subjects, manifest, options
+    def __init__(self, names: _Names, subjects: Subjects, manifest: Manifest, options: DrawOptions) -> None:
+        self._names, self._subjects, self._manifest, self._options = names, subjects, manifest, options
         self._files: dict[int, Path] = {}
         self._sheet: Path | None = None
         self.images: dict[int, Any] = {}
@@ -67,20 +113,21 @@ class _Writer:
         return [self._files[place] for place in sorted(self._files)] + ([self._sheet] if self._sheet else [])
 
     def write(self, output: Output) -> None:
-        """Writes the images of one output."""
+        """Writes the images of one output, but for those that are written."""
+        self._outputs[min(output.places)] = output
         defaults = self._manifest.sampling
         used = {name: value if (value := getattr(self._options, name)) is not None else getattr(defaults, name)
                 for name in ("guidance_scale", "temperature", "top_k", "top_p")}  # fmt: skip
         for place, image, seed in zip(output.places, output.images, output.seeds, strict=True):
-            subject = self._subjects[place]
+            if place in self._files:
+                continue
             text = {
-                "prompt": subject, "seed": seed, **used, "rule": output.stats.rule, "tree": output.stats.tree or "",
-                "model": self._manifest.name, "Software": f"cascade-trt {__version__}",
+                self._subjects.kind: self._subjects.labels[place], "seed": seed, **used, "rule": output.stats.rule,
+                "tree": output.stats.tree or "", "model": self._manifest.name,
+                "Software": f"cascade-trt {__version__}",
             }  # fmt: skip
-            path = self._path(str(subject), seed)
-            save_png(image, path, text)
-            self._files[place], self.images[place], self.seeds[place] = path, image, seed
-        self._outputs[min(output.places)] = output
+            self._files[place] = write_new_file(self._names.of(place), to_png(image, text))
+            self.images[place], self.seeds[place] = image, seed
 
     @property
     def warnings(self) -> list[str]:
@@ -96,43 +143,20 @@ class _Writer:
         return stats
 
     def sheet(self) -> None:
-        path = self._out.with_stem(f"{self._out.stem}-grid") if self._single else self._out / "grid.png"
         images = [self.images[place] for place in sorted(self.images)]
-        save_png(contact_sheet(images), path, {"prompt": "; ".join(map(str, dict.fromkeys(self._subjects)))})
-        self._sheet = path
-
-    @property
-    def _single(self) -> bool:
-        return self._out.suffix.lower() == ".png"
-
-    def _path(self, subject: str, seed: int) -> Path:
-        if self._single:
-            return self._out if len(self._subjects) == 1 else self._out.with_stem(f"{self._out.stem}-{seed}")
-        slug = re.sub(r"[^a-z0-9]+", "-", subject.lower()).strip("-")[:60] or "picture"
-        return self._out / f"{slug}-{seed}.png"
+        text = {self._subjects.kind: "; ".join(dict.fromkeys(self._subjects.labels))}
+        self._sheet = write_new_file(self._names.sheet, to_png(contact_sheet(images), text))
 
 
-def _check_output(out: Path) -> None:
-    """Refuses an output that cannot be written before anything is drawn."""
-    single = out.suffix.lower() == ".png"
-    if single and out.is_dir():
-        raise CascadeError(f"{out} is a folder: choose another --out.")
-    check_writable(out.parent if single else out)
-
-
-def _draw(
-    pipe: Pipeline, subjects: list[Any], from_text: bool, seed: int, options: DrawOptions, writer: _Writer
-) -> None:
+def _draw(pipe: Pipeline, subjects: Subjects, seed: int, options: DrawOptions, writer: _Writer) -> None:
     """Draws; each image is on disk as soon as it is done."""
-    what: dict[str, Any] = {"prompts": subjects} if from_text else {"class_ids": subjects}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
-        task = bar.add_task("tokens", total=len(subjects) * pipe.manifest.model.plan.length)
+    with progress() as bar:
+        task = bar.add_task("tokens", total=len(subjects.labels) * pipe.manifest.model.plan.length)
 
         def advance(done: int, _total: int) -> None:
             bar.update(task, completed=done)
 
-        for output in pipe.stream(**what, seed=seed, callback=advance, options=options):
+        for output in pipe.stream(**subjects.given, seed=seed, callback=advance, options=options):
             try:
                 writer.write(output)
             except KeyboardInterrupt:  # these images are drawn: they are written before it goes on
@@ -141,6 +165,13 @@ def _draw(
 
 
 def _report(writer: _Writer, as_json: bool) -> None:
+    _print(writer, as_json)
+    if (reason := lost(sys.stdout)) is not None:
+        where = ", ".join(map(str, writer.files))
+        click.echo(f"Warning: standard output could not be written ({reason}); the images are in {where}.", err=True)
+
+
+def _print(writer: _Writer, as_json: bool) -> None:
     stats = writer.stats
     for warning in writer.warnings:
         click.echo(f"Warning: {warning}", err=True)

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from ..runtime.backends import BACKEND_NAMES
 from ..runtime.bundle import CLASS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
+from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
+from ..runtime.options import DrawOptions, check_sampling
+from ..runtime.rulebook import Rulebook
+from ..runtime.rules import RULE_NAMES
+from ..runtime.tables import open_neighbours, open_states
+from .hints import program
+from .tables import Rows
 
 
 def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
@@ -20,7 +27,7 @@ def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
     if as_json:
         click.echo(manifest.to_json())
         return
-    console = Console(highlight=False, markup=False, width=110)  # a bundle's texts are shown as they are
+    console = Console(highlight=False, markup=False)  # a bundle's texts are shown as they are
     _overview(console, bundle, manifest)
     _engines(console, manifest)
     _plans(console, bundle, manifest, verify)
@@ -62,13 +69,53 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("sampling", f"guidance {sampling.guidance_scale}, temperature {sampling.temperature}, "
                      f"top_k {sampling.top_k} (at most {manifest.target.max_top_k}), top_p {sampling.top_p}"),
         ("batch", f"{manifest.batch} slot(s) for images at a time, {manifest.target.slots} cache slots"),
+        *_rules(bundle, manifest),
+        ("tables", _tables(bundle, manifest)),
         ("costs", "\n".join(map(_costs, manifest.costs)) or
-                  f"none measured: run cascade-trt calibrate costs --bundle {bundle}"),
+                  f"none measured: run {program()} calibrate costs --bundle {bundle}"),
         ("weights", weights),
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+
+
+def _rules(bundle: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Which rules can be used, and what their names mean here where that was calibrated."""
+    book, sampling, fit, unfit = Rulebook(bundle, manifest), check_sampling(manifest, DrawOptions()), [], []
+    for name in RULE_NAMES:
+        try:
+            book.choose(name, None, sampling)
+            fit.append(name)
+        except CascadeError:
+            unfit.append(name)
+    why = f"; not {', '.join(unfit)}: {program()} rules {bundle} says why" if unfit else ""
+    points = "\n".join(_point(manifest, name, spelt) for name, spelt in manifest.rules.items())
+    return [("rules", f"{', '.join(fit)}{why}"), ("operating points", points or "none: rules have their own defaults")]
+
+
+def _point(manifest: Manifest, name: str, spelt: str) -> str:
+    """What a rule's bare name means in the bundle."""
+    from ..engines.origin import POINT, origin
+
+    noted = origin(manifest).get(POINT)
+    if not isinstance(noted, dict) or noted.get("rule") != spelt:
+        return f"{name} means {spelt}"
+    return f"{name} means {spelt}, judged with {noted.get('images')} images"
+
+
+def _tables(bundle: Path, manifest: Manifest) -> str:
+    """What rules look tokens up in."""
+    neighbours, states = open_neighbours(bundle, manifest), open_states(bundle, manifest)
+    said = []
+    if neighbours is not None:
+        said.append(f"the {neighbours.shape[1]} nearest codes of each code ({manifest.neighbours})")
+    if states is None:
+        said.append(f"no states: run {program()} calibrate states --bundle {bundle}")
+    else:
+        seen = int(states.rows.any(axis=1).sum())
+        said.append(f"states behind {seen} of {len(states.rows)} tokens ({manifest.states})")
+    return "; ".join(said)
 
 
 def _drafter(manifest: Manifest) -> str:
@@ -106,15 +153,15 @@ def _guessed(manifest: Manifest) -> str:
 
 
 def _engines(console: Console, manifest: Manifest) -> None:
-    table = Table("engine", "precision", "graph", "weights", "against PyTorch", "activations", title=None)
+    table = Rows(("engine", "precision", "graph", "weights", "against PyTorch", "activations"))
     for name, engine in manifest.engines.items():
         size = sum(manifest.files[file].bytes for file in engine.weights)
         graph = manifest.files[engine.file].bytes
-        table.add_row(
+        table.add(
             name, engine.precision, human(graph), f"{', '.join(engine.weights)} ({human(size)})",
             _parity(manifest.parity.get(name)), _reach(manifest.parity.get(name)),
         )  # fmt: skip
-    console.print(table)
+    table.print(console)
 
 
 def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -> None:
@@ -133,23 +180,22 @@ def _plans(console: Console, bundle: Path, manifest: Manifest, thorough: bool) -
     damaged = []
     for targets, plans in groups.items():
         names = ("engine", "size", "layers", "in/out", "attention", "KV in place", "KV copies")
-        table = Table(*(Column(name, no_wrap=True) for name in names), "by dtype", "build",
-                      title=f"{' '.join(targets)}: {plans[0].backend} {plans[0].backend_version}",
-                      title_justify="left")  # fmt: skip
+        title = f"{' '.join(targets)}: {plans[0].backend} {plans[0].backend_version}"
+        table = Rows((*names, "by dtype", "build"), title)
         for plan in plans:
             damage = plan_damage(bundle, plan, thorough)
             if damage:
                 again = " ".join(f"--target {target}" for target in targets)
-                damaged.append(f"{plan.file} {damage}: run `cascade-trt compile {bundle} {again}`.")
+                damaged.append(f"{plan.file} {damage}: run `{program()} compile {bundle} {again}`.")
                 continue
             s = summarise(bundle, plan)
             mix = ", ".join(f"{count} {dtype}" for dtype, count in s.precisions.items() if "f" in dtype)
-            table.add_row(
+            table.add(
                 plan.engine, human(plan.bytes), str(s.layers), f"{s.inputs}/{s.outputs}", str(s.attention),
                 str(len(s.aliases)), s.copies, mix,
                 f"{plan.seconds:.0f} s, {human(plan.peak_memory)}",
             )  # fmt: skip
-        console.print(table)
+        table.print(console)
         for plan in plans:
             if plan.fixed_nodes is not None:
                 console.print(_fixed(plan.engine, f"{plan.fixed_nodes} nodes"))
@@ -172,11 +218,11 @@ def _tensors(console: Console, bundle: Path, manifest: Manifest) -> None:
         shown.setdefault((plan.engine, *tensor_rows(read_report(bundle, plan))), []).append(plan)
     for (engine, *rows), plans in shown.items():
         names = " ".join(plan.target for plan in plans)
-        table = Table("tensor", "", "dtype", "shape", "memory of", title=f"{engine}: {names}", title_justify="left")
+        table = Rows(("tensor", "", "dtype", "shape", "memory of"), f"{engine}: {names}")
         for row in rows:
             shape = " x ".join("?" if size < 0 else str(size) for size in row.shape)
-            table.add_row(row.name, row.mode, row.dtype, shape, row.alias)
-        console.print(table)
+            table.add(row.name, row.mode, row.dtype, shape, row.alias)
+        table.print(console)
 
 
 def _parity(report: dict | None) -> str:

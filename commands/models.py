@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from ..export.families.llamagen.presets import PRESETS
+from .hints import program
+from .tables import Rows
 
 
 def run(as_json: bool) -> None:
@@ -17,18 +17,20 @@ def run(as_json: bool) -> None:
         rows = [asdict(p) | {"parameters": p.parameters, "image_size": p.image_size} for p in PRESETS.values()]
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table("model", "weights", "layers x width", "picture", "tokens", "guidance", "top_k", "download")
+    table = Rows(("model", "weights", "layers x width", "image", "tokens", "guidance", "top_k"))
+    files = Rows(("model", "download from the Hugging Face hub"))
     for preset in PRESETS.values():
         size = f"{preset.parameters / 1e6:.0f} M" if preset.parameters < 1e9 else f"{preset.parameters / 1e9:.1f} B"
-        table.add_row(
+        table.add(
             preset.name, size, f"{preset.n_layer} x {preset.dim}", f"{preset.image_size} px",
-            str(preset.grid**2), str(preset.guidance_scale), str(preset.top_k), preset.download,
+            str(preset.grid**2), str(preset.guidance_scale), str(preset.top_k),
         )  # fmt: skip
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(table)
-    console.print(
-        "build one: cascade-trt build llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
-        "or, for sizing, with random weights: cascade-trt build llamagen-t2i-b --dummy-weights\n"
-        "the bundled demo: cascade-trt build emoji",
-        highlight=False,
+        files.add(preset.name, preset.download)
+    table.print()
+    files.print()
+    build = f"{program()} build"
+    click.echo(
+        f"build one:\n  {build} llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
+        f"or, for sizing, with random weights:\n  {build} llamagen-t2i-b --dummy-weights\n"
+        f"the bundled demo:\n  {build} emoji"
     )

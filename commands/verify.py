@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from ..engines.verify import INTEGERS
 from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from .tables import Rows
 
 
 def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, seed: int, as_json: bool) -> None:
@@ -87,10 +86,10 @@ def _show(differences: list[Any], calls: int, what: str) -> None:
         share = item.limit / max(item.value, 1e-9) if item.tensor in INTEGERS else item.value / item.limit
         if name not in worst or share > worst[name][0]:
             worst[name] = (share, item)
-    table = Table("output", "worst", "allowed", "", title=f"{calls} recorded calls, {what}")
+    table = Rows(("output", "worst", "allowed", ""), title=f"{calls} recorded calls, {what}")
     for name, (_, item) in worst.items():
         equal = item.tensor in INTEGERS
         value = f"{item.value:.1%} equal" if equal else f"{item.value:.1e} of the scale"
         limit = f"at least {item.limit:.0%}" if equal else f"{item.limit:.0e}"
-        table.add_row(name, value, limit, "ok" if item.passed else "DIFFERS")
-    Console(highlight=False, width=110).print(table)
+        table.add(name, value, limit, "ok" if item.passed else "DIFFERS")
+    table.print()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CascadeError
+from ..runtime.staging import write_file
 from .judge import JudgeConfig
 
 _FIELDS = ("prompt", "file", "concept", "style", "background", "group")
@@ -80,7 +81,7 @@ def _caption(file: Path, number: int, entry: Any) -> Caption:
 def write_captions(file: Path, captions: Iterable[Caption]) -> None:
     """JSON lines; fields that are None are left out."""
     lines = (json.dumps({k: v for k, v in asdict(caption).items() if v is not None}) for caption in captions)
-    file.write_text("".join(line + "\n" for line in lines))
+    write_file(file, "".join(line + "\n" for line in lines).encode())
 
 
 def understand(captions: Iterable[Caption], config: JudgeConfig) -> list[Caption]:

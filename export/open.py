@@ -22,6 +22,7 @@ def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     if request.model == DEMO_MODEL:
         return open_demo()
     if request.model not in names():
+        family_of_preset(request.model)  # a name that nothing has is told
         raise CascadeError(
             f"{request.model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add "
             "--dummy-weights."

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from .errors import CascadeError
+from .staging import write_file
 
 
 def to_images(pixels: np.ndarray) -> list[Image.Image]:
@@ -31,25 +30,17 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4
 
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, object]) -> None:
-    """Writes a PNG whose text chunk holds `settings`; staged and renamed, so no partial file is ever left.
+    """Writes a PNG whose text chunk holds `settings`, in the place of what is there; no partial file is ever left.
 
     Raises CascadeError when the place cannot be written.
     """
-    info = PngImagePlugin.PngInfo()
+    write_file(path, to_png(image, settings))
+
+
+def to_png(image: Image.Image, settings: Mapping[str, object]) -> bytes:
+    """A PNG file whose text chunk holds `settings`."""
+    info, file = PngImagePlugin.PngInfo(), BytesIO()
     for name, value in settings.items():
         info.add_itxt(name, str(value))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise CascadeError(f"cannot write {path} ({error.strerror}): choose another output.") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
-        os.chmod(staged, 0o644)
-        os.replace(staged, path)
-    except BaseException as error:
-        Path(staged).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CascadeError(f"cannot write {path} ({error.strerror}): choose another output.") from None
-        raise
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import CascadeError
+from ...runtime.nearest import meant
 
 if TYPE_CHECKING:
     from ...runtime.bundle import SamplingDefaults
@@ -51,7 +52,8 @@ def get_family(name: str) -> Family:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _BUILT_IN:
-        raise CascadeError(f"there is no model family {name!r}: choose one of {', '.join(names())}.")
+        near = meant(name, names())
+        raise CascadeError(f"there is no model family {name!r}{near}: choose one of {', '.join(names())}.")
     return import_module(_BUILT_IN[name], __name__).FAMILY
 
 
@@ -60,4 +62,5 @@ def family_of_preset(preset: str) -> Family:
     for family in map(get_family, names()):
         if preset in family.presets:
             return family
-    raise CascadeError(f"unknown model {preset!r}: `cascade-trt models` lists the known ones.")
+    known = [*names(), *(name for family in map(get_family, names()) for name in family.presets)]
+    raise CascadeError(f"unknown model {preset!r}{meant(preset, known)}: `cascade-trt models` lists the known ones.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....runtime.errors import CascadeError
+from ....runtime.nearest import meant
 
 _CLASS_REPO, _TEXT_REPO = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 
@@ -86,5 +87,5 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """The preset called `name`. Raises CascadeError when there is none."""
     if name not in PRESETS:
-        raise CascadeError(f"unknown model {name!r}: `cascade-trt models` lists the known ones.")
+        raise CascadeError(f"unknown model {name!r}{meant(name, PRESETS)}: `cascade-trt models` lists the known ones.")
     return PRESETS[name]
