@@ -18,6 +18,7 @@ files = {f"{NAME}.{package}": ["**/*"] for package in packages if "." not in pac
 # each build has a folder of its own; ./build is for bundles.
 with TemporaryDirectory() as folder:
     setup(
+        script_name="setup.py",  # which is no module of the package, whoever runs it
         packages=[NAME, *(f"{NAME}.{package}" for package in packages)],
         package_dir={NAME: "."},
         package_data={NAME: ["py.typed"], **files},
