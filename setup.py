@@ -1,4 +1,4 @@
-"""What goes into the wheel: every package of the tree, and the files beside their modules. The rest is pyproject.toml's.
+"""What goes into the wheel: every package of the tree, with all files in it. The rest is pyproject.toml's.
 
 The repository root is the package `cascade_trt`, so that the top level reads like the data flow.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -13,16 +13,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ..engines.publish import check_replaceable
 from ..export.request import MAX_NODES, BuildRequest
-from ..runtime.bundle import CLASS
+from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
+
+if TYPE_CHECKING:
+    from ..export.build import BuildOptions
 
 _CONSOLE = Console(stderr=True)
 # Trees of a build that names none, where there is a drafter: what needs no rebuild is served without being named.
 # The first is the best of the mixed ones: on two cores, and by costs on an H200 for one and eight images alike.
 _DEMO_TREES = ("mixed_16", "chain_7")
 _TREES = ("mixed_32", "small_6")
-_DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
+DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
 def run(model: str, *, text: str, **given: Any) -> None:
@@ -44,7 +47,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
             return
     check_replaceable(folder)
     try:
-        from ..export.build import BuildOptions, build_bundle
+        from ..export.build import build_bundle
         from ..export.open import open_parts
     except ImportError as error:
         raise CascadeError(
@@ -58,20 +61,11 @@ def run(model: str, *, text: str, **given: Any) -> None:
         trees = tuple(tree for tree in trees if tree.drafted is None)
         if request.trees and drafting:
             click.echo(f"Warning: trees that draft need --drafter; left out: {', '.join(drafting)}.", err=True)
-    options = BuildOptions(
-        out=folder,
-        trees=trees,
-        sampling=sampling,
-        batch=request.batch,
-        precision=request.precision,
-        max_top_k=max(1000, sampling.top_k) if request.max_top_k is None else request.max_top_k,
-        max_nodes=MAX_NODES if request.max_nodes is None else request.max_nodes,
-        request=digest,
-    )
+    options = build_options(request, folder, trees, sampling, digest)
     plans = _Plans(folder, request.targets, request.one_plan)
     plans.check(request.precision, [m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
     told: list[str] = []
-    with _Bar() as bar:
+    with Bar() as bar:
         manifest = build_bundle(
             parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update), told.append
         )
@@ -85,11 +79,29 @@ def chosen_trees(request: BuildRequest) -> tuple[AnyTree, ...]:
     return tuple(get_tree(name) for name in request.trees or default)
 
 
+def build_options(
+    request: BuildRequest, folder: Path, trees: tuple[AnyTree, ...], sampling: SamplingDefaults, digest: str
+) -> BuildOptions:
+    """The request's settings, with the defaults of what it leaves open."""
+    from ..export.build import BuildOptions
+
+    return BuildOptions(
+        out=folder,
+        trees=trees,
+        sampling=sampling,
+        batch=request.batch,
+        precision=request.precision,
+        max_top_k=max(1000, sampling.top_k) if request.max_top_k is None else request.max_top_k,
+        max_nodes=MAX_NODES if request.max_nodes is None else request.max_nodes,
+        request=digest,
+    )
+
+
 def _digest(request: BuildRequest, trees: tuple[AnyTree, ...]) -> str:
     """Of everything that decides what the bundle holds."""
     from ..engines.request import request_digest
 
-    files = request.files or [_DEMO]
+    files = request.files or [DEMO]
     if request.config is not None:
         files += sorted(request.config.parent.glob("*.npz"))  # a table of states lies beside it
     asked = asdict(replace(request, targets=(), one_plan=False, out=None))  # they decide nothing of it
@@ -135,14 +147,14 @@ class _Plans:
             run(self._folder, tuple(self._local), self._one_plan)
 
 
-class _Bar:
+class Bar:
     """A progress bar over all weights of all parts."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._progress.start()
         self._task = self._progress.add_task("exporting", total=None)
         return self
