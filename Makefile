@@ -1,6 +1,7 @@
 # Everything sets itself up: a machine needs Python 3.11 and make.
 #
-#   make generate PROMPT="a red apple"     build the demo's engines if they are missing, draw, name the PNG
+#   make generate PROMPT="a red apple" [RULE=exact SEED=0 OUT=build/...]
+#                                          build the demo's engines if they are missing, draw, name the PNG
 #   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
 #                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
 #                                          [TARGET="rtx:sm86 rtx:sm89" (any machine) or TARGET=tensorrt (its GPU)]
@@ -13,8 +14,11 @@ TORCH  := torch==2.13.0
 
 MODEL     ?= emoji
 PROMPT    ?=
+RULE      ?=
+# As they were written: neither make nor the shell, which finds them in its environment, looks into them.
 override PROMPT := $(value PROMPT)
-export PROMPT
+override RULE := $(value RULE)
+export PROMPT RULE
 PRECISION ?= fp32
 BATCH     ?= 1
 TREE      ?=
@@ -22,9 +26,12 @@ TARGET    ?=
 OUT       ?= build/$(MODEL)
 SEED      ?= 0
 
+# A value as one word of a shell's command, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+
 .PHONY: help setup engines generate test test-fast lint bench clean
 help:
-	@sed -n '3,7p' Makefile | cut -c3-
+	@sed -n '3,8p' Makefile | cut -c3-
 
 # The virtual environment: the runtime alone, then export tools, then what tests need. Stamps make each step
 # run once, and again when pyproject.toml changes.
@@ -50,20 +57,23 @@ $(VENV)/.dev: $(VENV)/.export pyproject.toml
 setup: $(VENV)/.export
 
 # An empty option is left out, so the command's own default holds.
-OPTIONS := $(if $(CKPT),--checkpoint '$(CKPT)') $(if $(VQ),--vq '$(VQ)') $(if $(DRAFTER),--drafter '$(DRAFTER)') \
-	$(if $(TEXT),--text '$(TEXT)') $(if $(CONFIG),--config '$(CONFIG)') $(if $(GRID),--grid $(GRID)) \
-	$(foreach tree,$(TREE),--tree '$(tree)') $(if $(DUMMY),--dummy-weights) \
-	$(foreach target,$(TARGET),--target '$(target)')
+OPTIONS := $(if $(CKPT),--checkpoint $(call quoted,$(CKPT))) $(if $(VQ),--vq $(call quoted,$(VQ))) \
+	$(if $(DRAFTER),--drafter $(call quoted,$(DRAFTER))) $(if $(TEXT),--text $(call quoted,$(TEXT))) \
+	$(if $(CONFIG),--config $(call quoted,$(CONFIG))) $(if $(GRID),--grid $(GRID)) \
+	$(foreach tree,$(TREE),--tree $(call quoted,$(tree))) $(if $(DUMMY),--dummy-weights) \
+	$(foreach target,$(TARGET),--target $(call quoted,$(target)))
 COMPILERS := $(if $(filter rtx:%,$(TARGET)),$(VENV)/.rtx) $(if $(filter tensorrt,$(TARGET)),$(VENV)/.tensorrt)
 
 engines: $(VENV)/.export $(COMPILERS)
-	$(BIN)/cascade-trt build '$(MODEL)' $(OPTIONS) --precision $(PRECISION) --batch $(BATCH) --out '$(OUT)'
+	$(BIN)/cascade-trt build $(call quoted,$(MODEL)) $(OPTIONS) --precision $(PRECISION) --batch $(BATCH) \
+		--out $(call quoted,$(OUT))
 
 build/emoji/manifest.json: $(VENV)/.export
 	@test -f $@ || $(BIN)/cascade-trt build emoji --out build/emoji
 
 generate: build/emoji/manifest.json
-	@$(BIN)/cascade-trt generate --seed $(SEED) --bundle '$(OUT)' -- "$$PROMPT"
+	@$(BIN)/cascade-trt generate --seed $(call quoted,$(SEED)) --bundle $(call quoted,$(OUT)) \
+		$${RULE:+--rule "$$RULE"} -- "$$PROMPT"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
