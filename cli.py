@@ -15,7 +15,6 @@ from .commands.hints import usable
 from .commands.streams import lost, open_streams
 from .runtime.errors import CascadeError
 
-DEFAULT_BUNDLE = Path("build/emoji")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,6 +64,9 @@ def _run() -> int:
 
 
 PATH = click.Path(path_type=Path)
+BUNDLE = click.option(
+    "--bundle", type=PATH, help="[default: build/emoji, else the demo's in your cache, which is built on first use]"
+)
 
 
 @cli.command()
@@ -139,7 +141,7 @@ def verify(**options: Any) -> None:
 
 @cli.command()
 @click.argument("prompts", nargs=-1)
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--class-id", "class_ids", type=int, multiple=True, help="Class to draw; repeatable.")
 @click.option("--features", type=PATH,
               help="Text features to draw, of your own encoder: an .npz file with features [T, C] or [P, T, C], and "
@@ -209,7 +211,7 @@ def trees(bundle: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--rule", "rules", multiple=True, help="Rules to compare; repeatable. [default: all]")
 @click.option("--tree", "trees", multiple=True,
               help="Trees to compare; repeatable. [default: auto for exact, and the bundle's own]")
@@ -232,7 +234,7 @@ def bench(**options: Any) -> None:
 
 
 @cli.command("eval")
-@click.option("--bundle", type=PATH, help="Bundle to draw from. [default: build/emoji, or none with --images]")
+@click.option("--bundle", type=PATH, help="Bundle to draw from. [default: as in `generate`, or none with --images]")
 @click.option("--rule", "rules", multiple=True, help="Rule to draw with, settings included; repeatable. [default: ar]")
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--num-images", type=int, default=500, show_default=True, help="Pictures of each rule.")
@@ -261,7 +263,7 @@ def calibrate() -> None:
 
 
 @calibrate.command("states")
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--num-images", type=int, default=256, show_default=True, help="Pictures to learn from.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
@@ -276,7 +278,7 @@ def calibrate_states(**options: Any) -> None:
 
 
 @calibrate.command("costs")
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--slots", type=int, multiple=True,
               help="Images at the same time to measure with; repeatable. [default: 1, 2, 4, 8]")
 @click.option("--num-images", type=int, default=4, show_default=True, help="Images to draw with each tree.")
@@ -292,7 +294,7 @@ def calibrate_costs(**options: Any) -> None:
 
 
 @calibrate.command("tree")
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")
 @click.option("--num-images", type=int, default=8, show_default=True, help="Pictures to learn from.")
 @click.option("--max-nodes", "most_nodes", type=int, default=63, show_default=True, help="Drafted nodes at most.")
@@ -312,7 +314,7 @@ def calibrate_tree(**options: Any) -> None:
 
 
 @calibrate.command("thresholds")
-@click.option("--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True)
+@BUNDLE
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--children", default="coupled", show_default=True, help="How trees are drafted: coupled, sampled, topk.")
 @click.option("--num-images", type=int, default=200, show_default=True, help="Images of each candidate.")

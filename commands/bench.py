@@ -24,6 +24,7 @@ from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import AUTO
+from .demo import bundle_or_demo
 from .files import check_file, check_writable
 from .judge import judge_with
 from .progress import progress
@@ -73,7 +74,7 @@ class Setting:
 
 
 def run(
-    *, bundle: Path, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
+    *, bundle: Path | None, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
     seed: int, threads: int | None, judge: str | None, judged: int, pictures: Path, json_file: Path | None,
     markdown: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
@@ -87,7 +88,7 @@ def run(
     if plots is not None:
         check_plots(plots)
     means = None if judge is None else judge_with(None if judge == "demo" else judge)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = Pipeline.load(bundle_or_demo(bundle), threads=threads)
     settings = choose(pipe, rules, trees)
     asked = [] if means is None else captions(means, prompts, judged)
     shown = tuple(caption.prompt for caption in asked) or prompts

@@ -22,13 +22,14 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
+from .demo import bundle_or_demo
 from .files import check_writable
 
 SLOTS = (1, 2, 4, 8)
 
 
 def run(
-    *, bundle: Path, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
+    *, bundle: Path | None, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
     threads: int | None,
 ) -> None:  # fmt: skip
     """Draws images with each tree, measures rounds and calls, shows both, and writes them into the bundle. Figures that
@@ -38,6 +39,7 @@ def run(
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--repeats'} must be at least 1.")
     if sizes[0] < 1 or sizes[-1] > MOST_SLOTS:
         raise CascadeError(f"--slots must be from 1 to {MOST_SLOTS}, not {sizes[0] if sizes[0] < 1 else sizes[-1]}.")
+    bundle = bundle_or_demo(bundle)
     pipe = Pipeline.load(bundle, threads=threads)
     check_writable(bundle.resolve().parent)
     candidates = candidates_of(pipe.manifest)

@@ -21,6 +21,7 @@ from ..runtime.files import describe_file
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable
+from .demo import bundle_or_demo
 
 if TYPE_CHECKING:
     from ..evaluation.captions import Caption
@@ -30,7 +31,7 @@ _ALIKE = 0.95  # of a table's draws count as as many: the last round of an image
 
 
 def run(
-    *, bundle: Path, tree: str | None, num_images: int, prompts: Path | None, seed: int, threads: int | None,
+    *, bundle: Path | None, tree: str | None, num_images: int, prompts: Path | None, seed: int, threads: int | None,
     replace_better: bool,
 ) -> None:  # fmt: skip
     """Draws images with `exact` and writes the mean states behind their tokens into the bundle.
@@ -41,6 +42,7 @@ def run(
     if num_images < 1:
         raise CascadeError(f"--num-images must be at least 1, not {num_images}.")
     texts = () if prompts is None else tuple(caption.prompt for caption in _read(prompts))
+    bundle = bundle_or_demo(bundle)
     pipe = Pipeline.load(bundle, threads=threads)
     model = pipe.manifest.model
     known = None if replace_better else _known(bundle, pipe.manifest)

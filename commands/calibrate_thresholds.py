@@ -26,6 +26,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.stats import Stats
+from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
 
@@ -51,7 +52,7 @@ class Tried:
 
 
 def run(
-    *, bundle: Path, tree: str | None, children: str, num_images: int, tolerance: float, prompts: Path | None,
+    *, bundle: Path | None, tree: str | None, children: str, num_images: int, tolerance: float, prompts: Path | None,
     judge: str | None, seed: int, threads: int | None, write: bool, replace_better: bool, out: Path,
 ) -> None:  # fmt: skip
     """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle.
@@ -65,6 +66,7 @@ def run(
         raise CascadeError("--num-images must be at least 1, and --tolerance lie between 0 and 1.")
     check_writable(out)
     means, asked = _judge(judge, prompts, num_images)
+    bundle = bundle_or_demo(bundle)
     pipe = Pipeline.load(bundle, threads=threads)
     write = write and means is not None
     if write:

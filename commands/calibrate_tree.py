@@ -19,6 +19,7 @@ from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import Tree
+from .demo import bundle_or_demo
 from .files import check_file
 from .hints import program
 from .progress import progress
@@ -26,12 +27,12 @@ from .tables import Rows
 
 
 def run(
-    *, bundle: Path, rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None,
+    *, bundle: Path | None, rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None,
     prompts: tuple[str, ...], seed: int, threads: int | None, out: Path,
 ) -> None:  # fmt: skip
     """Measures, chooses, writes the tree as a JSON of paths and says what it promises."""
     _check(rule, num_images, most_nodes, most_depth, nodes, out)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = Pipeline.load(bundle_or_demo(bundle), threads=threads)
     watched = Watched(pipe.rule(rule))
     wanted = sizes(min(most_nodes + 1, pipe.manifest.most_nodes))
     with progress() as bar:

@@ -20,6 +20,8 @@ from ..runtime.errors import CascadeError
 from .build import DEMO, Bar, build_options, chosen_trees
 
 HERE = Path("build/emoji")
+# Modules by the extra that has them. A GPU's ONNX Runtime has the module of `cpu`, too.
+NEEDED = {"export": ("torch", "onnx", "onnx_ir", "safetensors"), "cpu": ("onnxruntime",)}
 _REQUEST = BuildRequest("emoji")
 _PATIENCE = 600.0  # seconds that a first use waits for another process's
 
@@ -82,13 +84,9 @@ def _digest() -> str:
 
 def _require_packages() -> None:
     """Raises CascadeError, before anything is made, when a package is missing that the build needs."""
-    missing = [] if find_spec("onnxruntime") else ["onnxruntime"]
-    try:
-        from ..export.build import build_bundle  # noqa: F401
-    except ImportError as error:
-        missing.insert(0, str(error.name))
+    missing = {module: extra for extra, modules in NEEDED.items() for module in modules if find_spec(module) is None}
     if missing:
-        extras = ",".join(sorted({"cpu" if name == "onnxruntime" else "export" for name in missing}, reverse=True))
+        extras = ",".join(dict.fromkeys(missing.values()))
         raise CascadeError(
             f"there is no bundle in {HERE}, and the demo's cannot be built without {' and '.join(missing)}: run "
             f"`pip install 'cascade-trt[{extras}]'`, or give --bundle."

@@ -14,6 +14,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
+from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
 from .progress import progress
@@ -59,7 +60,8 @@ def run(
         from ..evaluation.means import captions_to_draw
 
         asked = captions_to_draw(prompts, means, num_images)
-        pipe = Pipeline.load(bundle or Path("build/emoji"), threads=threads)
+        bundle = bundle_or_demo(bundle)
+        pipe = Pipeline.load(bundle, threads=threads)
         drawn = _draw(pipe, means, asked, rules or (PLAIN,), tree, seed, spread, out, shown)
     rows += drawn
     first = drawn[: len(drawn) - spread]

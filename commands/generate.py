@@ -20,6 +20,7 @@ from ..runtime.pipeline import Output, Pipeline
 from ..runtime.staging import write_new_file
 from ..runtime.stats import Stats
 from ..runtime.tree import AUTO
+from .demo import bundle_or_demo
 from .files import check_file, check_writable
 from .progress import progress
 from .streams import lost
@@ -30,7 +31,7 @@ _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)  # of a file; "v1.5
 
 
 def run(
-    *, prompts: tuple[str, ...], bundle: Path, class_ids: tuple[int, ...], features: Path | None, seed: int,
+    *, prompts: tuple[str, ...], bundle: Path | None, class_ids: tuple[int, ...], features: Path | None, seed: int,
     num_images: int, grid: bool, out: Path, threads: int | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Draws, and writes every image as soon as it is done. `settings` are fields of `DrawOptions`.
@@ -43,7 +44,7 @@ def run(
     subjects = choose(prompts, class_ids, features, num_images)
     names = _Names(out, subjects.slugs, seed)
     names.check(grid)
-    with Pipeline.load(bundle, threads=threads) as pipe:
+    with Pipeline.load(bundle_or_demo(bundle), threads=threads) as pipe:
         writer = _Writer(names, subjects, pipe.manifest, options)
         try:
             _draw(pipe, subjects, seed, options, writer)
