@@ -164,12 +164,13 @@ class _Mapped:
     def _load(self, tensor: Described) -> torch.Tensor:
         if tensor.storage is None:
             raise CascadeError(f"{self.path} holds {tensor.kind} tensors: give plain ones.")
-        place = self.places[tensor.storage.key]
+        place, dtype = self.places[tensor.storage.key], dtype_of(tensor.kind)
+        if not place.bytes:
+            return torch.empty(tensor.shape, dtype=dtype)
         self._check_crc(tensor.storage.key, place)
         if self._map is None:
             self._map = np.asarray(np.memmap(self.path, np.uint8, "c"))
         data = self._map[place.start : place.start + place.bytes]
-        dtype = dtype_of(tensor.kind)
         if place.start % dtype.itemsize:
             data = data.copy()
         return torch.from_numpy(data).view(dtype).as_strided(tensor.shape, tensor.stride, tensor.offset)

@@ -25,7 +25,7 @@ _LEFTOVER = re.compile(
 )
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
 _COUNTS = re.compile(r"u?int\d+|bool")
-_QUANTISED = re.compile(r"q?u?int|bool|float[48]|f[468]_?|bits")
+_QUANTISED = re.compile(r"q?u?int|bool|float[48]|f[468]_?|bits|bitsandbytes|hqq|optimum|quanto|torchao")
 _MOST = 100_000  # tensors
 Tensors = dict[str, Stored]
 
@@ -93,9 +93,9 @@ def _beside(tree: Mapping[Any, Any], taken: str, looked: _Looked) -> Iterable[st
 
 
 def _taken(where: str, taken: str, average: str) -> str:
-    taken, average = spelt(taken.strip(".")) or "the plain weights", spelt(average.strip("."))
+    was = f"{spelt(taken.strip('.'))} was" if taken else "the plain weights were"
     return (
-        f"{where} holds an average of the weights beside them: {taken} was taken, not {average}; "
+        f"{where} holds an average of the weights beside them: {was} taken, not {spelt(average.strip('.'))}; "
         "to build the average, save it alone."
     )
 

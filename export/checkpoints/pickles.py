@@ -38,13 +38,16 @@ _NOT_PLAIN = {
 _NOTES = {
     "_codecs.encode", "argparse.Namespace", "collections.Counter", "collections.defaultdict", "numpy.dtype",
     "numpy.ndarray", "torch.device", "torch.serialization._get_layout",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{core}.{name}" for core in ("core", "_core")
+      for name in ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")),
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (
         "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
         "slice", "str", "tuple")),
     *(f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")),
     *(f"pathlib.{name}Path" for name in ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")),
 }  # fmt: skip
+_CONSTANTS = (torch.dtype, torch.qscheme, torch.layout, torch.memory_format)  # torch.float32, torch.strided, ...
+_QUANTISERS = {"bitsandbytes", "hqq", "optimum", "quanto", "torchao"}
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _UNTYPED_REBUILD, _QUANTISED_REBUILD = "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_qtensor"
 _TYPED_REBUILD = "torch._tensor._rebuild_from_type_v2"
@@ -231,8 +234,9 @@ class _Reader:
     def _named(name: str) -> _Name:
         module, _, last = name.rpartition(".")
         is_storage = last.endswith("Storage") and module in ("torch", "torch.storage", "torch.cuda")
-        is_dtype = module == "torch" and isinstance(getattr(torch, last, None), torch.dtype)
-        if not (is_storage or is_dtype or name in _KNOWN or (module == "numpy.dtypes" and last.isidentifier())):
+        is_constant = module == "torch" and isinstance(getattr(torch, last, None), _CONSTANTS)
+        is_type = module == "numpy.dtypes" or module.partition(".")[0] in _QUANTISERS
+        if not (is_storage or is_constant or is_type or name in _KNOWN):
             raise RunsCode(name)
         return _Name(name)
 
@@ -249,10 +253,14 @@ class _Reader:
             return self._tensor(storage, offset, shape, stride, dtype.name.removeprefix("torch."))
         if name == _QUANTISED_REBUILD:
             return Described(arguments[0].kind, _sizes(arguments[2]))
+        if name.partition(".")[0] in _QUANTISERS:
+            return Described(name.partition(".")[0])
         if name in _NOT_PLAIN:
             return Described(_NOT_PLAIN[name], _sizes(arguments[1]) if _NOT_PLAIN[name] == "meta" else ())
         if name == _TYPED_REBUILD:
             inner, kind, given, _ = arguments
+            if kind.name.partition(".")[0] in _QUANTISERS:
+                return self._called(kind, given)
             return self._called(inner, given) if kind.name in _WRAPPED else Described("wrapped")
         if name in _WRAPPED:
             if not isinstance(arguments[0], Described):

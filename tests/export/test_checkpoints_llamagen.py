@@ -133,6 +133,37 @@ def test_any_missing_or_misshapen_tensor_is_named(tmp_path: Path, config: LlamaG
             assert "c.pt" in str(caught.value)
 
 
+TABLE = "cls_embedding.embedding_table.weight"
+
+
+def test_a_class_table_tells_how_many_classes_it_has_beside_the_null_class(tmp_path: Path) -> None:
+    tensors = weights(llamagen_shapes(CLASSES))
+    path = save(tensors, tmp_path / "c.pt")
+    assert open_llamagen(path, SETTINGS | {"num_classes": 9})[0].notes == ()
+    (note,) = open_llamagen(path, SETTINGS)[0].notes
+    assert "10 rows of classes" in note and "null class" in note and "num_classes" in note
+    with pytest.raises(CascadeError, match="has 10 rows of classes, and none for the null class"):
+        open_llamagen(path, SETTINGS | {"num_classes": 10})
+    with pytest.raises(CascadeError, match="num_classes 8, the checkpoint .* has 9"):
+        open_llamagen(path, SETTINGS | {"num_classes": 8})
+    with pytest.raises(CascadeError, match="none for the null class"):
+        open_llamagen(save(tensors | {TABLE: torch.ones(1, 64)}, path), SETTINGS)
+    published = tensors | {TABLE: torch.zeros(1001, 64)}
+    assert open_llamagen(save(published, path), SETTINGS)[0].notes == ()
+
+
+def test_layers_are_numbered_without_a_gap(tmp_path: Path) -> None:
+    tensors = weights(llamagen_shapes(CONFIG))
+    for name in ("layers.3000000.x", "layers.3.ffn_norm.weight", f"layers.{'9' * 5000}.x"):
+        with pytest.raises(CascadeError, match=r"lacks the tensors layers\.2:"):
+            open_llamagen(save(tensors | {name: torch.ones(1)}, tmp_path / "c.pt"), SETTINGS)
+    with pytest.raises(CascadeError, match=r"layers\.01\.x, which would be left unread|lacks the tensors layers"):
+        open_llamagen(save(tensors | {"layers.01.x": torch.ones(1)}, tmp_path / "c.pt"), SETTINGS)
+    for name in ("layers.1.attention.q_norm.weight", "pos_embedding", "output.bias"):
+        with pytest.raises(CascadeError, match=rf"{name}, which would be left unread"):
+            open_llamagen(save(tensors | {name: torch.ones(1)}, tmp_path / "c.pt"), SETTINGS)
+
+
 # LANTERN's re-layout
 
 
@@ -201,6 +232,35 @@ def test_lantern_errors_are_sentences(tmp_path: Path) -> None:
     del tensors["model.layers.1.self_attn.v_proj.weight"]
     with pytest.raises(CascadeError, match=r"lacks the tensor model\.layers\.1\.self_attn\.v_proj\.weight"):
         open_llamagen(hf_folder(tmp_path, tensors), {})
+
+
+@pytest.mark.parametrize("layout", ["llama", "chameleon", "meta"])
+def test_a_language_model_is_told_from_a_transformer_that_draws(tmp_path: Path, layout: str) -> None:
+    tensors = relayout({k: x for k, x in weights(llamagen_shapes(CONFIG)).items() if "cls_embedding" not in k})
+    if layout == "chameleon":
+        tensors["model.vqmodel.quantize.embedding.weight"] = torch.ones(4, 4)
+        tensors["model.layers.0.self_attn.q_norm.weight"] = torch.ones(2, 32)
+    if layout == "meta":
+        names = {"tok_embeddings.weight", "layers.0.attention.wq.weight", "norm.weight", "output.weight"}
+        tensors = dict.fromkeys(names, torch.ones(48, 64))
+    path = save(tensors, tmp_path / "c.pt")
+    for opened in (lambda: open_llamagen(path, SETTINGS), lambda: open_drafter(path, CONFIG)):
+        with pytest.raises(CascadeError, match="a language model"):
+            opened()
+
+
+def test_lantern_layers_must_be_llamagens(tmp_path: Path) -> None:
+    """Norms of queries, biases, grouped keys: nothing of another model is left unread."""
+    tensors = relayout(weights(llamagen_shapes(CONFIG)))
+    for name in ("self_attn.q_norm.weight", "self_attn.q_proj.bias", "self_attn.rotary.weight"):
+        with pytest.raises(CascadeError, match="which would be left unread"):
+            open_llamagen(hf_folder(tmp_path, tensors | {f"model.layers.1.{name}": torch.ones(64)}), {})
+    layer = "model.layers.0.self_attn"
+    keys = {f"{layer}.k_proj.weight": torch.ones(32, 64), f"{layer}.v_proj.weight": torch.ones(96, 64)}
+    with pytest.raises(CascadeError, match=r"keys and values have \[32, 64\] and \[96, 64\]"):
+        open_llamagen(hf_folder(tmp_path, tensors | keys), {})
+    with pytest.raises(CascadeError, match=r"tok_embeddings\.weight twice"):
+        open_llamagen(hf_folder(tmp_path, tensors | {"tok_embeddings.weight": torch.ones(48, 64)}), {})
 
 
 # Drafter
@@ -277,6 +337,42 @@ def test_a_drafter_of_another_target_is_a_sentence(tmp_path: Path) -> None:
     path = drafter_pickle(tmp_path, weights(drafter_shapes(replace(DRAFTER, vocab_size=32))))
     with pytest.raises(CascadeError, match="with 32 tokens"):
         open_drafter(path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, ""), ({"input_type": None, "block_size": None}, ""), ({"block_size": 16}, ""),
+        ({"input_type": "t2i", "block_size": 16}, ""),
+        ({"input_type": "t2i2", "block_size": 1024}, "1024 tokens an image"),
+        ({"input_type": "t2i"}, "256 tokens an image"), ({"block_size": 1024}, "1024 tokens an image"),
+        ({"input_type": "c2i", "block_size": 16}, "16 tokens an image from a class"),
+    ],
+)  # fmt: skip
+def test_a_drafter_of_another_stage_is_told(tmp_path: Path, config: dict, said: str) -> None:
+    """Not one whose block_size is the target's: LANTERN's table of positions goes by input_type alone."""
+    own = {"hidden_size": 64, "num_hidden_layers": 1} | config
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    source, _ = open_drafter(drafter_pickle(tmp_path, weights(drafter_shapes(DRAFTER))), CONFIG)
+    assert len(source.notes) == (1 if said else 0)
+    assert all(said in note and "the target draws 16 from a text" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "config", [{"input_type": "i2i"}, {"input_type": ["t2i"]}, {"block_size": "x"}, {"hidden_size": 32}]
+)
+def test_bad_values_of_a_drafter_config_are_sentences(tmp_path: Path, config: dict) -> None:
+    own = {"hidden_size": 64, "num_hidden_layers": 1} | config
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    with pytest.raises(CascadeError, match=next(iter(config))):
+        open_drafter(drafter_pickle(tmp_path, weights(drafter_shapes(DRAFTER))), CONFIG)
+
+
+def test_a_drafter_of_another_kind_is_told_by_what_is_left(tmp_path: Path) -> None:
+    tensors = weights(drafter_shapes(DRAFTER))
+    for name in ("layers.0.input_layernorm.weight", "layers.1.mlp.up_proj.weight", "norm.weight", "lm_head.weight"):
+        with pytest.raises(CascadeError, match=rf"{name}, which would be left unread"):
+            open_drafter(drafter_pickle(tmp_path, tensors | {name: torch.ones(64)}), CONFIG)
 
 
 def test_any_missing_drafter_tensor_is_named(tmp_path: Path) -> None:

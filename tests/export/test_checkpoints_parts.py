@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from cascade_trt.export.checkpoints.reading import read_json
@@ -147,6 +148,107 @@ def test_bad_text_folders_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 12}')
     with pytest.raises(CascadeError, match="is not a T5 config: it lacks vocab_size"):
         open_t5(tmp_path)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"
+
+
+def test_the_table_of_embeddings_under_either_name(tmp_path: Path) -> None:
+    """Or twice, if it is the same; never lm_head, which is another."""
+    folder = t5_folder(tmp_path)
+    table = load_file(folder / "model.safetensors")[SHARED]
+    for change in (
+        lambda t: t.update({TIED: t[SHARED].clone()}), lambda t: t.pop(SHARED),
+        lambda t: [t.update({f"text_encoder.{name}": t.pop(name)}) for name in list(t)],
+    ):  # fmt: skip
+        source = open_t5(rewritten(folder, change))[0]
+        assert torch.equal(source.load(SHARED), table) and TIED not in source
+    t5_folder(tmp_path)
+    with pytest.raises(CascadeError, match="two tables of embeddings that differ"):
+        open_t5(rewritten(folder, lambda t: t.update({TIED: t[SHARED] + 1})))
+    t5_folder(tmp_path)
+    with pytest.raises(CascadeError, match=r"lacks the tensor shared\.weight"):
+        open_t5(rewritten(folder, lambda t: t.pop(SHARED)))
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"model_type": None}, {"model_type": "umt5"}, {"architectures": ["UMT5EncoderModel"]}]
+)
+def test_a_umt5_is_no_t5(tmp_path: Path, config: dict) -> None:
+    """By its config, and by the tables of positions that it has in each layer, be they all zero."""
+    table = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    folder = t5_folder(tmp_path, **config)
+    rewritten(folder, lambda t: t.update({table.format(1): torch.zeros_like(t[table.format(0)])}))
+    with pytest.raises(CascadeError, match=r"is a '.mt5'|is a 'UMT5|block\.1\..*, which would be left unread"):
+        open_t5(folder)
+
+
+def test_fewer_layers_in_the_config_leave_some_unread(tmp_path: Path) -> None:
+    with pytest.raises(CascadeError, match=r"encoder\.block\.1\..*, which would be left unread"):
+        open_t5(t5_folder(tmp_path, num_layers=1))
+    with pytest.raises(CascadeError, match="fewer than the 1000000000 layers"):
+        open_t5(t5_folder(tmp_path, num_layers=10**9))
+
+
+DEFAULTED = ("layer_norm_epsilon", "relative_attention_max_distance", "relative_attention_num_buckets", "pad_token_id",
+             "feed_forward_proj", "model_type", "architectures", "dense_act_fn", "is_gated_act")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTED)
+def test_null_means_the_default(tmp_path: Path, name: str) -> None:
+    assert open_t5(t5_folder(tmp_path, **{name: None}))[1] == T5
+
+
+BAD_T5 = [
+    ("layer_norm_epsilon", "1e-6"), ("layer_norm_epsilon", 5), ("layer_norm_epsilon", -1e-6), ("pad_token_id", [0]),
+    ("pad_token_id", 40), ("pad_token_id", -1), ("pad_token_id", 1.0), ("pad_token_id", True), ("d_kv", None),
+    ("relative_attention_max_distance", 8), ("relative_attention_max_distance", 0), ("vocab_size", 10**400),
+    ("relative_attention_num_buckets", 3), ("relative_attention_max_distance", "far"), ("num_layers", 2.0),
+    ("dense_act_fn", "silu"), ("is_gated_act", False), ("model_type", ["t5"]), ("feed_forward_proj", {"a": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_T5)
+def test_other_values_of_a_t5_config_are_sentences(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(CascadeError) as caught:
+        open_t5(t5_folder(tmp_path, **{name: value}))
+    assert str(caught.value).isprintable()
+
+
+def test_a_tokenizer_must_fit_the_encoder(tmp_path: Path) -> None:
+    folder = t5_folder(tmp_path)
+    Tokenizer(models.WordLevel({"<unk>": 0, "cat": 40}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    with pytest.raises(CascadeError, match="ids up to 40, the text encoder 40 tokens"):
+        open_t5(folder)
+    for content, said in (("{}", "cannot be read"), ("version https://git-lfs.github.com/spec/v1\n", "LFS pointer")):
+        (folder / "tokenizer.json").write_text(content)
+        with pytest.raises(CascadeError, match=said):
+            open_t5(folder)
+
+
+# Of every part
+
+
+def test_a_vq_keeps_nothing_to_itself(tmp_path: Path) -> None:
+    """The encoder and what training left are known; anything else is refused, and so are quantised codes."""
+    one = torch.ones(1)
+    known = {"encoder.conv_in.weight": one.char(), "quant_conv.bias": one, "loss.logvar": one}
+    assert open_vq(save_vq(tmp_path, SMALL, **known), {})[1] == SMALL
+    with pytest.raises(CascadeError, match=r"decoder\.mid\.3\.norm\.weight, which would be left unread"):
+        open_vq(save_vq(tmp_path, SMALL, **{"decoder.mid.3.norm.weight": torch.ones(64)}), {})
+    codes = torch.ones(48, 4, dtype=torch.int8)
+    with pytest.raises(CascadeError, match=r"holds int8 \(quantised\) weights: give fp32, fp16 or bf16"):
+        open_vq(save_vq(tmp_path, SMALL, **{"quantize.embedding.weight": codes}), {})
+    for name in ("decoder.conv_blocks.3000000.x", "decoder.conv_blocks.0.res.3000000.x"):
+        with pytest.raises(CascadeError, match=r"lacks the tensors decoder\.conv_blocks"):
+            open_vq(save_vq(tmp_path, SMALL, **{name: torch.ones(1)}), {})
 
 
 def test_features_must_have_the_width_that_the_target_reads() -> None:

@@ -115,6 +115,67 @@ def test_sharded_folders(tmp_path: Path, kind: str) -> None:
         open_source(tmp_path, "checkpoint")
 
 
+@pytest.mark.parametrize("name", ["9f86d081884c7d65", "model.ckpt", "model.sft", "model.bin", "x.safetensors", "x.pt"])
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+def test_a_file_is_what_its_first_bytes_say(tmp_path: Path, form: str, name: str) -> None:
+    """Not what its name says; hub caches have links to files without one."""
+    save_file(WEIGHTS, tmp_path / "blob") if form == "safetensors" else torch.save(WEIGHTS, tmp_path / "blob")
+    (tmp_path / name).symlink_to(tmp_path / "blob")
+    assert_holds_weights(open_source(tmp_path / name, "checkpoint"))
+    (tmp_path / "pytorch_model.bin").symlink_to(tmp_path / "blob")
+    assert_holds_weights(open_source(tmp_path, "checkpoint"))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("name", ["c.pt", "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    path = tmp_path / name if name == "c.pt" else tmp_path
+    with pytest.raises(CascadeError, match=rf"{name} is a Git LFS pointer: fetch the file itself"):
+        open_source(path, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"), [(b"GGUF\3\0", "GGUF file of quantised weights"), (b"\x1f\x8b\x08", "gzip"), (b"\x89HDF", "HDF5")]
+)
+def test_files_of_other_kinds_are_named(tmp_path: Path, head: bytes, said: str) -> None:
+    (tmp_path / "c.pt").write_bytes(head + bytes(100))
+    with pytest.raises(CascadeError, match=said):
+        open_source(tmp_path / "c.pt", "checkpoint")
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    """And not waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, said in ((tmp_path / "fifo", "is not a file"), (Path("/dev/zero"), "is not a file"),
+                       (tmp_path / "loop", "cannot be read"), (tmp_path / ("a" * 300), "cannot be read")):  # fmt: skip
+        with pytest.raises(CascadeError, match=said):
+            open_source(path, "checkpoint")
+        with pytest.raises(CascadeError):
+            read_json(path)
+
+
+@pytest.mark.parametrize("part", ["../x.safetensors", "/etc/passwd", "a" * 300, "a\0b", "nowhere", ""])
+def test_an_index_names_files_beside_it(tmp_path: Path, part: str) -> None:
+    save_file(WEIGHTS, tmp_path.parent / "x.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": part}}))
+    with pytest.raises(CascadeError, match="lacks its part"):
+        open_source(tmp_path, "checkpoint")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff[]", POINTER])
+def test_json_that_is_no_config(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CascadeError) as caught:
+        read_json(tmp_path / "config.json")
+    assert str(caught.value).isprintable()
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + '{"a": "ü"}'.encode())
+    assert read_json(tmp_path / "config.json") == {"a": "ü"}
+
+
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[]", "{"])
 def test_a_broken_index_is_a_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)

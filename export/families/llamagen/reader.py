@@ -194,7 +194,7 @@ def lantern_to_original(source: TensorSource) -> TensorSource:
 
     for name in source.names():
         bare = name.removeprefix("model.")
-        match = re.match(r"layers\.([0-9]+)\.(.+)\.weight$", bare)
+        match = re.fullmatch(r"layers\.([0-9]+)\.(.+)\.weight", bare)
         part = match[2] if match is not None else ""
         if match is not None and part == "self_attn.q_proj":
             put(f"layers.{match[1]}.attention.wqkv.weight", _joined(source, name))
@@ -294,7 +294,8 @@ def _drafter_notes(path: Path, settings: Mapping[str, Any], kind: str | None, ta
     """What does not fit where the drafter's config names another stage than the target's."""
     grid, condition = _INPUTS[kind] if kind else (target.grid, target.condition)
     tokens = whole(settings, "block_size", grid * grid)
-    if condition == target.condition and target.image_tokens in (tokens, grid * grid):
+    fits = tokens == target.image_tokens or (kind is not None and grid == target.grid)
+    if condition == target.condition and fits:
         return []
     return [
         f"the drafter {path} was trained for {tokens} tokens an image from a {condition} (its config says "
