@@ -19,8 +19,9 @@ def check_writable(folder: Path, names: Sequence[str] = ()) -> None:
     """Raises CascadeError when the folder can neither be written to nor be made, or has no room for such names."""
     try:
         nearest = _nearest(folder, names)
-        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(bytes(_ROOM))
+            file.flush()
     except OSError as error:
         raise CascadeError(f"cannot write to {folder} ({_reason(error)}): choose another place.") from None
 

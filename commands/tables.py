@@ -98,7 +98,7 @@ def _share(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:
 def _pieces(text: str) -> list[str]:
     """A line's words, and parts of long ones."""
     found: list[str] = []
-    for word in re.findall(r"\S+(?: %)?\s*", text):
+    for word in re.findall(r"\S+(?: %(?!\S))?\s*", text):
         found += re.findall(r"[^,;:/&]+[,;:/&]*\s*|[,;:/&]+\s*", word) if cell_len(word) > _LONG else [word]
     return found
 
