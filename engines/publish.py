@@ -25,7 +25,8 @@ from .swap import put_in_place, require_movable
 
 _PATIENCE = 60.0  # seconds that a change of a bundle waits for another builder: what it writes may have taken hours
 _GLANCE = 5.0  # seconds that a check before the work waits
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the disk's fault, not the program's
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BROKEN = (errno.EIO, errno.EROFS)  # the disk's fault, too, wherever it shows
 
 
 @contextmanager
@@ -76,8 +77,8 @@ def _as_sentence(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno is None or error.errno in _DISK  # numpy's short writes carry no number
-        if not (full or _is_written_to(str(error.filename or ""), out)):
+        full = error.errno is None or error.errno in _FULL  # numpy's short writes carry no number
+        if not (full or error.errno in _BROKEN or _is_written_to(str(error.filename or ""), out)):
             raise
         reason = error.strerror or "the disk is full"
         advice = "free space or choose another folder" if full else "choose another folder"

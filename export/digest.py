@@ -23,6 +23,10 @@ class WeightDigest:
     def path(self) -> Path:
         return self._source.path
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._source.notes
+
     def names(self) -> list[str]:
         return self._source.names()
 
