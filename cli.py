@@ -271,7 +271,7 @@ def calibrate() -> None:
 @click.option("--threads", type=int)
 @click.option("--replace", "replace_better", is_flag=True, help="Also replace a table that rests on more images.")
 def calibrate_states(**options: Any) -> None:
-    """Learn which tokens lead the target to similar states: the table that cascade's tau_draw needs."""
+    """Learn which tokens lead the target to similar states: the table that `swap` needs."""
     from .commands.calibrate_states import run
 
     run(**options)
@@ -316,6 +316,7 @@ def calibrate_tree(**options: Any) -> None:
 @calibrate.command("thresholds")
 @BUNDLE
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
+@click.option("--rule", default="cascade", show_default=True, help="cascade (tau_pos, tau_seq) or swap (tau_draw).")
 @click.option("--children", default="coupled", show_default=True, help="How trees are drafted: coupled, sampled, topk.")
 @click.option("--num-images", type=int, default=200, show_default=True, help="Images of each candidate.")
 @click.option("--tolerance", type=float, default=0.02, show_default=True, help="Accuracy that may be lost.")
@@ -327,7 +328,7 @@ def calibrate_tree(**options: Any) -> None:
 @click.option("--replace", "replace_better", is_flag=True, help="Also replace a point that was found with more images.")
 @click.option("--out", type=PATH, default=Path("outputs/calibrate"), show_default=True, help="Folder of the report.")
 def calibrate_thresholds(**options: Any) -> None:
-    """Sweep the thresholds of `cascade`: speed against quality, and the operating point for a tolerance."""
+    """Sweep the thresholds of `cascade` or `swap`: speed against quality, and the operating point for a tolerance."""
     from .commands.calibrate_thresholds import run
 
     run(**options)

@@ -1,4 +1,4 @@
-"""How well each signal of CASCADE foretells what taking a child for the target's own draw would do.
+"""How well each signal of `cascade` and `swap` foretells what taking a child for the target's own draw would do.
 
 Where `exact` has to draw a token t that was not drafted, the target has just computed the states behind the children x,
 and in the next round it computes the one behind t. How alike the two really are is what the signals have to guess.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..runtime.rules import Decision, Draws, Node
-from ..runtime.rules.cascade import Cascade
+from ..runtime.rules.swap import Swap
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Swaps:
     alike: list[float] = field(default_factory=list)
     _open: _Open | None = None
 
-    def note(self, node: Node, draws: Draws, decision: Decision, cascade: Cascade | None) -> None:
-        """A decision of `exact`, at every node that is visited, picture by picture."""
+    def note(self, node: Node, draws: Draws, decision: Decision, swap: Swap | None) -> None:
+        """A decision of `exact`, at every node that is visited, image by image."""
         place = (draws.seed, draws.position)
         if self._open is not None and node.index == 0:
             if place == self._open.place:
@@ -48,8 +48,8 @@ class Swaps:
         count = len(node.nodes)
         signals = {"siblings": (block.sum(1) - block.diagonal()) / (count - 1),
                    "parent": np.array([node.alike(node.index, child) for child in node.nodes])}  # fmt: skip
-        if cascade is not None and cascade.states is not None:
-            signals["draw"] = cascade.states.cosines(node.tokens, decision.token)
+        if swap is not None and swap.states is not None:
+            signals["draw"] = swap.states.cosines(node.tokens, decision.token)
         self._open = _Open((draws.seed, draws.position + 1), node.states(node.nodes), signals)
 
     def _close(self, state: np.ndarray) -> None:

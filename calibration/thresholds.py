@@ -1,4 +1,4 @@
-"""Thresholds of `cascade` from the similarities that a model really shows, and which of them are worth it."""
+"""Thresholds of `cascade` and `swap` from the similarities that a model really shows, and which are worth it."""
 
 from __future__ import annotations
 
@@ -58,12 +58,10 @@ def quantile(values: dict[int, list[float]], share: float) -> float | None:
     return None if not every else float(np.clip(np.quantile(every, share), 0.0, 1.0))
 
 
-def candidates(
-    seen: Similarities, children: str, quantiles: Sequence[float] = QUANTILES,
-    draw_quantiles: Sequence[float] = DRAW_QUANTILES,
-) -> list[Candidate]:  # fmt: skip
-    """Breadth alone, depth alone and both at each quantile, the draw at each of its own where it was recorded; and the
-    rule with all of them switched off.
+def cascade_candidates(
+    seen: Similarities, children: str, quantiles: Sequence[float] = QUANTILES
+) -> list[Candidate]:
+    """Breadth alone, depth alone and both at each quantile; and the rule with both switched off.
 
     Thresholds by quantile carry from model to model, absolute cosines do not: hidden states point the same way to
     a different degree in each.
@@ -78,12 +76,17 @@ def candidates(
             spelt = [f"tau_{name}={'off' if tau is None else f'{tau:.4f}'}"
                      for name, tau in (("pos", tau_pos), ("seq", tau_seq))]  # fmt: skip
             found.append(Candidate(f"cascade:{how}{','.join(spelt)}", signals, share))
-    for share in draw_quantiles:
+    return found
+
+
+def swap_candidates(seen: Similarities, quantiles: Sequence[float] = DRAW_QUANTILES) -> list[Candidate]:
+    """The rule at each quantile of 1 less the cheapest child's price, and switched off."""
+    found = [Candidate("swap:tau_draw=off", "none", None)]
+    for share in quantiles:
         tau_draw = quantile(seen.draw, share)
         if tau_draw is None:
             continue
-        # Its prices need no further guard or cap.
-        rule = f"cascade:{how}tau_pos=off,tau_seq=off,tau_draw={tau_draw:.4f},cap=0,guard=0"
+        rule = f"swap:tau_draw={tau_draw:.4f}"
         if all(candidate.rule != rule for candidate in found):  # several quantiles below 0 are all 0
             found.append(Candidate(rule, "draw", share))
     return found

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..runtime.noise import Stream
 from ..runtime.rules import LOGITS, SIMILARITY, STATES, Decision, Draws, Node, Rule
-from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.exact import race
+from ..runtime.rules.swap import Swap
 from .swaps import Swaps
 
 
@@ -52,7 +52,7 @@ class Similarities:
     """Cosines at visited nodes, and prices, by the children's depth.
 
     `breadth`: between siblings, each pair once. `depth`: between the node and the child that the rule would give a
-    second chance (the likeliest); picture rows' first tokens left out. `draw`: where the draw of a coupled tree was not
+    second chance (the likeliest); image rows' first tokens left out. `draw`: where the draw of a coupled tree was not
     drafted, 1 less the price of the cheapest child: what tau_draw is compared with where nothing follows that child.
     """
 
@@ -60,12 +60,12 @@ class Similarities:
     depth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     draw: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def note_draw(self, node: Node, draws: Draws, cascade: Cascade) -> None:
-        """A draw that was not drafted, with the prices that `cascade` sets."""
+    def note_draw(self, node: Node, draws: Draws, swap: Swap) -> None:
+        """A draw that was not drafted, with the prices that `swap` sets."""
         kept = [index for index, at in enumerate(node.places) if at is not None]
         if kept:
             scores = race(node.ids, node.logits, draws)
-            self.draw[node.depth + 1].append(1 - float(cascade.prices(node, kept, scores).min()))
+            self.draw[node.depth + 1].append(1 - float(swap.prices(node, kept, scores).min()))
 
     def note(self, node: Node) -> None:
         if len(node.nodes) > 1:
@@ -105,11 +105,11 @@ class Watching:
 class Watched(Watching):
     """`rule`, with every decision noted; it decides as the rule does.
 
-    With a `cascade` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are
-    priced, too; with `swaps` what taking their place would do is noted.
+    With a `swap` that knows the bundle's table of states, `rule` being `exact`, draws that were not drafted are priced,
+    too; with `swaps` what taking their place would do is noted.
     """
 
-    cascade: Cascade | None = None
+    swap: Swap | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
     similarities: Similarities = field(default_factory=Similarities)
     swaps: Swaps | None = None
@@ -122,9 +122,9 @@ class Watched(Watching):
         decision = self.rule.decide(node, draws)
         self.acceptance.note(node, decision.child)
         if self.swaps is not None:
-            self.swaps.note(node, draws, decision, self.cascade)
+            self.swaps.note(node, draws, decision, self.swap)
         if node.nodes:
             self.similarities.note(node)
-            if self.cascade is not None and decision.child is None:
-                self.similarities.note_draw(node, draws, self.cascade)
+            if self.swap is not None and decision.child is None:
+                self.similarities.note_draw(node, draws, self.swap)
         return decision

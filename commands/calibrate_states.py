@@ -1,4 +1,4 @@
-"""`cascade-trt calibrate states`: the table that CASCADE's tau_draw looks tokens up in."""
+"""`cascade-trt calibrate states`: the table that `swap` looks tokens up in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cascade-trt calibrate thresholds`: how far `cascade` may go with this model."""
+"""`cascade-trt calibrate thresholds`: how far `cascade` or `swap` may go with this model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,24 @@ from rich.table import Table
 
 from ..calibration.plots import plot_curve, plot_similarities
 from ..calibration.swaps import Swaps
-from ..calibration.thresholds import Candidate, Point, candidates, least_images, operating_point
+from ..calibration.thresholds import (
+    Candidate,
+    Point,
+    cascade_candidates,
+    least_images,
+    operating_point,
+    swap_candidates,
+)
 from ..calibration.watch import Watched
 from ..engines.origin import point_images, with_point
 from ..engines.publish import amend_bundle, check_replaceable
 from ..runtime.bundle import Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.rules import Rule
 from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.registry import PLAIN, get_rule
+from ..runtime.rules.swap import Swap
 from ..runtime.stats import Stats
 from .demo import bundle_or_demo
 from .files import check_writable
@@ -52,16 +61,21 @@ class Tried:
 
 
 def run(
-    *, bundle: Path | None, tree: str | None, children: str, num_images: int, tolerance: float, prompts: Path | None,
-    judge: str | None, seed: int, threads: int | None, write: bool, replace_better: bool, out: Path,
+    *, bundle: Path | None, rule: str, tree: str | None, children: str, num_images: int, tolerance: float,
+    prompts: Path | None, judge: str | None, seed: int, threads: int | None, write: bool, replace_better: bool,
+    out: Path,
 ) -> None:  # fmt: skip
     """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle.
 
     Raises CascadeError, and the bundle stays as it is, when the images were too few to tell what is lost; before the
     work when they cannot tell, or when the bundle's point rests on more of them (unless `replace_better`).
     """
+    if rule not in (Cascade.kind, Swap.kind):
+        raise CascadeError(f"--rule must be {Cascade.kind} or {Swap.kind}, which have thresholds, not {rule!r}.")
     if children not in _BASES:
         raise CascadeError(f"--children must be one of {', '.join(_BASES)}, not {children!r}.")
+    if rule == Swap.kind and children != "coupled":
+        raise CascadeError("swap draws on coupled children alone: leave --children away.")
     if num_images < 1 or not 0 <= tolerance <= 1:
         raise CascadeError("--num-images must be at least 1, and --tolerance lie between 0 and 1.")
     check_writable(out)
@@ -70,12 +84,14 @@ def run(
     pipe = Pipeline.load(bundle, threads=threads)
     write = write and means is not None
     if write:
-        _check_write(bundle, pipe.manifest, num_images, tolerance, replace_better)
-    watched = record(pipe, tree, children, asked[:_RECORDED], seed)
+        _check_write(bundle, pipe.manifest, rule, num_images, tolerance, replace_better)
+    priced = pipe.rule("swap:tau_draw=1") if rule == Swap.kind else None  # needs the bundle's table of states
+    watched = record(pipe, tree, children, priced, asked[:_RECORDED], seed)
     seen = watched.similarities
     foretold = {} if watched.swaps is None else watched.swaps.correlations()
     plot_similarities(seen, out / "similarities.png")
-    tried = [Tried(Candidate(PLAIN, "plain", None)), *(Tried(c) for c in candidates(seen, children))]
+    found = swap_candidates(seen) if rule == Swap.kind else cascade_candidates(seen, children)
+    tried = [Tried(Candidate(PLAIN, "plain", None)), *map(Tried, found)]
     sweep(pipe, tree, tried, asked, seed)
     if means is not None:
         for one in tried:
@@ -100,22 +116,24 @@ def run(
     if unclear is not None:
         click.echo(f"no operating point: {unclear}")
     elif write and chosen is not None:
-        before = pipe.manifest.rules.get("cascade")
+        before = pipe.manifest.rules.get(rule)
         write_rule(bundle, chosen.rule, chosen.images, pipe.manifest)
-        click.echo(f"{bundle}: rule `cascade` now means {chosen.rule}" + (f" (before: {before})" if before else ""))
+        click.echo(f"{bundle}: rule `{rule}` now means {chosen.rule}" + (f" (before: {before})" if before else ""))
 
 
-def _check_write(bundle: Path, manifest: Manifest, num_images: int, tolerance: float, replace_better: bool) -> None:
+def _check_write(
+    bundle: Path, manifest: Manifest, rule: str, num_images: int, tolerance: float, replace_better: bool
+) -> None:
     """Raises CascadeError when the bundle could not be given a point of so many images."""
     if num_images < (least := least_images(tolerance)):
         raise CascadeError(
             f"{num_images} image{'s' * (num_images != 1)} cannot show that at most {tolerance:g} of accuracy is lost: "
             f"give --num-images {least} or more, a larger --tolerance, or --no-write for the curve alone."
         )
-    images = point_images(manifest)
+    images = point_images(manifest, rule)
     if images > num_images and not replace_better:
         raise CascadeError(
-            f"what `cascade` means in {bundle} was found with {images} images, more than {num_images}: it stays; give "
+            f"what `{rule}` means in {bundle} was found with {images} images, more than {num_images}: it stays; give "
             f"--num-images {images}, --replace to have the new one, or --no-write for the curve alone."
         )
     check_replaceable(bundle)
@@ -136,12 +154,11 @@ def _judge(judge: str | None, prompts: Path | None, count: int) -> tuple[Any, li
     return means, captions_to_draw(prompts, means, count)
 
 
-def record(pipe: Pipeline, tree: str | None, children: str, asked: list[Caption], seed: int) -> Watched:
-    """Similarities at the nodes that the strict walk visits; the draw's too where the bundle has a table of states."""
-    priced = None
-    if children == "coupled" and pipe.manifest.states is not None:
-        priced = pipe.rule("cascade:children=coupled,tau_draw=1")
-        assert isinstance(priced, Cascade)
+def record(
+    pipe: Pipeline, tree: str | None, children: str, priced: Rule | None, asked: list[Caption], seed: int
+) -> Watched:
+    """Similarities at the nodes that the strict walk visits; and with a `swap` what it would cost to take a child."""
+    assert priced is None or isinstance(priced, Swap)
     watched = Watched(get_rule(_BASES[children]), priced, swaps=Swaps() if children == "coupled" else None)
     for number, caption in enumerate(asked):
         pipe.generate([caption.prompt], seed=seed + number, rule=watched, tree=tree)
@@ -178,7 +195,7 @@ def to_point(one: Tried, plain: Tried) -> Point:
     ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, one.runs, strict=True)]
     lost = None if one.answers is None or plain.answers is None else _lost(one.answers, plain.answers)
     return Point(
-        rule=one.candidate.rule, signals=one.candidate.signals, quantile=one.candidate.quantile,
+        rule=one.runs[0].rule, signals=one.candidate.signals, quantile=one.candidate.quantile,
         speed_up=statistics.median(ratios),
         tau=sum(r.tokens for r in one.runs) / sum(r.rounds for r in one.runs),
         relaxed_share=statistics.mean(r.relaxed_share for r in one.runs),
@@ -223,12 +240,12 @@ def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> N
 
 
 def write_rule(bundle: Path, rule: str, images: int = 0, measured: Manifest | None = None) -> None:
-    """Makes `rule` what the bundle's plain `cascade` means; the bundle is replaced as a whole.
+    """Makes `rule` what the bare name of its kind means in the bundle, which is replaced as a whole.
 
     `images`: how many the rule was judged with; `measured`: the manifest of the bundle that drew them.
     """
 
     def change(_: Path, manifest: Manifest) -> Manifest:
-        return with_point(replace(manifest, rules={**manifest.rules, "cascade": rule}), rule, images)
+        return with_point(manifest, rule, images)
 
     amend_bundle(bundle, change, measured)

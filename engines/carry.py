@@ -11,7 +11,7 @@ from ..runtime.bundle import MANIFEST, CostInfo, Manifest, PlanInfo, read_manife
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
 from ..runtime.rulebook import Rulebook
-from .origin import BROUGHT, NEIGHBOURS, POINT, STATES, origin, same_part, same_target
+from .origin import BROUGHT, NEIGHBOURS, STATES, origin, point_images, same_part, same_target, with_point
 from .publish import files_below, link
 
 _WRITTEN = (".onnx", ".data", ".npy", ".npz", ".plan", ".layers.json")  # by builds, beside the names below
@@ -91,23 +91,23 @@ def _table(carried: Carried, stage: Path, out: Path, old: Manifest, same: bool, 
 
 def _rules(carried: Carried, stage: Path, old: Manifest, same: bool) -> None:
     brought = _brought(old)
-    theirs = {} if brought is None else brought.get("rules", {})
+    theirs = {} if brought is None else brought.get("rules") or {}
     for name, rule in old.rules.items():
         new = carried.manifest
         if rule in (new.rules.get(name), theirs.get(name)):
             continue  # nothing to keep, or it came with the checkpoint
-        again = ": run `cascade-trt calibrate thresholds` again" if name == "cascade" else ""
+        again = f": run `cascade-trt calibrate thresholds --rule {name}` again" if name in ("cascade", "swap") else ""
         if not same:
             carried.dropped.append(f"rule `{name}` as {rule} ({_OTHER}{again})")
             continue
-        kept = replace(new, rules={**new.rules, name: rule})
         try:
+            kept = replace(new, rules={**new.rules, name: rule})
             Rulebook(stage, kept).rule(name)
         except CascadeError as error:
             carried.dropped.append(f"rule `{name}` as {rule} ({str(error).rstrip('.')})")
             continue
-        target = origin(new) | {key: value for key, value in origin(old).items() if key == POINT}
-        carried.manifest = replace(kept, provenance={**new.provenance, "target": target})
+        images = point_images(old, name)
+        carried.manifest = with_point(kept, rule, images) if images else kept
         carried.kept.append(f"rule `{name}` as {rule}")
 
 

@@ -11,7 +11,7 @@ from ..runtime.bundle import Manifest
 DIGEST = "sha256"  # of a part's weights as they were read, whatever the bundle's precision and trees
 BROUGHT = "brought"  # rules, and digests of tables, that came with the checkpoint
 STATES, NEIGHBOURS = "states", "neighbours"  # tables, by the manifest's entries
-POINT = "operating_point"  # what `cascade` means and the images that it was judged with
+POINTS = "operating_points"  # rules as they were judged, by their names, and with how many images
 
 
 def origin(manifest: Manifest, part: str = "target") -> dict[str, Any]:
@@ -32,18 +32,27 @@ def noted(manifest: Manifest, digests: Mapping[str, str]) -> Manifest:
 
 
 def with_point(manifest: Manifest, rule: str, images: int) -> Manifest:
-    """The manifest with a note of how many images `rule`, what `cascade` means in it, was judged with."""
-    target = origin(manifest) | {POINT: {"rule": rule, "images": images}}
-    return replace(manifest, provenance={**manifest.provenance, "target": target})
+    """The manifest with `rule` as the operating point of its kind, and a note of how many images it was judged with."""
+    kind = rule.partition(":")[0]
+    notes = _points(manifest) | {kind: {"rule": rule, "images": images}}
+    target = origin(manifest) | {POINTS: notes}
+    return replace(
+        manifest, rules={**manifest.rules, kind: rule}, provenance={**manifest.provenance, "target": target}
+    )
 
 
-def point_images(manifest: Manifest) -> int:
-    """Images that the bundle's operating point of `cascade` was judged with; 0 where nobody noted that."""
-    noted = origin(manifest).get(POINT)
-    if not isinstance(noted, dict) or noted.get("rule") != manifest.rules.get("cascade"):
+def point_images(manifest: Manifest, kind: str) -> int:
+    """Images that the bundle's operating point of a rule was judged with; 0 where nobody noted that."""
+    noted = _points(manifest).get(kind)
+    if not isinstance(noted, dict) or noted.get("rule") != manifest.rules.get(kind):
         return 0
     images = noted.get("images")
     return images if isinstance(images, int) else 0
+
+
+def _points(manifest: Manifest) -> dict[str, Any]:
+    noted = origin(manifest).get(POINTS)
+    return noted if isinstance(noted, dict) else {}
 
 
 def same_target(first: Manifest, second: Manifest) -> bool:

@@ -1,8 +1,7 @@
-"""The table of states: what each token mostly does to the target's state, for CASCADE's tau_draw."""
+"""The table of states: what each token mostly does to the target's state, for `swap`."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ..arrays import outline
 from ..errors import CascadeError
 
 
@@ -62,17 +62,12 @@ class StateTable:
             raise CascadeError(f"the table of states {file} cannot be read ({error}): make it again.") from None
 
 
-_UNREADABLE = (
-    OSError, EOFError, BadZipFile, zlib.error, ValueError, KeyError, AttributeError, TypeError, RuntimeError,
-)  # fmt: skip - what zipfile and numpy raise, an encrypted archive's RuntimeError among it
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# What zipfile and numpy raise; an encrypted archive's is a RuntimeError.
+_UNREADABLE = (OSError, EOFError, BadZipFile, zlib.error, ValueError, KeyError, RuntimeError)
 
 
 def _outline(archive: ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array in the archive. Raises ValueError where its data have another size."""
+    """Shape and dtype of an array in the archive."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
-        shape, _, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
-        if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
-            raise ValueError(f"{name} is cut off, or no array of numbers")
-    return shape, dtype
+        return outline(member, info.file_size)

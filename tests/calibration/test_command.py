@@ -92,12 +92,12 @@ def test_rare_ranks_borrow_from_the_depth_above() -> None:
     np.testing.assert_allclose(acceptance.table(), [[0.5, 0.2], [0.25, 0.2]])
 
 
-def test_a_table_of_states_serves_tau_draw(text_bundle: Path, tmp_path: Path) -> None:
+def test_a_table_of_states_serves_swap(text_bundle: Path, tmp_path: Path) -> None:
     """Without the table a sentence; with it the rule draws, and thresholds sweep the draw's signal too."""
     own, prompts, out = tmp_path / "bundle", tmp_path / "prompts.txt", tmp_path / "report"
     shutil.copytree(text_bundle, own)
     prompts.write_text("red apple\nblue bird\n")
-    rule = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.0,cap=0,guard=0.0"
+    rule = "swap:tau_draw=0.0"
     with pytest.raises(CascadeError, match="run `cascade-trt calibrate states` on it first"):
         Pipeline.load(own).generate(["red apple"], rule=rule)
     before = (own / "manifest.json").stat().st_ino
@@ -112,13 +112,14 @@ def test_a_table_of_states_serves_tau_draw(text_bundle: Path, tmp_path: Path) ->
         pipe.generate(["red apple"], seed=1, rule=name, tree="pair_4").stats for name in ("exact", rule)
     )
     assert relaxed.tau > exact.tau
-    assert relaxed.causes["interchangeable"] > 0
+    assert relaxed.causes["swapped"] > 0
     result = CliRunner().invoke(cli, [
         "calibrate", "thresholds", "--bundle", str(own), "--judge", "none", "--prompts", str(prompts),
-        "--num-images", "1", "--out", str(out),
+        "--num-images", "1", "--out", str(out), "--rule", "swap",
     ])  # fmt: skip
     assert result.exit_code == 0, result.output
     points = json.loads((out / "thresholds.json").read_text())["points"]
+    assert points[0]["rule"] == "swap:tau_draw=off"
     drawn = [point for point in points if point["signals"] == "draw"]
     assert len(drawn) == 5
     assert all("tau_draw=" in point["rule"] for point in drawn)
@@ -198,6 +199,8 @@ def test_thresholds_are_swept_and_the_bare_rule_follows_the_bundle(text_bundle: 
     ("arguments", "said"),
     [
         (["--children", "greedy"], "--children must be one of"),
+        (["--rule", "lantern"], "--rule must be cascade or swap"),
+        (["--rule", "swap", "--children", "sampled"], "swap draws on coupled children alone"),
         (["--num-images", "0"], "--num-images must be at least 1"),
         (["--judge", "none"], "give a file with --prompts"),
         (["--judge", "nowhere.safetensors"], "there is no judge in"),

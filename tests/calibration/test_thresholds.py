@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cascade_trt.calibration.thresholds import Candidate, Point, candidates, operating_point, quantile
+from cascade_trt.calibration.thresholds import (
+    Candidate,
+    Point,
+    cascade_candidates,
+    operating_point,
+    quantile,
+    swap_candidates,
+)
 from cascade_trt.calibration.watch import Similarities
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.rules import get_rule
@@ -30,7 +37,7 @@ def test_quantiles_run_over_all_depths() -> None:
 
 
 def test_each_signal_alone_and_both() -> None:
-    found = candidates(seen([0.2, 0.4, 0.6], [0.7, 0.8, 0.9]), "coupled", (0.5, 0.9))
+    found = cascade_candidates(seen([0.2, 0.4, 0.6], [0.7, 0.8, 0.9]), "coupled", (0.5, 0.9))
     assert [(c.signals, c.quantile) for c in found] == [
         ("none", None), ("breadth", 0.5), ("depth", 0.5), ("both", 0.5),
         ("breadth", 0.9), ("depth", 0.9), ("both", 0.9),
@@ -42,15 +49,15 @@ def test_each_signal_alone_and_both() -> None:
 
 def test_the_draw_has_quantiles_of_its_own() -> None:
     recorded = Similarities(draw={1: [0.2, 0.4], 2: [0.6]})
-    found = candidates(recorded, "coupled", (0.9,), (0.0, 0.5))
+    found = swap_candidates(recorded, (0.0, 0.5))
     assert [(c.signals, c.quantile) for c in found] == [("none", None), ("draw", 0.0), ("draw", 0.5)]
-    assert [c.rule.partition("tau_draw=")[2].partition(",")[0] for c in found[1:]] == ["0.2000", "0.4000"]
-    dear = candidates(Similarities(draw={1: [-3.0, -2.0, 0.5]}), "coupled", (), (0.1, 0.5, 1.0))
+    assert [c.rule.partition("tau_draw=")[2] for c in found[1:]] == ["0.2000", "0.4000"]
+    dear = swap_candidates(Similarities(draw={1: [-3.0, -2.0, 0.5]}), (0.1, 0.5, 1.0))
     assert [c.quantile for c in dear] == [None, 0.1, 1.0]  # 0.1 and 0.5 both are below 0: one rule
 
 
 def test_a_chain_has_no_siblings() -> None:
-    found = candidates(seen([], [0.5]), "sampled", (0.5,))
+    found = cascade_candidates(seen([], [0.5]), "sampled", (0.5,))
     assert found == [
         Candidate("cascade:tau_pos=off,tau_seq=off", "none", None),
         Candidate("cascade:tau_pos=off,tau_seq=0.5000", "depth", 0.5),
