@@ -14,6 +14,7 @@ from ..runtime.bundle import CostInfo
 from ..runtime.costs import REPEATS, Costs, Measured, measure
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
+from ..runtime.request import Drawing
 from ..runtime.rules import Rule
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import AUTO, NO_TREE, AnyTree, Tree
@@ -52,7 +53,7 @@ class Turns:
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
         return tree == AUTO
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
+    def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:  # noqa: ARG002 - as the contract says
         trees = list(self.milliseconds)
         tree = trees[self._rounds // _STRETCH % len(trees)]
         self._rounds += 1

@@ -54,7 +54,7 @@ class Entry:
 
 class Batch:
     """`slots` images at a time, any number of jobs; all are drawn with one tree, which `chooser` may change between
-    rounds, and with one guidance layout.
+    rounds, and with one guidance layout. An image that is bound to another tree than those in slots waits for them.
 
     `step` may be called by one thread at a time; `submit` and `Job.cancel` by any.
     """
@@ -216,6 +216,8 @@ class Batch:
             while self._queue and (None in slots or len(slots) < self.slots):
                 entry = Entry(self._queue[0])  # it leaves the queue when it is seated: Ctrl-C in between loses no job
                 if not entry.job.done:
+                    if not self._suits(entry.job.drawing):
+                        break  # it waits for its turn, and those behind it with it
                     if None in slots:
                         slots[slots.index(None)] = entry
                     else:
@@ -229,10 +231,15 @@ class Batch:
                 slots[hole] = entry
             slots.pop()
 
+    def _suits(self, drawing: Drawing) -> bool:
+        """Whether an image can be drawn beside those in slots: a round has one tree."""
+        others = {entry.job.drawing.bound for entry in self._slots if entry is not None}
+        return drawing.bound is None or others <= {None, drawing.bound}
+
     def _choose(self) -> None:
         """Takes the tree that suits the images in slots."""
-        rules = [entry.job.drawing.rule for entry in self._slots if entry is not None]
-        choice = self._chooser.choose(rules, self.lane.tree.name)
+        drawings = [entry.job.drawing for entry in self._slots if entry is not None]
+        choice = self._chooser.choose(drawings, self.lane.tree.name)
         self.lane, self.stats.why = self._lanes[choice.tree], choice.why
 
     def _round(self, before: Lane, ended: list[Job]) -> None:
@@ -259,7 +266,11 @@ class Batch:
         stats.engine_seconds += self._workspace.engine_seconds - engines
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
-                ended.append(entry.job.end(self._finished(entry.job, entry.sequence)))
+                try:
+                    outcome: Drawn | CascadeError = self._finished(entry.job, entry.sequence)
+                except CascadeError as error:  # its pixels are not finite; the others go on
+                    outcome = error
+                ended.append(entry.job.end(outcome))
                 self._slots[slot] = None
 
     def _verify(self, sequences: Sequences) -> dict[int, Accepted | None]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .auto import Auto, Choice
+from .request import Drawing
 from .rules import Rule
-from .rules.exact import Exact
 from .tree import AUTO, NO_TREE
 
 
@@ -28,8 +28,8 @@ class Chooser(Protocol):
         """A tree to begin with."""
         ...
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:
-        """The tree for images with these rules (None: plain decoding), the newest round's being `current`."""
+    def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:
+        """The tree for these images, the newest round's being `current`; no two of them are bound to different ones."""
         ...
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
@@ -49,7 +49,7 @@ class FixedTree:
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
         return self.asked is not None and tree in (self.asked, AUTO)
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - as the contract says
+    def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:  # noqa: ARG002 - as the contract says
         return self._choice
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
@@ -60,30 +60,29 @@ _EVERY, _LOOK = 48, 3  # rounds between two looks at a rival, and of a look; its
 
 
 class AutoTree:
-    """The fastest for images of `exact`, which do not depend on it; `home` while an image of another rule is drawn.
+    """The fastest for images of `exact`, which do not depend on it, or the one that an image is bound to.
 
     Every few dozen rounds it looks at a rival for a moment: what is not drawn with, nobody sees the costs of.
     """
 
-    def __init__(self, auto: Auto, home: str) -> None:
-        self.asked, self.first = AUTO, home
-        self._auto, self._home = auto, home
+    def __init__(self, auto: Auto, first: str) -> None:
+        self.asked, self.first = AUTO, first
+        self._auto = auto
         self._standing: str | None = None
         self._rival: str | None = None
         self._rounds = 0  # that `auto` has chosen for
 
-    def serves(self, rule: Rule, tree: str | None) -> bool:
-        return tree == AUTO or (tree == self._home and not isinstance(rule, Exact))
+    def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
+        return True
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002 - it may be a rival
-        others = [rule for rule in rules if rule is not None and not isinstance(rule, Exact)]
-        if others:
-            name = others[0].name.partition(":")[0]
-            return Choice(self._home, f"{self._home}: images of {name} depend on the tree, and this is the bundle's")
-        plain = sum(rule is None for rule in rules)
-        if plain == len(rules):
+    def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:  # noqa: ARG002 - it may be a rival
+        bound = next((drawing for drawing in drawings if drawing.bound is not None), None)
+        if bound is not None and bound.bound is not None:
+            return Choice(bound.bound, bound.why)
+        plain = sum(drawing.rule is None for drawing in drawings)
+        if plain == len(drawings):
             return Choice(NO_TREE, "plain decoding was asked for")
-        return self._choose(len(rules) - plain, plain)
+        return self._choose(len(drawings) - plain, plain)
 
     def _choose(self, exact: int, plain: int) -> Choice:
         choice = self._auto.choose(exact, plain, self._standing)

@@ -35,7 +35,6 @@ from .prompts import PromptEncoder
 from .request import Checker, Drawing
 from .rulebook import Rulebook
 from .rules import Rule
-from .rules.exact import Exact
 from .rules.registry import PLAIN
 from .slots import Memory
 from .stats import Stats
@@ -99,7 +98,7 @@ class Pipeline:
         tree = self.manifest.tree(None).name
         costs = self._stored_costs(lanes.workspace)
         if costs is not None and costs.problem() is None:  # else the first image of `auto` measures them, or says so
-            tree = self._chooser(AUTO, "", lanes).choose([Exact()], tree).tree
+            tree = self._auto_for(lanes.workspace).choose(1, 0, None).tree
         lane = lanes[tree]
         lane.run_target(1, ())
         if isinstance(lane.source, (Eagle, Mixed)):
@@ -182,7 +181,9 @@ class Pipeline:
 
     def _chooser(self, tree: str | None, why: str, lanes: Lanes) -> Chooser:
         """What chooses the trees of images that ask for `tree`, for the reason `why`."""
-        return AutoTree(self._auto_for(lanes.workspace), self._rulebook.home) if tree == AUTO else FixedTree(tree, why)
+        if tree != AUTO:
+            return FixedTree(tree, why)
+        return AutoTree(self._auto_for(lanes.workspace), self.manifest.tree(None).name)
 
     def _auto_for(self, workspace: Workspace) -> Auto:
         """What chooses trees for images on so many rows and slots; what it sees of one batch serves the next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from .prompts import PromptEncoder
 from .rulebook import Rulebook
 from .rules import Rule
 from .sampling import Sampling
+from .schema import short
+from .tree import AUTO
 
 _MAX_SEED = 2**63
 
@@ -74,6 +77,11 @@ class Drawing:
     timeout: float | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def bound(self) -> str | None:
+        """The tree that this image has to be drawn with; None where any will do."""
+        return None if self.tree == AUTO else self.tree
+
 
 @dataclass(frozen=True)
 class Checker:
@@ -88,8 +96,8 @@ class Checker:
         features, mask = request.features, request.features_mask
         return self.all(
             None if request.prompt is None else [request.prompt],
-            None if features is None else np.asarray(features)[None],
-            None if mask is None else np.asarray(mask)[None],
+            None if features is None else _numbers("features", features)[None],
+            None if mask is None else _numbers("features_mask", mask)[None],
             None if request.class_id is None else [request.class_id],
             [request.seed], request.options,
         )[0]  # fmt: skip
@@ -103,15 +111,14 @@ class Checker:
         seeds = check_seeds(seed, len(conditioning))
         sampling = check_sampling(self.manifest, options)
         chosen = self.rulebook.choose(options.rule, options.tree, sampling)
-        warnings: dict[int, str] = {}
+        warnings: list[tuple[str, ...]] = [()] * len(conditioning)
         if conditioning.prompts is not None and self.encoder is not None:
-            ids, mask, warnings = self.encoder.encode(conditioning.prompts)
-            conditioning = Conditioning(ids=ids, mask=mask)
+            encoded = self.encoder.encode(conditioning.prompts)
+            conditioning, warnings = Conditioning(ids=encoded.ids, mask=encoded.mask), encoded.warnings
         return [
-            Drawing(conditioning.one(i), seeds[i], sampling, chosen.rule, chosen.tree, chosen.why, options.timeout,
-                    (warnings[i],) if i in warnings else ())
-            for i in range(len(conditioning))
-        ]  # fmt: skip
+            Drawing(conditioning.one(i), seed, sampling, chosen.rule, chosen.tree, chosen.why, options.timeout, said)
+            for i, (seed, said) in enumerate(zip(seeds, warnings, strict=True))
+        ]
 
 
 def check_conditioning(
@@ -140,7 +147,7 @@ def check_conditioning(
 
 def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str]:
     if not isinstance(prompts, Sequence):
-        raise CascadeError(f"prompts must be a text or a list of texts, not {prompts!r}.")
+        raise CascadeError(f"prompts must be a text or a list of texts, not {short(prompts)}.")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CascadeError("prompts must be a non-empty list of texts.")
@@ -172,30 +179,43 @@ def _check_features(manifest: Manifest, given: object, mask: np.ndarray | None) 
         raise CascadeError(
             f"features must have the shape [P, {length}, {width}], not {list(features.shape)}."
         )
-    if mask is None:
-        mask = np.ones(features.shape[:2], bool)
-    mask = _numbers("features_mask", mask).astype(bool)
-    if mask.shape != features.shape[:2]:
-        raise CascadeError(
-            f"features_mask must have the shape {list(features.shape[:2])}, not {list(mask.shape)}."
-        )
+    shown = _check_mask(mask, features.shape[:2])
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        features = features.astype(np.float32)
+    if not np.isfinite(features[shown]).all():
+        raise CascadeError("features hold NaN or infinite values, or values that float32 cannot hold.")
+    # LlamaGen moves the valid slots to the end, whichever side the caller padded, and zeroes the others.
+    order = np.argsort(shown, axis=1, kind="stable")
+    shown = np.take_along_axis(shown, order, axis=1)
+    features = np.take_along_axis(features, order[:, :, None], axis=1)
+    return Conditioning(features=np.where(shown[:, :, None], features, 0), mask=shown)
+
+
+def _check_mask(given: object, shape: tuple[int, ...]) -> np.ndarray:
+    """bool [P, T]; None shows every slot."""
+    if given is None:
+        return np.ones(shape, bool)
+    mask = _numbers("features_mask", given)
+    if mask.shape != shape:
+        raise CascadeError(f"features_mask must have the shape {list(shape)}, not {list(mask.shape)}.")
+    if not ((mask == 0) | (mask == 1)).all():  # such as 0 and -inf, which are added to scores elsewhere
+        raise CascadeError("features_mask must hold truth values, or 1 for slots that hold features and 0 for others.")
+    mask = mask.astype(bool)
     if not mask.any(axis=1).all():
         raise CascadeError("features_mask hides every slot of a prompt: mark the slots that hold features.")
-    if not np.isfinite(features[mask]).all():
-        raise CascadeError("features hold NaN or infinite values.")
-    # LlamaGen moves the valid slots to the end, whichever side the caller padded, and zeroes the others.
-    order = np.argsort(mask, axis=1, kind="stable")
-    mask = np.take_along_axis(mask, order, axis=1)
-    features = np.take_along_axis(features, order[:, :, None], axis=1)
-    return Conditioning(features=np.where(mask[:, :, None], features, 0), mask=mask)
+    return mask
 
 
 def _numbers(name: str, given: object) -> np.ndarray:
-    """An array of numbers or truth values. Raises CascadeError for anything else."""
+    """An array of numbers or truth values; small floats that numpy does not know (bfloat16) become float32. Raises
+    CascadeError for anything else."""
     try:
         array = np.asarray(given)
-    except ValueError:  # rows of different lengths
-        array = np.asarray(None)
+        if array.dtype.kind == "V" and array.dtype.type is not np.void:
+            array = array.astype(np.float32)
+    except Exception as error:  # rows of different lengths; tensors of other libraries say why they are no arrays
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CascadeError(f"{name} must be an array of numbers, which this is not ({reason:.200}).") from None
     if array.dtype.kind not in "fiub":
         raise CascadeError(f"{name} must be an array of numbers.")
     return array
@@ -203,14 +223,21 @@ def _numbers(name: str, given: object) -> np.ndarray:
 
 def check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Seeds of `count` images: seed + i, or the given ones."""
-    given = [seed] if isinstance(seed, (int, np.integer)) else seed
-    if not isinstance(given, (Sequence, np.ndarray)) or isinstance(given, bytes) or np.ndim(given) != 1 or not all(
-        isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in given
-    ):
-        raise CascadeError("a seed must be a whole number, or a list of one for each image.")
-    seeds = [int(seed) + i for i in range(count)] if given is not seed else [int(s) for s in given]  # type: ignore[arg-type]
+    seeds = [int(seed) + i for i in range(count)] if _is_whole(seed) else _seeds_of(seed)  # type: ignore[arg-type]
     if len(seeds) != count:
         raise CascadeError(f"there are {len(seeds)} seeds for {count} images: give one each, or one in all.")
     if any(not 0 <= s < _MAX_SEED for s in seeds):
         raise CascadeError("a seed must lie between 0 and 2**63 - 1.")
     return seeds
+
+
+def _seeds_of(given: Any) -> list[int]:
+    is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
+    is_list = is_list or (isinstance(given, np.ndarray) and given.ndim == 1)
+    if not is_list or not all(map(_is_whole, given)):
+        raise CascadeError("a seed must be a whole number, or a list of one for each image.")
+    return [int(s) for s in given]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

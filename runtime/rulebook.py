@@ -31,10 +31,6 @@ class Chosen:
     why: str
 
 
-def _has_guesses(info: TreeInfo) -> bool:
-    return JACOBI in info.sources
-
-
 class Rulebook:
     """The acceptance rules that a bundle can be drawn with. Tables are read when a rule first needs them."""
 
@@ -53,8 +49,8 @@ class Rulebook:
 
         Without a tree, or with `auto`, the images of `exact` get `auto`: they do not depend on the tree, so it may be
         chosen anew for every round. Those of other rules depend on it: they get the first of the bundle's trees that
-        fits the rule, those that the drafter drafts whole before those with guesses, on which a relaxed rule changes
-        more of an image (docs/drafting.md).
+        fits the rule; for a rule that compares siblings trees that have some come first, and of those the ones that the
+        drafter drafts whole.
         """
         manifest = self._manifest
         named = None if tree == AUTO else tree
@@ -74,14 +70,14 @@ class Rulebook:
             raise CascadeError(reason)
         return Chosen(rule, named, f"{named}: it was asked for")
 
-    @property
-    def home(self) -> str:
-        """The tree of rules whose images depend on it, as far as it fits them."""
-        return min(self._manifest.trees or [self._manifest.tree(None)], key=_has_guesses).name
-
     def _first_for(self, rule: Rule, sampling: Sampling) -> str:
         """The first tree that fits a rule; where none does, the first one's reason is raised."""
-        trees = sorted(self._manifest.trees or [self._manifest.tree(None)], key=_has_guesses)
+        breadth = getattr(rule, "compares_siblings", False)
+
+        def rank(info: TreeInfo) -> tuple[bool, bool]:
+            return breadth and not info.tree().has_siblings, JACOBI in info.sources
+
+        trees = sorted(self._manifest.trees or [self._manifest.tree(None)], key=rank)
         reasons = [self._unfit(rule, info, sampling) for info in trees]
         if None not in reasons:
             raise CascadeError(str(reasons[0]))
@@ -90,7 +86,7 @@ class Rulebook:
     def _unfit(self, rule: Rule, info: TreeInfo, sampling: Sampling) -> str | None:
         """Why a rule cannot be used on a tree, if so."""
         if LOG_Q in rule.needs and JACOBI in info.sources:
-            whole = [other.name for other in self._manifest.trees if not _has_guesses(other)]
+            whole = [other.name for other in self._manifest.trees if JACOBI not in other.sources]
             use = "build the bundle with --drafter and --tree chain_7"
             if whole:
                 use = f"use a tree that is drafted whole ({', '.join(whole)})"

@@ -167,6 +167,11 @@ class Tree:
         return tuple(heights)
 
     @cached_property
+    def has_siblings(self) -> bool:
+        """Whether some node has several children."""
+        return any(len(nodes) > 1 for nodes in self.children)
+
+    @cached_property
     def has_rivals(self) -> bool:
         """Whether some guess has a sibling, so that what came second may be guessed, too."""
         return any(len(nodes) > 1 and not set(nodes).isdisjoint(self.guessed) for nodes in self.children)
@@ -219,6 +224,11 @@ class DynamicTree:
     width: int
 
     guessed: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether some node may have several children."""
+        return self.width > 1
 
     @property
     def drafted(self) -> DynamicTree:

@@ -53,6 +53,11 @@ class Cascade(Relaxed):
     def reweighs(self) -> bool:
         return self.tau_pos is not None
 
+    @property
+    def compares_siblings(self) -> bool:
+        """Whether it wants a tree with siblings."""
+        return self.tau_pos is not None
+
     def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
         token, x = node.tokens[index], node.nodes[index]
         p, q = law.probability(token), law.proposal(token)

@@ -17,8 +17,9 @@ from cascade_trt.runtime.chooser import AutoTree, FixedTree
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
-from cascade_trt.runtime.request import Request
-from cascade_trt.runtime.rules import get_rule
+from cascade_trt.runtime.request import Conditioning, Drawing, Request
+from cascade_trt.runtime.rules import Rule, get_rule
+from cascade_trt.runtime.sampling import Sampling
 from cascade_trt.runtime.tree import AUTO, NO_TREE, get_tree
 
 EXACT, TOPK = get_rule("exact"), get_rule("strict-topk")
@@ -42,16 +43,23 @@ class Asked:
         self.calls.append((tree, tokens, rounds, busy, milliseconds))
 
 
+def of(rule: Rule | None, tree: str | None) -> Drawing:
+    """A checked request; only its rule and tree play a part."""
+    return Drawing(Conditioning(), 0, Sampling(1.0, 1.0, 0, 1.0), rule, tree, f"{tree} it is")
+
+
+FREE, PLAIN, BOUND = of(EXACT, AUTO), of(None, None), of(TOPK, "chain_7")
+
+
 def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
     asked = Asked()
     chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
     assert (chooser.asked, chooser.first) == (AUTO, "chain_7")
-    assert chooser.choose([EXACT, None, EXACT], "jacobi_8").tree == "mixed_8"
+    assert chooser.choose([FREE, PLAIN, FREE], "jacobi_8").tree == "mixed_8"
     chooser.observe("mixed_8", 12, 2, 3, 4.5)
     assert asked.calls == [(2, 1, None), ("mixed_8", 12, 2, 3, 4.5)]
-    assert chooser.choose([None, None], "jacobi_8").tree == NO_TREE
-    home = chooser.choose([EXACT, TOPK], "mixed_8")
-    assert home.tree == "chain_7" and "strict-topk depend on the tree" in home.why
+    assert chooser.choose([PLAIN, PLAIN], "jacobi_8").tree == NO_TREE
+    assert chooser.choose([FREE, BOUND, PLAIN], "mixed_8") == Choice("chain_7", "chain_7 it is")
     assert len(asked.calls) == 2  # neither is its to say
 
 
@@ -59,7 +67,7 @@ def test_rivals_are_looked_at_for_a_moment() -> None:
     """48 rounds, then 3 of a rival, if there is one; what is drawn with stays what it was."""
     asked = Asked()
     chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
-    choices = [chooser.choose([EXACT], "any") for _ in range(3 * 51)]
+    choices = [chooser.choose([FREE], "any") for _ in range(3 * 51)]
     used = ["mixed_8"] * 48, [NO_TREE] * 3, ["mixed_8"] * 48, ["jacobi_8"] * 3, ["mixed_8"] * 51
     assert [choice.tree for choice in choices] == [tree for part in used for tree in part]
     assert {choice.why for choice in choices} == {"it is fast"}
@@ -68,11 +76,28 @@ def test_rivals_are_looked_at_for_a_moment() -> None:
 
 def test_what_may_join() -> None:
     auto = AutoTree(Asked(), "chain_7")  # type: ignore[arg-type]
-    assert auto.serves(EXACT, AUTO) and auto.serves(TOPK, "chain_7")
-    assert not auto.serves(EXACT, "chain_7") and not auto.serves(TOPK, "mixed_8")  # `auto` would take another
+    assert auto.serves(EXACT, AUTO) and auto.serves(TOPK, "chain_7") and auto.serves(TOPK, "mixed_8")
     fixed = FixedTree("mixed_8", "it was asked for")
     assert fixed.serves(EXACT, AUTO) and fixed.serves(TOPK, "mixed_8") and not fixed.serves(EXACT, "chain_7")
     assert not FixedTree(None, "plain decoding").serves(EXACT, AUTO)
+
+
+def test_images_that_are_bound_to_different_trees_take_turns(small_vocabulary: Pipeline) -> None:
+    """First come, first served; each is what it is alone, and free ones share any round."""
+    given, batch = random_features(small_vocabulary, 1), small_vocabulary.batch(3)
+    one = {"features": given["features"][0], "features_mask": given["features_mask"][0]}
+    asked = [("strict", "chain"), ("strict", "small_9"), ("exact", None), ("strict", "chain"), ("ar", None)]
+    jobs = [batch.submit(Request(**one, seed=i, options=DrawOptions(rule=rule, tree=tree)))
+            for i, (rule, tree) in enumerate(asked)]  # fmt: skip
+    together = set()
+    while not batch.idle:
+        batch.step()
+        together.add(frozenset(i for i, job in enumerate(jobs) if job.progress.tokens and not job.done))
+    assert not any({0, 1} <= seen or {1, 3} <= seen for seen in together)
+    assert any({1, 2} <= seen for seen in together) and any({3, 4} <= seen for seen in together)
+    for i, (rule, tree) in enumerate(asked):
+        alone = small_vocabulary.generate(**given, seed=i, rule=rule, tree=tree)
+        np.testing.assert_array_equal(jobs[i].result().codes, alone.codes[0])
 
 
 def own(folder: Path, name: str, *nodes: str) -> str:
@@ -113,9 +138,9 @@ def test_a_default_batch_serves_every_rule_that_the_bundle_serves(small_vocabula
     for rule, job in jobs.items():
         alone = small_vocabulary.generate(**given, seed=3, rule=rule)
         np.testing.assert_array_equal(job.result().codes, alone.codes[0])
-    for options in (DrawOptions(tree="chain"), DrawOptions(rule="strict", tree="small_9")):
-        with pytest.raises(CascadeError, match="this batch draws with the tree auto, the image needs"):
-            batch.submit(Request(**one, options=options))
+    fixed = small_vocabulary.batch(2, tree="chain")
+    with pytest.raises(CascadeError, match="this batch draws with the tree chain, the image needs small_9"):
+        fixed.submit(Request(**one, options=DrawOptions(rule="strict", tree="small_9")))
 
 
 def test_stats_say_why(small_vocabulary: Pipeline) -> None:

@@ -69,14 +69,33 @@ def test_without_a_tree_a_rule_gets_the_first_that_fits(small_vocabulary: Pipeli
         for tree in (None, "auto"):
             chosen, name = book.choose(rule, tree, SAMPLING), rule.partition(":")[0]
             assert (chosen.tree, chosen.why) == ("chain_1", f"chain_1: the bundle's first tree for {name}")
-    assert book.home == "chain_1"
     assert book.choose(None, None, SAMPLING).tree == book.choose("exact", "auto", SAMPLING).tree == "auto"
     assert book.choose("exact", "mixed_4", SAMPLING).tree == "mixed_4"
     assert book.choose("ar", "mixed_4", SAMPLING).tree is None
     none_fits = Rulebook(small_vocabulary.folder, replace(small_vocabulary.manifest, trees=trees[:2]))
     with pytest.raises(CascadeError, match="rule strict tests nodes .* build the bundle with --drafter"):
         none_fits.choose("strict", None, SAMPLING)
-    assert none_fits.choose("strict-topk", None, SAMPLING).tree == none_fits.home == "jacobi_8"
+    assert none_fits.choose("strict-topk", None, SAMPLING).tree == "jacobi_8"
+
+
+def test_a_rule_that_compares_siblings_gets_a_tree_that_has_some(small_vocabulary: Pipeline) -> None:
+    """Of those the ones that are drafted whole come first, and without any it takes what fits."""
+    engines = {"mixed_4": "draft.chain_1", "chain_2": "draft.chain_2", "mixed_3x2": "draft.chain_1",
+               "pair_4": "draft.pair_4"}  # fmt: skip
+    infos = [TreeInfo.of(get_tree(name), engine) for name, engine in engines.items()]
+
+    def first(rule: str, trees: list[TreeInfo]) -> str | None:
+        book = Rulebook(small_vocabulary.folder, replace(small_vocabulary.manifest, trees=trees, engines=every))
+        return book.choose(rule, None, SAMPLING).tree
+
+    every = small_vocabulary.manifest.engines | dict.fromkeys(
+        filter(None, engines.values()), small_vocabulary.manifest.engines["draft.chain"]
+    )
+    both, depth = "cascade:children=coupled", "cascade:children=coupled,tau_pos=off"
+    assert first(both, infos) == "pair_4"
+    assert first(depth, infos) == first("cool:children=coupled", infos) == "chain_2"
+    assert first(both, infos[:3]) == "mixed_3x2"
+    assert first(both, infos[:2]) == "chain_2"
 
 
 def test_what_a_bundle_serves_beside_its_own_trees(small_vocabulary: Pipeline) -> None:

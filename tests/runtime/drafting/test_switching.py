@@ -16,6 +16,7 @@ from cascade_trt.runtime.auto import Choice
 from cascade_trt.runtime.batch import Batch
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Drawing
 from cascade_trt.runtime.rules import Rule
 from cascade_trt.runtime.tree import AUTO, NO_TREE
 
@@ -39,7 +40,7 @@ class Script:
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002
         return tree == AUTO
 
-    def choose(self, rules: Sequence[Rule | None], current: str) -> Choice:  # noqa: ARG002
+    def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:  # noqa: ARG002
         self.round += 1
         return Choice(self._trees[(self.round - 1) % len(self._trees)], f"round {self.round}")
 
@@ -106,12 +107,12 @@ def test_with_forced_tokens_and_dynamic_trees(
 
 
 class AtHome(Alone):
-    """Images of `exact` are plain decoding's, those of other rules are drawn with the bundle's first tree."""
+    """Images of `exact` are plain decoding's, those of other rules are drawn with the tree that they get alone."""
 
     def how(self, options: DrawOptions) -> DrawOptions:
         if options in SETTINGS_OF_EXACT:
             return super().how(options)
-        return options.updated({"tree": self.pipe.manifest.tree(None).name})
+        return options.updated({"tree": self.pipe.tree_for(options.rule or "exact")})
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def at_home(small_vocabulary: Pipeline) -> AtHome:
 def test_rules_that_depend_on_the_tree_beside_exact(
     small_vocabulary: Pipeline, at_home: AtHome, happenings: list[Any], slots: int
 ) -> None:
-    """With `auto`: while such an image is drawn the tree is the bundle's first, between them any."""
+    """With `auto`: while such an image is drawn the tree is its own, between them any; another tree's images wait."""
     play(small_vocabulary, small_vocabulary.batch(slots), happenings, at_home)
 
 

@@ -18,8 +18,8 @@ from cascade_trt.runtime.rules.cascade import Cascade
 from cascade_trt.runtime.rules.cool import Cool
 from cascade_trt.runtime.rules.gsd import Gsd
 from cascade_trt.runtime.rules.lantern import Lantern, LanternPlus
-from cascade_trt.runtime.rules.relaxed import CHILDREN
 from cascade_trt.runtime.rules.registry import over
+from cascade_trt.runtime.rules.relaxed import CHILDREN
 from cascade_trt.runtime.rules.states import StateTable
 from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.tree import tree_from_branching
