@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from .arrays import outline
 from .bundle import Manifest
 from .errors import CascadeError
 from .rules.states import StateTable
@@ -18,16 +20,13 @@ def open_neighbours(folder: Path, manifest: Manifest) -> np.ndarray | None:
         return None
     path, codes = folder / manifest.neighbours, manifest.model.vocab_size
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CascadeError(f"the neighbour table {path} cannot be read ({reason}): build the bundle again.") from None
-    if not isinstance(table, np.ndarray) or table.dtype.kind not in "iu" or table.ndim != 2 or len(table) != codes:
-        found = f"{table.dtype} {list(table.shape)}" if isinstance(table, np.ndarray) else "several arrays"
-        raise CascadeError(
-            f"the neighbour table {path} must hold whole numbers [{codes}, K], not {found}: build the bundle again."
-        )
-    return table
+        with open(path, "rb") as file:
+            shape, dtype = outline(file, path.stat().st_size)
+        if dtype.kind not in "iu" or len(shape) != 2 or shape[0] != codes:
+            raise ValueError(f"it must hold whole numbers [{codes}, K], not {dtype} {list(shape)}")
+        return np.load(path, mmap_mode="r", allow_pickle=False) if math.prod(shape) else np.zeros(shape, dtype)
+    except (OSError, ValueError) as error:
+        raise CascadeError(f"the neighbour table {path} cannot be read ({error}): build the bundle again.") from None
 
 
 def open_states(folder: Path, manifest: Manifest) -> StateTable | None:
