@@ -103,10 +103,4 @@ def state_table(settings: Mapping[str, Any], folder: Path, shape: tuple[int, int
     if not os.path.isfile(file):  # False too for a name that no file can have
         raise CascadeError(f"states: {shown(name)} cannot be read, as {folder} has no such file: correct the config.")
     refuse_pointer(file)
-    table = StateTable.load(file)
-    if table.rows.shape != shape:
-        raise CascadeError(
-            f"states: the rows of {file} must have the shape {shape}, not {table.rows.shape}: the table "
-            "belongs to another model."
-        )
-    return table
+    return StateTable.load(file, shape)

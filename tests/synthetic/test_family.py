@@ -41,7 +41,7 @@ def test_a_registered_family_is_known_by_its_name() -> None:
             register(Family(name, FAMILY.open))
     with pytest.raises(CascadeError, match=r"no model family 'gpt'.*llamagen"):
         get_family("gpt")
-    with pytest.raises(CascadeError, match="'gpt' has no checkpoint here"):
+    with pytest.raises(CascadeError, match="unknown model 'gpt'"):
         open_parts(BuildRequest("gpt"))
     with pytest.raises(CascadeError, match="unknown model 'synthetic'"):
         open_dummy("synthetic", None)  # it has no published sizes
