@@ -27,8 +27,11 @@ from ..evaluation.report import Row, make_row, paired, spread
 from ..evaluation.score import score_images
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
+from ..runtime.tree import get_tree
 from . import RESULTS
+from .gpu_costs import computed
 from .machine import describe_machine
+from .seeds import larger
 from .timing import in_turn
 
 _SETS = 3  # sets of seeds of plain decoding
@@ -68,6 +71,9 @@ def main(bundle: Path, prompts: int, workers: int, speed: int, images: Path, fil
     means = load_means(None)
     judged = [_judge(means, drawing, prompts, folder) for _, drawing, _, folder in given]
     rows = judged[: len(plain)], judged[len(plain) :]
+    assert means.reference is not None  # the demo's
+    features = {row.name: row.scores.features for row in judged if row.scores.features is not None}
+    farther = larger(features, judged[0].name, means.reference.features)
     timed = _timed(bundle, means, speed) if speed else {}
     content = {
         "machine": describe_machine(None), "bundle": bundle.name, "prompts": prompts, "speed_images": speed,
@@ -75,7 +81,8 @@ def main(bundle: Path, prompts: int, workers: int, speed: int, images: Path, fil
         "spread": [spread(a, b) for a, b in combinations(rows[0], 2)],
         "rows": [
             {"rule": rule, "tree": tree} | _figures(row) | timed.get(row.name, {})
-            | {"against_plain": paired(judged[0], row)}
+            | {"computed": _computed(row, tree)}
+            | {"against_plain": paired(judged[0], row) | {"frechet_interval": farther[row.name]["more"]}}
             for (rule, tree), row in zip(SETTINGS, rows[1], strict=True)
         ],
     }  # fmt: skip
@@ -103,6 +110,13 @@ def _judge(means: Means, drawing: Drawing, prompts: int, folder: Path) -> Row:
     images = [open_image(folder / f"{number:05d}.png") for number in range(prompts)]
     scores = score_images(images, captions_to_draw(None, means, prompts), means.judge, means.maker, means.gallery)
     return make_row(drawing.name, "drawn", scores, means.reference, speed(images))
+
+
+def _computed(row: Row, tree: str) -> dict[str, float]:
+    """What the tokens a call would bring on an H200, the rule's own work left out."""
+    shape = get_tree(tree)
+    levels = 0 if shape.drafted is None else shape.drafted.depth
+    return computed(row.figures["tau"], shape.size, levels)
 
 
 def _figures(row: Row) -> dict[str, Any]:

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..engines.publish import check_replaceable
 from ..export.request import MAX_NODES, BuildRequest
 from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
+from .hints import program
+from .progress import progress
 
 if TYPE_CHECKING:
     from ..export.build import BuildOptions
 
-_CONSOLE = Console(stderr=True)
 # Trees of a build that names none, where there is a drafter: what needs no rebuild is served without being named.
 # The first is the best of the mixed ones: on two cores, and by costs on an H200 for one and eight images alike.
-_DEMO_TREES = ("mixed_16", "chain_7")
+_DEMO_TREES = ("mixed_16", "chain_7", "mixed_20x4")
 _TREES = ("mixed_32", "small_6")
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
@@ -152,7 +152,7 @@ class Bar:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal)
+        self._progress = progress(*columns)
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -190,7 +190,7 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
     classes = manifest.model.condition.kind == CLASS
     what = "--class-id 1" if classes else '"a red apple"'
     if classes or manifest.text is not None:
-        click.echo(f"next: cascade-trt generate {what} --bundle {out}")
+        click.echo(f"next: {program()} generate {what} --bundle {out}")
     else:
         click.echo(f'next: Pipeline.load("{out}").generate(features=..., features_mask=...)')
 

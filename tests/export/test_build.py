@@ -183,7 +183,7 @@ def test_two_parts_of_one_name_are_told_apart() -> None:
 
 def test_defaults_and_what_a_build_was_asked_for(tmp_path: Path) -> None:
     """The trees that suit the model; another --max-nodes is another request."""
-    assert [tree.name for tree in chosen_trees(BuildRequest("emoji"))] == ["mixed_16", "chain_7"]
+    assert [tree.name for tree in chosen_trees(BuildRequest("emoji"))] == ["mixed_16", "chain_7", "mixed_20x4"]
     assert [tree.name for tree in chosen_trees(BuildRequest("llamagen"))] == ["mixed_32", "small_6"]
     assert [tree.name for tree in chosen_trees(BuildRequest("llamagen", trees=("chain_3",)))] == ["chain_3"]
     asked = [BuildRequest("llamagen", checkpoint=tmp_path, max_nodes=most) for most in (33, 33, 20)]
