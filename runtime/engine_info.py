@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from .schema import Count, Within
 
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
-_LONGEST = 1e8  # ms that a call may take
+_SHORTEST, _LONGEST = 1e-9, 1e8  # ms that a call may take
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class CostInfo:
         wrong += [] if self.nodes[:1] == [1] else ["no times of one node"]
         wrong += [] if fits else ["times for other sizes than were measured"]
         wrong += [] if self.threads >= 1 and self.images >= 0 else ["no threads, or fewer images than none"]
-        wrong += [] if all(0 < ms < _LONGEST for ms in times) else ["times that are not positive"]
+        wrong += [] if all(_SHORTEST < ms < _LONGEST for ms in times) else ["times that are not positive"]
         wrong += [] if 0 <= self.token < _LONGEST else ["a time of less than nothing"]
         wrong += [] if all(1 <= tau < math.inf for tau in self.accepted.values()) else ["less than a token a round"]
         return wrong[0] if wrong else None
