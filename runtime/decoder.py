@@ -8,6 +8,7 @@ from PIL import Image
 from .backends import Backend
 from .bundle import Manifest
 from .engines import Engines
+from .errors import CascadeError
 from .images import to_images
 
 _UNDRAWN = (232, 232, 232)  # light grey
@@ -24,9 +25,14 @@ class Decoder:
         self._call = engines["decode"].bind({"codes": self._codes}, {"image": self._image})
 
     def image(self, codes: np.ndarray) -> Image.Image:
-        """The image of codes int [rows * columns]."""
+        """The image of codes int [rows * columns]. Raises CascadeError when its pixels are not finite."""
         self._codes.host[0] = codes
         self._call.run(fetch=("image",))
+        if not np.isfinite(self._image.host).all():
+            raise CascadeError(
+                "this image was drawn, but its pixels left the range of the decoder's numbers: build the bundle with "
+                "--precision bf16 or fp32."
+            )
         return to_images(self._image.host)[0]
 
     def preview(self, codes: np.ndarray, drawn: int) -> Image.Image:

@@ -104,6 +104,7 @@ class Lane:
 
     def move(self, source: int, to: int, done: int) -> None:
         """Moves an image with `done` tokens from one slot to another."""
+        self.window.clear(to)  # until all of it is moved: Ctrl-C may come in between
         self.workspace.move(source, to, done)
         self._buffers.move(source, to)
         self.window.move(source, to)

@@ -104,6 +104,10 @@ class NoiseWindow:
             window[row] = gumbel(seed, start + row, stream, vocab)
         self._start[prompt] = (seed, stream, start)
 
+    def clear(self, prompt: int) -> None:
+        """The noise of one prompt is about to be written over."""
+        self._start[prompt] = None
+
     def move(self, source: int, to: int) -> None:
-        """The noise itself has been moved from one slot to another."""
+        """The noise itself has been moved from one slot to another, which was cleared before."""
         self._start[to], self._start[source] = self._start[source], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,10 +12,12 @@ from .bundle import Manifest
 from .errors import CascadeError
 from .rules import Rule
 from .sampling import Sampling
+from .schema import short
 
 _LEAST_TEMPERATURE = 1e-3
 _LARGEST_SCALE = 1000  # of guidance and temperature: float32 and half precisions hold logits that far
 _MOST = 1 << 62
+_LONGEST_NAME = 1000  # of rules, with their settings, and trees
 
 
 class DrawSettings(TypedDict, total=False):
@@ -51,10 +54,11 @@ class DrawOptions:
         for name in ("guidance_scale", "temperature", "top_p", "timeout"):
             _check_number(name, getattr(self, name), numbers.Real, "a number")
         _check_number("top_k", self.top_k, numbers.Integral, "a whole number")
-        if self.tree is not None and not isinstance(self.tree, str):
-            raise CascadeError(f"tree must be the name of one of the bundle's trees, not {self.tree!r}.")
-        if not (self.rule is None or isinstance(self.rule, str) or hasattr(self.rule, "decide")):
-            raise CascadeError(f"rule must be a rule's name or a rule, not {self.rule!r}.")
+        if self.tree is not None and not _is_name(self.tree):
+            raise CascadeError(f"tree must be the name of one of the bundle's trees, not {short(self.tree)}.")
+        is_rule = hasattr(self.rule, "decide") and not isinstance(self.rule, type)
+        if not (self.rule is None or is_rule or _is_name(self.rule)):
+            raise CascadeError(f"rule must be a rule's name or a rule, not {short(self.rule)}.")
         if self.timeout is not None and not self.timeout > 0:
             raise CascadeError("timeout must be a number of seconds above 0.")
 
@@ -63,7 +67,7 @@ class DrawOptions:
         known = [field.name for field in fields(self)]
         for name in settings:
             if name not in known:
-                raise CascadeError(f"unknown option {name!r}: choose among {', '.join(known)}.")
+                raise CascadeError(f"unknown option {short(name)}: choose among {', '.join(known)}.")
         return replace(self, **settings)
 
     def over(self, defaults: DrawOptions) -> DrawOptions:
@@ -75,14 +79,24 @@ class DrawOptions:
 def as_options(options: DrawOptions | None, settings: Mapping[str, Any]) -> DrawOptions:
     """`settings` laid over `options`. Raises CascadeError for what are no options."""
     if options is not None and not isinstance(options, DrawOptions):
-        raise CascadeError(f"options must be DrawOptions, not {options!r}.")
+        raise CascadeError(f"options must be DrawOptions, not {short(options)}.")
     return (options or DrawOptions()).updated(settings)
 
 
-def _check_number(name: str, value: object, kind: type, what: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-        raise CascadeError(f"{name} must be {what}, not {value!r}.")
-    if isinstance(value, int) and abs(value) > _MOST:  # Python's are of any size, and no float holds them
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME
+
+
+def _check_number(name: str, value: Any, kind: type, what: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise CascadeError(f"{name} must be {what}, not {short(value)}.")
+    try:
+        size = float(value)
+    except OverflowError:  # whole numbers and fractions are of any size, and no float holds them
+        size = math.inf
+    if isinstance(value, numbers.Rational) and abs(size) > _MOST:
         raise CascadeError(f"{name} must be {what} of ordinary size.")
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .bundle import TextInfo
 from .captions import clean_caption
 from .errors import CascadeError
+from .schema import short
+
+_NAMED = 5  # words in a sentence; the others are counted
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """ids int64 [P, T], mask bool [P, T], and for each prompt sentences on what the model does not read of it."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    warnings: list[tuple[str, ...]]
 
 
 class PromptEncoder:
-    """Tokenises prompts to ids int64 [P, T] and a mask bool [P, T], padding on the left."""
+    """Tokenises prompts, padding on the left."""
 
     def __init__(self, folder: Path, info: TextInfo) -> None:
         from tokenizers import Tokenizer
@@ -25,33 +39,57 @@ class PromptEncoder:
             raise CascadeError(
                 f"the tokenizer of bundle {folder} cannot be read ({error}): build the bundle again."
             ) from None
-        if self._tokenizer.id_to_token(info.pad_id) is None:
-            raise CascadeError(
-                f"the tokenizer of bundle {folder} has no token {info.pad_id} to pad prompts with: build the bundle "
-                "again."
-            )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        unknown = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"  # a unigram model does not say
+        self._unknown: int | None = self._tokenizer.token_to_id(unknown)
 
-    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Returns ids [P, T], mask [P, T] and, by its index, a warning for each prompt that was cut to T tokens.
-
-        Raises CascadeError for an empty prompt.
-        """
+    def encode(self, prompts: Sequence[str]) -> Encoded:
+        """Raises CascadeError for a prompt of which nothing is left for the text encoder."""
         length = self._info.max_length
         ids = np.full((len(prompts), length), self._info.pad_id, np.int64)
         mask = np.zeros((len(prompts), length), bool)
-        warnings: dict[int, str] = {}
+        warnings: list[tuple[str, ...]] = []
         for row, prompt in enumerate(prompts):
-            text = clean_caption(prompt) if self._info.clean else prompt.strip()
-            if not text:
-                raise CascadeError(f"prompt {row + 1} is empty: say what to draw.")
-            tokens = self._tokenizer.encode(text).ids
-            if len(tokens) > length:
-                warnings[row] = (
-                    f"prompt {row + 1} has {len(tokens)} tokens, the model reads {length}: the rest was cut."
-                )
-                tokens = [*tokens[: length - 1], tokens[-1]]  # keep the end-of-text token
+            tokens, said = self._tokens(f"prompt {row + 1}", prompt)
             ids[row, length - len(tokens) :] = tokens
             mask[row, length - len(tokens) :] = True
-        return ids, mask, warnings
+            warnings.append(tuple(said))
+        return Encoded(ids, mask, warnings)
+
+    def _tokens(self, name: str, prompt: str) -> tuple[list[int], list[str]]:
+        """At most T token ids of one prompt, which sentences call `name`, and what is to be said of it."""
+        removed: list[str] = []
+        text = clean_caption(prompt, removed) if self._info.clean else prompt.strip()
+        if not text:
+            raise CascadeError(
+                f"nothing of {name} is left: the model's rules for captions remove {_listed(removed or [prompt])}; "
+                "say it in other words, as a rule in English."
+            )
+        encoding = self._tokenizer.encode(text)
+        if all(encoding.special_tokens_mask):
+            raise CascadeError(f"nothing of {name} is left: the text encoder has no tokens for {short(prompt)}.")
+        said = []
+        if removed:
+            said.append(f"{name}: the model's rules for captions removed {_listed(removed)}.")
+        if unknown := self._unread(text, encoding):
+            said.append(f"{name}: the text encoder does not know {_listed(unknown)}, so the image cannot show it.")
+        tokens, length = encoding.ids, self._info.max_length
+        if len(tokens) > length:
+            said.append(f"{name} has {len(tokens)} tokens, the model reads {length}: the rest was cut.")
+            tokens = [*tokens[: length - 1], tokens[-1]]  # keep the end-of-text token
+        return tokens, said
+
+    def _unread(self, text: str, encoding: Any) -> list[str]:
+        """The parts of a text that are the tokenizer's unknown token."""
+        if self._unknown is None or self._unknown not in encoding.ids:
+            return []
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[start:stop] for token, (start, stop) in found if token == self._unknown]
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """Parts of a prompt in a sentence, each once."""
+    words = list(dict.fromkeys(word for part in parts if (word := part.strip())))
+    named = ", ".join(short(word) for word in words[:_NAMED])
+    return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} more"

@@ -78,8 +78,11 @@ def _check_content(content: Any) -> None:
 
 
 def short(value: object) -> str:
-    """A value in a sentence, however large it is."""
-    return reprlib.repr(value)
+    """A value in a sentence, however large or odd it is: on one line, cut in the middle."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return f"a very large {type(value).__name__}"
 
 
 def build(kind: Any, value: Any, where: str) -> Any:

@@ -104,14 +104,16 @@ class Workspace:
                 self.pair_mask[rows, : self.prefix_len] = prefix.mask
 
     def prefill(self, slot: int, prefix: Prefix, noise: np.ndarray) -> int:
-        """Reads a prefix into a slot that is set up; returns the token drawn behind it (-1: not finite).
+        """Reads a prefix into a slot that is set up; returns the token drawn behind it (-1: not finite at any slot of
+        the prefix; a norm may turn an overflow there into zeros, which look finite behind it).
 
         noise is float32 [V]. One causal chunk; padded slots see only themselves and are seen by nobody (LlamaGen's
         mask).
         """
         self.scratch.load(prefix, noise, int(self.plan.forced[0]))
         bound_for(self._prefills, slot, self._bind_prefill).run(("drawn",))
-        return int(self.scratch.drawn[0, -1])
+        drawn = self.scratch.drawn[0]
+        return int(drawn[-1]) if drawn.min() >= 0 else -1
 
     @cached_property
     def scratch(self) -> Scratch:
