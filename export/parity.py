@@ -140,7 +140,8 @@ def _text(
     mask = np.arange(length)[None] >= np.array([[0], [length // 2]])
     if parts.tokenizer is not None and manifest.text is not None:
         encoder = PromptEncoder(parts.tokenizer.parent, replace(manifest.text, tokenizer=parts.tokenizer.name))
-        ids[1:], mask[1:], _ = encoder.encode([_PROMPT])
+        encoded = encoder.encode([_PROMPT])
+        ids[1:], mask[1:] = encoded.ids, encoded.mask
     module = load_module(T5Encoder(parts.text_config), parts.text)
     wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
     got = run("text", {"ids": ids, "mask": mask}, ["features"])["features"]
