@@ -166,7 +166,8 @@ def relaxed_note() -> str:
         f"median over {of['speed_images']} images drawn in turn, one at a time, against `ar` in the same run, "
         f"on {_machine(of)}. Concepts: points of accuracy by the demo's judge less those of `ar`, paired by prompt "
         f"and seed; both differences with 95 % intervals. Plain decoding with {len(sets)} sets of seeds: "
-        f"{percent(min(concept))} to {percent(max(concept))} of concepts, Fréchet distances {min(distance):.2f} to {max(distance):.2f}."
+        f"{percent(min(concept))} to {percent(max(concept))} of concepts, Fréchet distances {min(distance):.2f} to "
+        f"{max(distance):.2f}."
     )
 
 
