@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .runtime.batch import Batch
-    from .runtime.errors import CascadeError
+    from .runtime.errors import CascadeError, CascadeWarning
     from .runtime.job import CancelledError, Job, TimedOutError
     from .runtime.options import DrawOptions
     from .runtime.output import Interrupted, Output, UnfinishedError
@@ -22,6 +22,7 @@ __all__ = [
     "Batch",
     "CancelledError",
     "CascadeError",
+    "CascadeWarning",
     "DrawOptions",
     "Interrupted",
     "Job",
@@ -35,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "batch": ("Batch",),
-    "errors": ("CascadeError",),
+    "errors": ("CascadeError", "CascadeWarning"),
     "job": ("CancelledError", "Job", "TimedOutError"),
     "options": ("DrawOptions",),
     "output": ("Interrupted", "Output", "UnfinishedError"),

@@ -1,4 +1,4 @@
-"""The error that users see."""
+"""The error and the warning that users see."""
 
 
 class CascadeError(Exception):
@@ -6,3 +6,7 @@ class CascadeError(Exception):
 
     The command line prints the sentence and exits with code 2.
     """
+
+
+class CascadeWarning(UserWarning):
+    """Something was done otherwise than it was asked for: one sentence. The command line prints it on stderr."""

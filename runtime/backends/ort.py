@@ -6,15 +6,16 @@ makes ONNX Runtime update a cache in place; through a plain `run` it would copy 
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CascadeError
-from ..machine import engine_threads, processor
+from ..errors import CascadeError, CascadeWarning
+from ..machine import cores, engine_threads, processor
+from ..schema import short
 from . import Buffer, Identity, Kind
 from .host import HostBuffer, HostCache, host_buffer
 
@@ -29,7 +30,8 @@ _CHOICE = "graph"  # input of a merged model: the number of the graph that a cal
 
 
 class OrtBackend:
-    """Loads graphs into ONNX Runtime; `threads` per engine, by default one for each physical core."""
+    """Loads graphs into ONNX Runtime; `threads` per engine, by default one for each physical core, and at most one for
+    each core that this process may use."""
 
     def __init__(self, threads: int | None = None) -> None:
         try:
@@ -41,14 +43,15 @@ class OrtBackend:
                 ) from None
             reason = next(iter(str(error).splitlines()), "no reason given")
             raise CascadeError(f"ONNX Runtime cannot be loaded ({reason}): install it again.") from error
+        if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two distributions was removed
+            raise CascadeError(
+                "ONNX Runtime's files are not whole, as after onnxruntime and onnxruntime-gpu were installed together: "
+                "uninstall both, then run `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
+            )
         if (problem := version_problem(onnxruntime.__version__)) is not None:
             raise CascadeError(f"ONNX Runtime {problem}.")
-        most = 4 * (os.cpu_count() or 16)  # beyond it ONNX Runtime starts so many that nothing comes back
-        is_number = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (is_number and 1 <= threads <= most):
-            raise CascadeError(f"threads must be at least 1 and at most {most} here, not {threads!r}.")
         self._ort: Any = onnxruntime
-        self._threads = threads
+        self._threads = None if threads is None else _usable_threads(threads)
 
     @property
     def identity(self) -> Identity:
@@ -109,6 +112,18 @@ def version_problem(version: str) -> str | None:
 
 def _reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _usable_threads(threads: Any) -> int:
+    """At most one for each core: with many more, engines wait for each other without an end. Raises CascadeError for
+    what is no number of threads."""
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise CascadeError(f"threads must be a whole number of at least 1, not {short(threads)}.")
+    most = cores()
+    if threads > most:
+        asked = f"{short(threads)} threads were asked for"
+        warnings.warn(f"{asked}, this machine lets us use {most} cores: {most} are used.", CascadeWarning, stacklevel=5)
+    return min(int(threads), most)
 
 
 class OrtEngine:
