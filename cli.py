@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,36 @@ import click
 
 from .commands.hints import usable
 from .commands.streams import lost, open_streams
-from .runtime.errors import CascadeError
+from .runtime.errors import CascadeError, CascadeWarning
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Group(click.Group):
-    """Turns CascadeError, and a disk that is full, into one sentence on stderr and exit code 2."""
+    """Turns CascadeError, and a disk that is full, into one sentence on stderr and exit code 2; warnings of ours into
+    one sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, CascadeWarning):
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                show(message, category, *where)
+
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", CascadeWarning)
+                warnings.showwarning = say
+                return super().invoke(ctx)
         except CascadeError as error:
             sentence = str(error)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             sentence = f"cannot write {error.filename or 'a file'} ({os.strerror(error.errno)}): make room for it."
-        click.echo(f"Error: {usable(sentence, list(self.commands))}", err=True)
+        click.echo(f"Error: {usable(sentence)}", err=True)
         return ctx.exit(2)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from ..calibration.costs import doubt, measure_calls, measure_rounds, outside
 from ..calibration.subjects import conditioning
@@ -24,6 +21,8 @@ from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
 from .demo import bundle_or_demo
 from .files import check_writable
+from .progress import progress
+from .tables import Rows
 
 SLOTS = (1, 2, 4, 8)
 
@@ -60,8 +59,7 @@ def measure(
     trees = {name: info.tree() for name, info in candidates.items()}
     drafted = {info.engine: trees[name] for name, info in candidates.items() if info.engine is not None}
     runs: dict[str, list[Stats]] = {name: [] for name in (NO_TREE, *trees)}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress() as bar:
         task = bar.add_task("measuring", total=num_images * len(runs) + len(slots) + repeats + 1)
         for number in range(num_images):
             subject = conditioning(pipe.manifest, prompts, number)
@@ -95,23 +93,23 @@ def with_costs(manifest: Manifest, info: CostInfo) -> Manifest:
 
 def show(info: CostInfo, candidates: dict[str, TreeInfo]) -> None:
     """What calls cost, then what each tree is worth, and what `auto` draws with."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False)
     columns = [f"{busy} image{'s' if busy > 1 else ''}" for busy in info.slots]
     alone = [row[info.nodes.index(1)] for row in info.target]
-    table = Table("call", *columns, title="ms, and calls on 1 node, by images at the same time")
+    table = Rows(("call", *columns), "ms, and calls on 1 node, by images at the same time")
     calls = {f"target, {count} node{'s' if count > 1 else ''}": [row[at] for row in info.target]
              for at, count in enumerate(info.nodes)}  # fmt: skip
     for name, times in (calls | info.draft).items():
-        table.add_row(name, *(f"{ms:.2f} ({ms / one:.2f})" for ms, one in zip(times, alone, strict=True)))
-    console.print(table)
+        table.add(name, *(f"{ms:.2f} ({ms / one:.2f})" for ms, one in zip(times, alone, strict=True)))
+    table.print(console)
     console.print(f"outside the engines, of each image: {info.host:.2f} ms a round and {info.token:.2f} ms a token")
     auto = Auto(Costs(info), candidates, info.accepted)
     speeds = {busy: auto.speeds(busy) for busy in info.slots}
-    table = Table("tree", "nodes", "tokens a round", *columns, title="expected speed of exact, plain decoding being 1")
+    table = Rows(("tree", "nodes", "tokens a round", *columns), "expected speed of exact, plain decoding being 1")
     for name, one in candidates.items():
         shown = (f"{speeds[busy][name]:.2f}x" for busy in info.slots)
-        table.add_row(name, str(one.tree().size), f"{info.accepted[name]:.2f}", *shown)
+        table.add(name, str(one.tree().size), f"{info.accepted[name]:.2f}", *shown)
     chosen = [auto.choose(busy, 0, None).tree for busy in info.slots]
-    table.add_section()
-    table.add_row("auto draws with", "", "", *("plain decoding" if name == NO_TREE else name for name in chosen))
-    console.print(table)
+    table.add_rule()
+    table.add("auto draws with", "", "", *("plain decoding" if name == NO_TREE else name for name in chosen))
+    table.print(console)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from ..calibration.states import Reach, StateSums, StateWatch
 from ..calibration.subjects import conditioning
@@ -22,11 +20,11 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable
 from .demo import bundle_or_demo
+from .progress import progress
 
 if TYPE_CHECKING:
     from ..evaluation.captions import Caption
 
-_CONSOLE = Console(stderr=True)
 _ALIKE = 0.95  # of a table's draws count as as many: the last round of an image draws a few tokens more or less
 
 
@@ -50,7 +48,7 @@ def run(
         raise _better(bundle, known, f"{num_images} images have fewer", model.plan.image_tokens)
     check_replaceable(bundle)
     watch = StateWatch(get_rule("exact"), StateSums.empty(model.vocab_size, model.features))
-    with Progress(console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
+    with progress() as bar:
         for number in bar.track(range(num_images), description="recording states"):
             subject = conditioning(pipe.manifest, texts, number)
             pipe.generate(**subject, seed=seed + number, rule=watch, tree=tree)

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from ..calibration.plots import plot_curve, plot_similarities
 from ..calibration.swaps import Swaps
@@ -34,10 +31,13 @@ from ..runtime.rules import Rule
 from ..runtime.rules.cascade import Cascade
 from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.rules.swap import Swap
+from ..runtime.staging import write_file
 from ..runtime.stats import Stats
 from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
+from .progress import progress
+from .tables import Rows
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from ..evaluation.captions import Caption
     from ..evaluation.paired import Difference
 
-_CONSOLE = Console(stderr=True)
 _RECORDED = 8  # images that similarities are recorded from
 _BASES = {"coupled": "exact", "sampled": "strict", "topk": "strict-topk"}
 
@@ -108,7 +107,7 @@ def run(
         "foretold": foretold, "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
         "operating_point": None if chosen is None else chosen.to_dict(), "points": [p.to_dict() for p in points],
     }  # fmt: skip
-    (out / "thresholds.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_file(out / "thresholds.json", f"{json.dumps(report, indent=1)}\n".encode())
     show(points, chosen, report)
     click.echo("\n".join(str(out / name) for name in ("thresholds.json", "curve.png", "similarities.png")))
     if unclear is not None and write:
@@ -167,7 +166,7 @@ def record(
 
 def sweep(pipe: Pipeline, tree: str | None, tried: list[Tried], asked: list[Caption], seed: int) -> None:
     """Every candidate draws every prompt with the same seed, in turn, so that a drifting machine hits all alike."""
-    with Progress(console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal) as bar:
+    with progress() as bar:
         task = bar.add_task("sweeping", total=len(asked) * len(tried))
         for number, caption in enumerate(asked):
             for one in tried:
@@ -219,21 +218,20 @@ def _lost(answers: np.ndarray, plain: np.ndarray) -> Difference | None:
 
 
 def show(points: list[Point], chosen: Point | None, report: dict[str, Any]) -> None:
-    table = Table("signals", "quantile", "rule", "speed-up", "tau", "relaxed", "accuracy", "lost (95 %)")
+    table = Rows(("signals", "quantile", "rule", "speed-up", "tau", "relaxed", "accuracy", "lost (95 %)"), keys=2)
     for p in points:
         lost = "-" if p.lost is None else f"{p.lost:+.3f} ({p.lost_low:+.3f} to {p.lost_high:+.3f})"
-        table.add_row(
+        table.add(
             p.signals, "-" if p.quantile is None else f"{p.quantile:g}", p.rule, f"{p.speed_up:.2f}x", f"{p.tau:.2f}",
             f"{100 * p.relaxed_share:.1f} %", "-" if p.accuracy is None else f"{p.accuracy:.3f}", lost,
             style="bold" if p is chosen else None,
         )  # fmt: skip
-    console = Console(highlight=False, width=150)
-    console.print(table)
+    table.print()
     if report["foretold"]:
         said = ", ".join(f"{name} {value:+.2f}" for name, value in report["foretold"].items())
-        console.print(f"rank correlation of each signal with how alike the states behind child and draw are: {said}")
+        click.echo(f"rank correlation of each signal with how alike the states behind child and draw are: {said}")
     if chosen is not None:
-        console.print(
+        click.echo(
             f"fastest with at most {report['tolerance']:g} of accuracy lost (plain decoding: "
             f"{report['plain_accuracy']:.3f}): {chosen.rule}"
         )

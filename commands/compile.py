@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from ..runtime.errors import CascadeError
+from .hints import program
 from .info import human
+from .progress import progress
 
 if TYPE_CHECKING:
     from ..engines.compile import Added
@@ -25,13 +26,14 @@ def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False, plain_at
     if not targets:
         raise CascadeError("say what to compile for: --target rtx:sm89 (repeatable), or --target tensorrt.")
     chosen = [parse_target(text) for text in dict.fromkeys(targets)]
-    console, start = Console(stderr=True), time.perf_counter()
-    with console.status("compiling") as status:
+    start = time.perf_counter()
+    with progress() as bar:
+        task = bar.add_task("compiling", total=None)
 
-        def progress(what: str, done: int, total: int) -> None:
-            status.update(f"compiling {what} ({done + 1} of {total})")
+        def note(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"compiling {what}", completed=done, total=total)
 
-        added = add_plans(bundle, chosen, progress, one_plan, plain_attention)
+        added = add_plans(bundle, chosen, note, one_plan, plain_attention)
     report(bundle, added, chosen, time.perf_counter() - start)
 
 
@@ -49,4 +51,4 @@ def report(bundle: Path, added: Added, targets: list[Target], seconds: float) ->
         f"{bundle}: {added.built} TensorRT engines compiled{kept} for {', '.join(names)}, "
         f"{human(size)}, {seconds:.0f} s, peak memory {human(peak)}"
     )
-    click.echo(f"next: cascade-trt info {bundle}; cascade-trt doctor {bundle}")
+    click.echo(f"next: {program()} info {bundle}; {program()} doctor {bundle}")

@@ -9,6 +9,7 @@ import click
 
 from ..engines.doctor import DAMAGED, REBUILD, judge_bundle, look_around, machine_sentences
 from ..runtime.bundle import MANIFEST
+from .hints import usable
 
 
 def run(bundles: tuple[Path, ...], as_json: bool) -> None:
@@ -23,10 +24,10 @@ def run(bundles: tuple[Path, ...], as_json: bool) -> None:
         print_json({"machine": dataclasses.asdict(machine), "bundles": listed})
     else:
         for sentence in machine_sentences(machine):
-            click.echo(sentence)
+            click.echo(usable(sentence))
         for bundle, items in verdicts.items():
             click.echo(f"\n{bundle}")
             for item in items:
-                click.echo(f"  {item.what}: {item.verdict}: {item.sentence}")
+                click.echo(f"  {item.what}: {item.verdict}: {usable(item.sentence)}")
     wrong = any(item.verdict in (REBUILD, DAMAGED) for items in verdicts.values() for item in items)
     click.get_current_context().exit(1 if wrong else 0)

@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import click
+
 _NAME = "cascade-trt"
 
 
@@ -26,11 +28,13 @@ def python() -> str:
     return _typed(Path(sys.executable), "python")
 
 
-def usable(sentence: str, commands: list[str]) -> str:
-    """The sentence with the `commands` of cascade-trt and `pip install` as this user has to type them."""
-    words = "|".join(map(re.escape, commands))
+def usable(sentence: str) -> str:
+    """The sentence with the commands of cascade-trt and `pip install` as this user has to type them."""
+    context = click.get_current_context(silent=True)
+    group = None if context is None else context.find_root().command
+    words = "|".join(map(re.escape, getattr(group, "commands", ())))
     sentence = re.sub(rf"(?<![\w./-]){_NAME} (?=({words})\b)", lambda _: f"{program()} ", sentence)
-    return re.sub(r"(?<![\w./-])pip install\b", lambda _: f"{python()} -m pip install", sentence)
+    return re.sub(r"(?<!-m )(?<![\w./-])pip install\b", lambda _: f"{python()} -m pip install", sentence)
 
 
 def _typed(file: Path, name: str) -> str:

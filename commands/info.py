@@ -96,12 +96,10 @@ def _rules(bundle: Path, manifest: Manifest) -> list[tuple[str, str]]:
 
 def _point(manifest: Manifest, name: str, spelt: str) -> str:
     """What a rule's bare name means in the bundle."""
-    from ..engines.origin import POINT, origin
+    from ..engines.origin import point_images
 
-    noted = origin(manifest).get(POINT)
-    if not isinstance(noted, dict) or noted.get("rule") != spelt:
-        return f"{name} means {spelt}"
-    return f"{name} means {spelt}, judged with {noted.get('images')} images"
+    images = point_images(manifest, name)
+    return f"{name} means {spelt}{f', judged with {images} images' if images else ''}"
 
 
 def _tables(bundle: Path, manifest: Manifest) -> str:

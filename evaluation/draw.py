@@ -119,7 +119,7 @@ def _relaxed(causes: np.ndarray) -> int:
 def _is_kept(file: Path, wanted: dict[str, str]) -> bool:
     try:
         return wanted.items() <= _info(open_image(file)).items()
-    except OSError:
+    except (OSError, ValueError, SyntaxError):  # missing or damaged, as Pillow's reader says it
         return False
 
 

@@ -86,3 +86,34 @@ def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("cascade_trt.commands.bench.find_spec", lambda _: None)
     result = bench(tiny_bundle, "--plots", tmp_path)
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
+
+
+def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
+    """Nothing is measured, and nothing made."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for option, place in (
+        ("--json", "x" * 300), ("--json", "/dev/full"), ("--json", "."), ("--markdown", "loop/a.md"),
+        ("--markdown", "file/a.md"), ("--plots", "loop"), ("--plots", f"new/{'x' * 300}"),
+    ):  # fmt: skip
+        result = bench(tmp_path / "no-bundle", option, tmp_path / place)
+        assert result.exit_code == 2 and "there is no bundle" not in result.stderr, result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "loop"]
+
+
+def test_a_disk_that_is_full_in_the_end(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    old = tmp_path / "bench.json"
+    old.write_text("{}")
+    result = bench(tiny_bundle, "--rule", "exact", "--tree", "pair_4", "--num-images", 1, "--json", old)
+    assert result.exit_code == 2, result.output
+    assert "No space left on device" in result.stderr and result.stderr.startswith("Error: cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"] and old.read_text() == "{}"
+    assert "speed-up" in result.stdout  # the table was shown
+    assert max(map(len, result.stdout.split("speed-up: median")[0].splitlines())) <= 80

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from support import build, save_checkpoints
+from support import Golden, build, save_checkpoints
 
 from cascade_trt.cli import cli
+from cascade_trt.commands.subjects import choose
+from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.staging import write_new_file
 
 
 def generate(*arguments: object) -> Result:
@@ -130,7 +137,7 @@ def test_refusals(text_bundle: Path, tmp_path: Path, arguments: list[str], parts
     refused(generate("--bundle", text_bundle, "--out", tmp_path / "out", "--", *arguments)
             if arguments and not arguments[0].startswith("--") and len(arguments) == 1
             else generate(*arguments, "--bundle", text_bundle, "--out", tmp_path / "out"), *parts)  # fmt: skip
-    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+    assert not (tmp_path / "out").exists()
 
 
 def test_unwritable_output(text_bundle: Path, tmp_path: Path) -> None:
@@ -222,9 +229,164 @@ def test_without_a_drafter(tmp_path: Path) -> None:
         output = pipe.generate(class_ids=[3, 9, 4], seed=2, tree=tree)
         np.testing.assert_array_equal(output.codes, plain.codes)
         assert output.stats.rule == "exact" and (tree is None or output.stats.tau > 1.2)
-    for given, said in (
+    for more, said in (
         (("--tree", "mixed_8"), "build it again with --drafter and --tree mixed_8"),
         (("--tree", "chain"), "build it again with --drafter and --tree chain"),
         (("--rule", "strict"), "rule strict tests nodes against the drafter's law"),
     ):  # fmt: skip
-        refused(generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", *given), said)
+        refused(generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", *more), said)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (["яблоко"], ["собака"], ["собака-0.png", "яблоко-0.png"]),
+        (["red"], ["red", "--rule", "ar"], ["red-0-2.png", "red-0.png"]),
+        (["red"], ["Red!", "--temperature", "0"], ["red-0-2.png", "red-0.png"]),
+        (["red"], ["red", "--seed", "1"], ["red-0.png", "red-1.png"]),
+        (["🍎"], ["🍌"], ["image-0-2.png", "image-0.png"]),
+        (["red", "cat", "--grid"], ["red", "cat", "--grid"],
+         ["cat-1-2.png", "cat-1.png", "grid-2.png", "grid.png", "red-0-2.png", "red-0.png"]),
+    ],
+)  # fmt: skip
+def test_no_image_is_written_over(
+    text_bundle: Path, tmp_path: Path, first: list[str], second: list[str], expected: list[str]
+) -> None:
+    out = tmp_path / "out"
+    printed = generate(*first, "--bundle", text_bundle, "--out", out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert printed.exit_code == 0 and {Path(line) for line in printed.stdout.splitlines()} == set(before)
+    printed = generate(*second, "--bundle", text_bundle, "--out", out)
+    assert printed.exit_code == 0, printed.output
+    assert names(out) == sorted(expected)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert {Path(line) for line in printed.stdout.splitlines()} == set(out.iterdir()) - set(before)
+    asked = set(second) | {"red"}
+    new = [Image.open(line).info.get("prompt") for line in printed.stdout.splitlines()]
+    assert all(prompt in asked or "; " in prompt for prompt in new)
+
+
+def test_a_named_file_that_is_there_stays(text_bundle: Path, tmp_path: Path) -> None:
+    """One image, and several with their seeds in the name."""
+    for taken, more in (("a.png", []), ("b-1.png", ["--num-images", "2"]), ("c-grid.png", ["cat", "--grid"])):
+        (tmp_path / taken).write_bytes(b"mine")
+        out = tmp_path / f"{taken[0]}.png"
+        result = generate("red", *more, "--bundle", text_bundle, "--out", out)
+        refused(result, taken, "is there already", "choose another --out")
+    assert names(tmp_path) == ["a.png", "b-1.png", "c-grid.png"]
+    assert all(path.read_bytes() == b"mine" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["a.jpg", "a.JPEG", "new/a.webp", "a.gif", "a.txt", "a.tiff"])
+def test_other_kinds_of_files_are_refused(text_bundle: Path, tmp_path: Path, out: str) -> None:
+    refused(generate("red", "--bundle", text_bundle, "--out", tmp_path / out), "called like a file", ".png")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("out", ["v1.5", "a.old/b", "taken.jpg"])
+def test_folders_with_dots(text_bundle: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "taken.jpg").mkdir()
+    result = generate("red", "--rule", "ar", "--bundle", text_bundle, "--out", tmp_path / out)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / out / "red-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("x" * 300, "name too long"), (f"{'x' * 300}.png", "name too long"), ("loop/a.png", "symbolic links"),
+     ("loop", "symbolic links"), ("file/a.png", "Not a directory"), ("/dev/full", "Not a directory"),
+     ("folder.png", "is a folder"), ("pipe.png", "no ordinary file")],
+)  # fmt: skip
+def test_outputs_that_cannot_be(tmp_path: Path, out: str, said: str) -> None:
+    """Told before the bundle is even loaded: there is none here."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe.png")
+    before = names(tmp_path)
+    result = generate("red", "--bundle", tmp_path / "none", "--out", tmp_path / out)
+    assert result.exit_code == 2 and said.lower() in result.stderr.lower(), result.output
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("more", [["--rule", "magic"], ["--seed", "-1"], ["--top-k", "1001"], ["--num-images", "0"],
+                                  ["--bundle", "nowhere"], ["--class-id", "1"], ["--tree", "oak"]])  # fmt: skip
+def test_a_refusal_makes_nothing(text_bundle: Path, tmp_path: Path, more: list[str]) -> None:
+    result = generate("red", "--bundle", text_bundle, "--out", tmp_path / "new" / "folder", *more)
+    assert result.exit_code == 2
+    assert names(tmp_path) == []
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=300))
+def test_any_prompt_makes_a_name(prompt: str) -> None:
+    name = f"{choose([prompt or 'x'], (), None, 1).slugs[0]}-{2**63 - 1}-99.png"
+    assert 0 < len(os.fsencode(name)) <= 143 and name == Path(name).name and not name.startswith((".", "-"))
+
+
+def test_features_from_a_file(tiny_bundle: Path, golden: Golden, tmp_path: Path) -> None:
+    features, mask = golden.given["features"], golden.given["features_mask"]
+    np.savez(tmp_path / "both.npz", features=features, mask=mask)
+    np.savez_compressed(tmp_path / "my features.npz", features=features[1].astype(np.float16), mask=mask[1])
+    np.savez(tmp_path / "all.npz", features=features[0])
+    pipe = Pipeline.load(tiny_bundle)
+    expected = pipe.generate(**golden.given, seed=[4, 5], rule="ar").images
+    result = generate("--features", tmp_path / "both.npz", "--seed", 4, "--bundle", tiny_bundle, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["both-0-4.png", "both-1-5.png"]
+    for line, image in zip(result.stdout.splitlines(), expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(line)), np.asarray(image))
+    result = generate("--features", tmp_path / "my features.npz", "--num-images", 2, "--bundle", tiny_bundle, "--out",
+                      tmp_path, "--seed", 4)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["my-features-4.png", "my-features-5.png"]
+    assert Image.open(tmp_path / "my-features-4.png").info["features"] == "my features"
+    assert generate("--features", tmp_path / "all.npz", "--bundle", tiny_bundle, "--out", tmp_path).exit_code == 0
+
+
+def test_features_that_cannot_be_drawn(tiny_bundle: Path, tmp_path: Path) -> None:
+    good, out = np.zeros((120, 32), np.float32), tmp_path / "out"
+    files: dict[str, dict[str, Any]] = {
+        "list": {"features": np.array([{}], object)}, "none": {}, "other": {"feature": good},
+        "more": {"features": good, "seed": np.array(1)}, "flat": {"features": good[0]},
+        "mask": {"features": good, "mask": np.ones(5, bool)}, "text": {"features": np.array(["a"])},
+    }  # fmt: skip
+    for name, arrays in files.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    np.save(tmp_path / "npy.npz", good, allow_pickle=False)
+    (tmp_path / "npy.npz.npy").rename(tmp_path / "npy.npz")
+    np.savez(tmp_path / "cut.npz", features=good)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:900])
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in (*files, "npy", "cut", "pipe", "nowhere"):
+        result = generate("--features", tmp_path / f"{name}.npz", "--bundle", "none", "--out", out)
+        refused(result, f"{name}.npz", "give")
+    for name, arrays, said in (
+        ("wide", {"features": np.zeros((120, 33), np.float32)}, "features must have the shape"),
+        ("nan", {"features": np.full((120, 32), np.nan, np.float32)}, "NaN"),
+        ("hidden", {"features": good, "mask": np.zeros(120, bool)}, "hides every slot"),
+    ):  # fmt: skip
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        refused(generate("--features", tmp_path / f"{name}.npz", "--bundle", tiny_bundle, "--out", out), said)
+    refused(generate("red", "--features", tmp_path / "wide.npz", "--bundle", tiny_bundle, "--out", out), "not both")
+    assert not out.exists()
+
+
+def test_a_disk_that_fills_up(text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was drawn before is named; the sentence says what went wrong."""
+    written = []
+
+    def write(path: Path, data: bytes) -> Path:
+        if len(written) == 2:
+            raise CascadeError(f"cannot write {path} (No space left on device): choose another place.")
+        written.append(write_new_file(path, data))
+        return written[-1]
+
+    monkeypatch.setattr("cascade_trt.commands.generate.write_new_file", write)
+    result = generate("red", "--num-images", 5, "--grid", "--bundle", text_bundle, "--out", tmp_path)
+    assert result.exit_code == 2 and "No space left on device" in result.stderr
+    assert [Path(line) for line in result.stdout.splitlines()] == written and len(written) == 2
