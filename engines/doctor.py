@@ -31,7 +31,7 @@ _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their f
 @dataclass(frozen=True)
 class Machine:
     """What matters of this machine. `versions` maps "tensorrt-rtx" and "tensorrt" to installed versions; `onnxruntime`
-    is that of ONNX Runtime, None where it does not say."""
+    is that of ONNX Runtime, None where it does not say; `runtimes` are the distributions that hold it."""
 
     platform: str
     gpu: Gpu | None
@@ -40,6 +40,7 @@ class Machine:
     free_memory: int
     free_disk: int
     onnxruntime: str | None = None
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,23 @@ def look_around(folder: Path = Path()) -> Machine:
     versions = {backend: installed_version(backend) for backend in ("tensorrt-rtx", "tensorrt")}
     providers, version = _onnx_runtime()
     free_disk = shutil.disk_usage(folder).free
-    return Machine(this_platform(), find_gpu(), versions, providers, free_memory() or 0, free_disk, version)
+    memory, runtimes = free_memory() or 0, onnx_runtimes()
+    return Machine(this_platform(), find_gpu(), versions, providers, memory, free_disk, version, runtimes)
+
+
+def onnx_runtimes() -> tuple[str, ...]:
+    """The installed distributions that hold the module `onnxruntime`: onnxruntime, onnxruntime-gpu, ..."""
+    return tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", ()))))
 
 
 def _onnx_runtime() -> tuple[list[str], str | None]:
     """Its providers and its version."""
     try:
         import onnxruntime
-    except ImportError:
+
+        return list(onnxruntime.get_available_providers()), onnxruntime.__version__
+    except (ImportError, AttributeError):  # an empty module is left where one of two distributions was removed
         return [], None
-    return list(onnxruntime.get_available_providers()), onnxruntime.__version__
 
 
 def machine_sentences(machine: Machine) -> list[str]:
@@ -93,6 +101,11 @@ def machine_sentences(machine: Machine) -> list[str]:
     providers = ", ".join(machine.providers).replace("ExecutionProvider", "")
     if (version := machine.onnxruntime) is not None:
         sentences.append(f"ONNX Runtime {version_problem(version) or f'{version} is installed'}.")
+    if len(machine.runtimes) > 1:
+        sentences.append(
+            f"{' and '.join(machine.runtimes)} are installed together and overwrite each other's files: run `pip "
+            f"uninstall {' '.join(machine.runtimes)}`, then `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
+        )
     sentences.append(f"ONNX Runtime providers: {providers or 'none (pip install cascade-trt[cpu])'}.")
     sentences.append(f"{machine.free_memory / 2**30:.1f} GiB memory and {machine.free_disk >> 30} GiB disk are free.")
     return sentences

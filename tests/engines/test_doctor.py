@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +23,7 @@ from cascade_trt.engines.doctor import (
     judge_bundle,
     judge_plan,
     machine_sentences,
+    onnx_runtimes,
 )
 from cascade_trt.engines.gpu import Gpu, parse_cuda, parse_gpu
 from cascade_trt.engines.tensorrt.header import plan_problem, rtx_version
@@ -149,3 +152,28 @@ def test_the_command(plain_bundle: Path, tmp_path: Path) -> None:
     assert listed["bundles"][str(plain_bundle)][0]["verdict"] == "usable"
     result = CliRunner().invoke(cli, ["doctor", str(tmp_path)])
     assert result.exit_code == 1 and "there is no bundle" in result.output
+
+
+def test_two_onnx_runtimes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onnx_runtimes() == ("onnxruntime",)
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        folder = tmp_path / f"{name.replace('-', '_')}-1.32.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.32.0\n")
+        (folder / "top_level.txt").write_text("onnxruntime\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = CliRunner().invoke(cli, ["doctor"]).output
+    assert "onnxruntime and onnxruntime-gpu are installed together" in output
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in output.replace("-m pip", "pip")
+
+
+def test_an_onnx_runtime_that_was_half_removed(
+    plain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty module is what is left of two when one is removed."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    result = CliRunner().invoke(cli, ["doctor", str(plain_bundle)])
+    assert result.exit_code == 1 and "ONNX Runtime is not installed" in result.output
+    command = ["generate", "a red apple", "--bundle", str(plain_bundle), "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2 and "uninstall both" in result.output
