@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from playing import SETTINGS, Alone, request_of
+from support import random_features
 
 from cascade_trt.runtime.batch import Batch
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.job import Job
 from cascade_trt.runtime.options import DrawOptions
+from cascade_trt.runtime.output import UnfinishedError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.request import Request
 from cascade_trt.runtime.workspace import Workspace
@@ -210,3 +212,77 @@ def test_ctrl_c_at_any_instant(small_vocabulary: Pipeline, alone, rule: str) -> 
     assert interrupted > 10
     job = batch.submit(request_of(small_vocabulary, 3, 1, DrawOptions()))
     np.testing.assert_array_equal(job.result().codes, alone(3, 1, 0))
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e30, 1e20])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_images_behind_one_that_overflowed(small_vocabulary: Pipeline, value: float, everywhere: bool) -> None:
+    """On one pipeline; a single wild number in the prefix is told, too: a norm would make zeros of its slot."""
+    pipe, given = small_vocabulary, random_features(small_vocabulary, 3)
+    want = pipe.generate(**given, seed=1).codes
+    wild = given["features"][:1].copy()
+    wild[0, -1 if everywhere else 2, slice(None) if everywhere else 3] = value
+    with pytest.raises(CascadeError, match="range of the engines' numbers"):
+        pipe.generate(features=wild)
+    np.testing.assert_array_equal(pipe.generate(**given, seed=1).codes, want)
+
+
+@pytest.mark.parametrize("tree", ["small_9", "chain", "jacobi_6"])
+@pytest.mark.parametrize("at", ["window", "begin", "draft"])
+def test_an_interrupted_draft_leaves_nothing(
+    small_vocabulary: Pipeline, monkeypatch: pytest.MonkeyPatch, tree: str, at: str
+) -> None:
+    """Ctrl-C while the first noise is made, in the first draft call, in a later one; then the same seed again."""
+    pipe, given = small_vocabulary, random_features(small_vocabulary, 3)
+    want = pipe.generate(**given, seed=41, rule="ar").codes
+    calls: list[int] = []
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if at == "window":
+            patch.setattr("cascade_trt.runtime.noise.gumbel", interrupt)
+        else:
+            source = pipe._shared_lanes(2)[tree].source
+            patch.setattr(type(source), at, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipe.generate(**given, seed=41, tree=tree)
+    assert calls
+    np.testing.assert_array_equal(pipe.generate(**given, seed=41, tree=tree).codes, want)
+
+
+class Blots:
+    """A decoder whose pixels are not finite for one image."""
+
+    def __init__(self, engine: Any, codes: np.ndarray, value: float) -> None:
+        self.engine, self.codes, self.value = engine, codes, value
+
+    def dtype(self, name: str) -> str:
+        return self.engine.dtype(name)
+
+    def bind(self, inputs: Any, outputs: Any) -> Any:
+        call, blots = self.engine.bind(inputs, outputs), self
+
+        class Call:
+            def run(self, fetch: Any = ()) -> None:
+                call.run(fetch)
+                if np.array_equal(inputs["codes"].host[0], blots.codes):
+                    outputs["image"].host[0, 1, 2, 3] = blots.value
+
+        return Call()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite(small_vocabulary: Pipeline, value: float) -> None:
+    """Their image ends with a sentence and is never handed out; the others are whole."""
+    pipe = Pipeline.load(small_vocabulary.folder, threads=1, warm=False)
+    given = random_features(pipe, 3)
+    want = pipe.generate(**given, seed=1)
+    pipe.wrap_engines(lambda name, engine: Blots(engine, want.codes[1], value) if name == "decode" else engine)
+    with pytest.raises(UnfinishedError, match=r"its pixels left the range .* Not finished: 2 of 3") as caught:
+        pipe.generate(**given, seed=1)
+    assert caught.value.output.places == [0, 2]
+    for place, image in zip((0, 2), caught.value.output.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(want.images[place]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cascade_trt.runtime.captions import clean_caption, is_code
@@ -79,3 +81,39 @@ def test_article_codes(word: str, code: bool) -> None:
 
 def test_nothing_left() -> None:
     assert clean_caption("<br> https://example.com/a.png @me (***)") == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "removed"),
+    [
+        ("a red apple (ripe), 50mm", []),
+        ("see https://example.com/a/b for a dog", ["https://example.com/a/b"]),
+        ("<lora:style:1> a cat by @someone", ["<lora:style:1>", "@someone"]),
+        ("一只猫 a cat", ["一只猫"]),
+        ("R2D2, 512x512, photo.jpg", ["photo.jpg", "r2d2", "512x512"]),
+        ("the number 1234567, free shipping", ["1234567", "free shipping"]),
+        (".hidden", [".hidden"]),
+    ],
+)
+def test_what_goes_is_told(prompt: str, removed: list[str]) -> None:
+    found: list[str] = []
+    clean_caption(prompt, found)
+    assert [word.strip() for word in found] == removed
+
+
+LONG = ["a", "a1", "a.", "a-", "a.a-", ".", "1", "1.", "1.1.1 ", "<a", "<a ", "a.co-", "a.com/", "www.", "http://",
+        "@a", "1×", "1.×", " ", ". ", " : ", "free ", "page 1", ".png", "#1", "'", "\u0323\u0301", "é", "一", "&amp;",
+        "%4", "data:image/png;base64,iVBORw0KGgoAAAANSUhEUg"]  # fmt: skip
+
+
+@pytest.mark.parametrize("around", ["{}", "<{}>", "x {}.com", "&#{};"])
+def test_time_grows_with_the_length(around: str) -> None:
+    """A pattern that tries every pair of places needs minutes for any of these; all together take a second."""
+    started = time.process_time()
+    for part in LONG:
+        clean_caption(around.format(part * (50_000 // len(part))))
+    assert time.process_time() - started < 30
+
+
+def test_a_reference_to_no_letter() -> None:
+    assert clean_caption(f"a &#{'9' * 5000}; cat") == "a \ufffd cat"

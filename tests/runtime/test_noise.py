@@ -49,3 +49,16 @@ def test_a_moving_window_equals_fresh_noise(moves: list[tuple[int, int, Stream |
         for row in range(min(4, end - start)):
             wanted = np.zeros(16) if stream is None else gumbel(seed, start + row, stream, 16)
             np.testing.assert_array_equal(noise[0, row], wanted)
+
+
+def test_a_window_that_is_being_moved_holds_nothing() -> None:
+    """Ctrl-C may come when the noise is in its new slot, and what the window says of it is not."""
+    noise = np.zeros((2, 4, 16), np.float32)
+    window = NoiseWindow(noise)
+    window.fill(0, 7, Stream.TOKEN, 0, 24)
+    window.fill(1, 8, Stream.TOKEN, 0, 24)
+    window.clear(0)
+    noise[0] = noise[1]  # and no `move`
+    window.fill(0, 7, Stream.TOKEN, 1, 24)
+    for row in range(4):
+        np.testing.assert_array_equal(noise[0, row], gumbel(7, 1 + row, Stream.TOKEN, 16))

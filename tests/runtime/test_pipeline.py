@@ -219,9 +219,9 @@ def test_a_rule_of_the_callers_own(small_vocabulary: Pipeline) -> None:
         small_vocabulary.generate(**given, rule=bare)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, "2", True])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, np.array(2)])
 def test_threads_that_cannot_be(small_vocabulary: Pipeline, threads: object) -> None:
-    with pytest.raises(CascadeError, match="threads must be at least 1 and at most"):
+    with pytest.raises(CascadeError, match="threads must be a whole number of at least 1"):
         Pipeline.load(small_vocabulary.folder, threads=threads)  # type: ignore[arg-type]
     for odd in (None, 3):
         with pytest.raises(CascadeError, match="backend must be a name"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
-from cascade_trt.runtime.request import check_conditioning, check_seeds
+from cascade_trt.runtime.request import Request, check_conditioning, check_seeds
 
 FEATURES = np.zeros((2, 120, 32), np.float32)
 
@@ -39,6 +41,8 @@ def with_value(value: float) -> np.ndarray:
         ({"features": FEATURES, "features_mask": np.zeros((2, 120))}, "every slot"),
         ({"features": with_value(np.nan)}, "NaN"),
         ({"features": with_value(np.inf)}, "NaN or infinite"),
+        ({"features": with_value(1).astype(np.float64) * 1e300}, "float32 cannot hold"),
+        ({"features": with_value(np.nan).astype(ml_dtypes.bfloat16)}, "NaN"),
         ({"features": FEATURES, "seed": -1}, "seed must"),
         ({"features": FEATURES, "seed": 2**63 - 1}, "seed must"),  # the second picture's would be 2**63
         ({"features": FEATURES, "seed": [1]}, "1 seeds for 2"),
@@ -70,7 +74,11 @@ def test_refusals(tiny: Pipeline, given: dict[str, Any], message: str) -> None:
     assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("seed", [1.5, "seven", None, True, [1.5, 2], ["a", "b"]])
+@pytest.mark.parametrize(
+    "seed",
+    [1.5, "seven", "3", "31", b"ab", bytearray(b"ab"), None, True, np.True_, {1, 2}, np.array(1), np.array([[1, 2]]),
+     np.array([1.0, 2.0]), [1.5, 2], ["a", "b"], [True, 1], [[1], [2, 3]], [[1, 2]], torch.tensor(1)],
+)  # fmt: skip
 def test_a_seed_that_is_no_number(seed: Any) -> None:
     with pytest.raises(CascadeError, match="seed"):
         check_seeds(seed, 2)
@@ -80,9 +88,48 @@ def test_seeds() -> None:
     assert check_seeds(np.int64(5), 3) == [5, 6, 7]
     assert check_seeds([2**63 - 1, 0], 2) == [2**63 - 1, 0]
     assert check_seeds(np.array([3, 3]), 2) == [3, 3]
+    assert check_seeds(np.uint8(255), 2) == [255, 256]
+    assert check_seeds(range(2), 2) == check_seeds((0, 1), 2) == [0, 1]
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**50, np.uint64(2**63), [0, 2**64], [0, -1]])
+def test_a_seed_out_of_range(seed: Any) -> None:
+    with pytest.raises(CascadeError, match=r"a seed must lie between 0 and 2\*\*63 - 1"):
+        check_seeds(seed, 2)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float16, np.float64, np.longdouble, ">f4", np.int8, np.uint64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn],
+)
+def test_features_of_every_type_are_read_by_their_values(tiny: Pipeline, dtype: Any) -> None:
+    features = np.random.default_rng(0).integers(0, 9, FEATURES.shape).astype(dtype)
+    checked = check_conditioning(tiny.manifest, None, features, None, None)
+    assert checked.features is not None and checked.features.dtype == np.float32
+    np.testing.assert_array_equal(checked.features, features.astype(np.float32))
+
+
+@pytest.mark.parametrize("values", [(0, -np.inf), (0, -1e9), (2, 1), (np.nan, 1), (0, 255), (0, 0.5), (-1, 0)])
+def test_a_mask_of_what_is_not_0_or_1(tiny: Pipeline, values: tuple[float, float]) -> None:
+    """Other libraries add a mask to scores: 0 where a slot counts."""
+    mask = np.where(np.arange(120) < 7, *values)[None].repeat(2, axis=0)
+    with pytest.raises(CascadeError, match="features_mask must hold truth values, or 1 for slots that hold features"):
+        check_conditioning(tiny.manifest, None, FEATURES, mask, None)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(6, 16).bfloat16(), torch.zeros(6, 16, requires_grad=True), torch.zeros(6, 16).to_sparse(),
+               [[1], [2, 3]], [[], 3], np.zeros((6, 16), "V2"), np.zeros((6, 16), "M8[s]"), np.zeros((6, 16), object)],
+)  # fmt: skip
+def test_features_that_numpy_cannot_read(small_vocabulary: Pipeline, tensor: Any) -> None:
+    batch = small_vocabulary.batch(1)
+    with pytest.raises(CascadeError, match="features must be an array of numbers"):
+        batch.submit(Request(features=tensor))
+    with pytest.raises(CascadeError, match="features_mask must be an array of numbers"):
+        batch.submit(Request(features=np.zeros((6, 16)), features_mask=tensor))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, ml_dtypes.bfloat16])
 def test_features_move_to_the_end_and_padding_is_zeroed(tiny: Pipeline, dtype: type) -> None:
     features = np.arange(2 * 120 * 32, dtype=np.float32).reshape(2, 120, 32)
     mask = np.zeros((2, 120), dtype)
