@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cascade_trt.cli import cli
 from cascade_trt.commands.files import check_file, check_writable
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.staging import write_file, write_new_file
@@ -103,3 +105,16 @@ def test_new_files_take_free_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names == ["a.png", "a-3.png", "a-4.png"]
     assert [(tmp_path / name).read_bytes() for name in names] == [b"\0", b"\1", b"\2"]
     assert entries(tmp_path) == sorted(["a-2.png", *names])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("calibrate", "tree", "--out", "tree.json"), ("bench", "--json", "bench.json"), ("bench", "--markdown", "b.md"),
+     ("generate", "red", "--out", "a.png"), ("generate", "red", "--out", "folder")],
+)  # fmt: skip
+def test_commands_say_so_before_the_work(full_disk: Path, command: tuple[str, ...]) -> None:
+    """There is not even a bundle."""
+    *asked, out = command
+    result = CliRunner().invoke(cli, [*asked, str(full_disk / out), "--bundle", str(full_disk / "none")])
+    assert result.exit_code == 2 and "No space left on device" in result.stderr, result.output
+    assert len(result.stderr.splitlines()) == 1 and entries(full_disk) == ["filler"]
