@@ -104,7 +104,7 @@ def test_without_a_drafter(tmp_path: Path) -> None:
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--slots", "0"], "--slots must be from 1 to 1024, not 0"),
         (["--slots", "2", "--slots", "5000"], "--slots must be from 1 to 1024, not 5000"),
-        (["--threads", "0"], "threads must be at least 1"),
+        (["--threads", "0"], "threads must be a whole number of at least 1, not 0"),
     ],
 )
 def test_refusals(bundle: Path, arguments: list[str], said: str) -> None:
