@@ -39,6 +39,11 @@ class PromptEncoder:
             raise CascadeError(
                 f"the tokenizer of bundle {folder} cannot be read ({error}): build the bundle again."
             ) from None
+        if self._tokenizer.id_to_token(info.pad_id) is None:
+            raise CascadeError(
+                f"the tokenizer of bundle {folder} has no token {info.pad_id} to pad prompts with: build the bundle "
+                "again."
+            )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         unknown = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"  # a unigram model does not say
