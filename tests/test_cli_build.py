@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from support import FIXTURE, build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
 
 from cascade_trt.cli import cli
+from cascade_trt.commands.hints import program
 from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.export.families.llamagen import family, presets
 from cascade_trt.runtime.bundle import CostInfo, read_manifest
@@ -92,7 +93,7 @@ def test_info(tiny_bundle: Path) -> None:
 def test_info_tells_what_auto_chooses_by(tiny_bundle: Path, tmp_path: Path) -> None:
     """The command to run, or a line for each machine."""
     shown = " ".join(CliRunner().invoke(cli, ["info", str(tiny_bundle)]).output.split())
-    assert "costs none measured: run cascade-trt calibrate costs --bundle" in shown
+    assert f"costs none measured: run {program()} calibrate costs --bundle" in shown
     own = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, own)
     here = CostInfo("ort-cpu", "1.32.0", "AMD EPYC", 2, [1, 2, 4], [1], [[1.0]] * 3, {}, 0.1, 0.0, {}, 4)
@@ -344,11 +345,11 @@ def test_a_table_of_states_travels_with_the_checkpoint(tmp_path: Path) -> None:
     settings = json.loads(config.read_text())
     table = StateTable(np.eye(8, 64, dtype=np.float16), np.full(8, 1 / 8, np.float32))
     table.save(config.parent / "states.npz")
-    rule = "cascade:children=coupled,tau_pos=off,tau_seq=off,tau_draw=0.5"
-    config.write_text(json.dumps(settings | {"states": "states.npz", "rules": {"cascade": rule}}))
+    rule = "swap:tau_draw=0.5"
+    config.write_text(json.dumps(settings | {"states": "states.npz", "rules": {"swap": rule}}))
     build(*arguments, "--tree", "pair_4", "--out", tmp_path / "bundle")
     pipe = Pipeline.load(tmp_path / "bundle", threads=1)
-    assert pipe.generate(**random_features(pipe, 1), rule="cascade").stats.rule == rule
+    assert pipe.generate(**random_features(pipe, 1), rule="swap").stats.rule == rule
     StateTable(table.rows[1:], table.usage[1:]).save(config.parent / "states.npz")
     for name, said in (("states.npz", "belongs to another model"), ("nowhere.npz", "cannot be read")):
         config.write_text(json.dumps(settings | {"states": name}))
