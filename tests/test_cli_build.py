@@ -99,11 +99,10 @@ def test_info_tells_what_auto_chooses_by(tiny_bundle: Path, tmp_path: Path) -> N
     here = CostInfo("ort-cpu", "1.32.0", "AMD EPYC", 2, [1, 2, 4], [1], [[1.0]] * 3, {}, 0.1, 0.0, {}, 4)
     there = replace(here, machine="a laptop", threads=1, slots=[1], target=[[1.0]], images=1)
     amend_bundle(own, lambda _, manifest: replace(manifest, costs=[here, there]))
-    lines = [line.strip() for line in CliRunner().invoke(cli, ["info", str(own)]).output.splitlines()]
-    at = next(number for number, line in enumerate(lines) if line.startswith("costs"))
+    shown = " ".join(CliRunner().invoke(cli, ["info", str(own)]).output.split())
     machine = "ort-cpu 1.32.0 on AMD EPYC, 2 threads: 1, 2, 4 images at a time, accepted lengths of 4 images"
-    assert lines[at].split(maxsplit=1)[1] == machine
-    assert lines[at + 1] == "ort-cpu 1.32.0 on a laptop, 1 thread: 1 image at a time, accepted lengths of 1 image"
+    other = "ort-cpu 1.32.0 on a laptop, 1 thread: 1 image at a time, accepted lengths of 1 image"
+    assert f"costs {machine} {other}" in shown
 
 
 def test_models() -> None:
