@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import cascade_trt
+
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "safetensors", "cascade_trt.export")
 SCRIPT = """
 import sys, time
@@ -42,3 +44,18 @@ def test_drawing_needs_no_torch(tiny_bundle: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_package_shows_its_public_names_and_loads_them_late() -> None:
+    code = (
+        "import sys, cascade_trt; early = 'numpy' in sys.modules; "
+        "assert dir(cascade_trt) == sorted(cascade_trt.__all__); "
+        "print(early, *(getattr(cascade_trt, name) is not None for name in dir(cascade_trt)))"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert shown == ["False", *["True"] * len(cascade_trt.__all__)]
+
+
+def test_an_unknown_name_is_none_of_it() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Pipelines'"):
+        cascade_trt.Pipelines  # noqa: B018
