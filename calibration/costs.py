@@ -39,7 +39,7 @@ def measure_calls(
     return measure(partial(Lane, workspace), slots, nodes, drafted, repeats, note=note)
 
 
-_STRETCH = 3  # rounds of a tree in a row, of which the first is not like the others
+_STRETCH, _STRETCH_PLAIN = 6, 16  # rounds of a tree in a row, of which the first few are not like the others
 
 
 class Turns:
@@ -49,13 +49,13 @@ class Turns:
         self.asked, self.first = AUTO, trees[0]
         self.milliseconds: dict[str, list[float]] = {tree: [] for tree in trees}
         self._slots, self._rounds = slots, 0
+        self._order = [tree for tree in trees for _ in range(_STRETCH_PLAIN if tree == NO_TREE else _STRETCH)]
 
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
         return tree == AUTO
 
     def choose(self, drawings: Sequence[Drawing], current: str) -> Choice:  # noqa: ARG002 - as the contract says
-        trees = list(self.milliseconds)
-        tree = trees[self._rounds // _STRETCH % len(trees)]
+        tree = self._order[self._rounds % len(self._order)]
         self._rounds += 1
         return Choice(tree, "every tree in its turn")
 

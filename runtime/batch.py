@@ -41,6 +41,8 @@ _NOT_FINITE = (
 )
 
 
+_SETTLED = 3  # rounds of a tree after which the processor's caches hold what it needs
+
 Failed = dict[int, CascadeError]  # slots whose images cannot go on, and why
 
 
@@ -70,6 +72,7 @@ class Batch:
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
         self._queue: deque[Job] = deque()
         self._slots: list[Entry | None] = []
+        self._alike = 0  # rounds in a row before this one that had its tree
         self._turn = threading.Lock()  # held by the thread that steps
         self._queued = threading.Lock()  # held while the queue is looked at or changed
 
@@ -135,6 +138,7 @@ class Batch:
                 if self._slots:
                     before = self.lane
                     self._choose()
+                    self._alike = self._alike + 1 if before is self.lane else 0
                     self._round(before, ended)
                 return ended
             except BaseException as error:
@@ -248,7 +252,7 @@ class Batch:
         `before` is the lane of the newest target call, which may have verified another tree.
         """
         stats, engines = self.stats, self._workspace.engine_seconds
-        steady, started = before is self.lane and None not in self._sequences(), stats.of(ROUND)
+        steady, started = self._alike >= _SETTLED and None not in self._sequences(), stats.of(ROUND)
         drafted = self._sequences()
         while drafted and drafted[-1] is None:
             drafted.pop()

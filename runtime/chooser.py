@@ -56,7 +56,10 @@ class FixedTree:
         """Nothing follows from it."""
 
 
-_EVERY, _LOOK = 48, 3  # rounds between two looks at a rival, and of a look; its first is not like the others
+# Rounds between two looks at a rival, more where plain decoding is drawn with, whose rounds are short; and rounds of a
+# look, of which the first few are not like the others (`Batch`).
+_EVERY, _EVERY_PLAIN = 48, 240
+_LOOK, _LOOK_PLAIN = 6, 12
 
 
 class AutoTree:
@@ -70,7 +73,7 @@ class AutoTree:
         self._auto = auto
         self._standing: str | None = None
         self._rival: str | None = None
-        self._rounds = 0  # that `auto` has chosen for
+        self._rounds, self._left, self._turn = 0, 0, 0  # since the last look, left of this one, looks so far
 
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
         return True
@@ -86,11 +89,17 @@ class AutoTree:
 
     def _choose(self, exact: int, plain: int) -> Choice:
         choice = self._auto.choose(exact, plain, self._standing)
-        self._standing, at = choice.tree, self._rounds % (_EVERY + _LOOK)
-        if at == _EVERY:
-            self._rival = self._auto.rival(exact, plain, choice.tree, self._rounds // (_EVERY + _LOOK))
-        self._rounds += 1
-        return Choice(self._rival, choice.why) if at >= _EVERY and self._rival is not None else choice
+        self._standing = choice.tree
+        if not self._left:
+            self._rounds += 1
+            if self._rounds > (_EVERY_PLAIN if choice.tree == NO_TREE else _EVERY):
+                self._rival = self._auto.rival(exact, plain, choice.tree, self._turn)
+                self._rounds, self._turn = 0, self._turn + 1
+                self._left = 0 if self._rival is None else _LOOK_PLAIN if self._rival == NO_TREE else _LOOK
+        if not self._left or self._rival is None:
+            return choice
+        self._left -= 1
+        return Choice(self._rival, choice.why)
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         self._auto.observe(tree, tokens, rounds, busy, milliseconds)

@@ -131,8 +131,8 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
     assert key() == base
     files = dict(manifest.files)
     files["target.data"] = replace(files["target.data"], sha256="0" * 64)
-    tree = replace(manifest.trees[0], parents=[-1, 0, 0])
-    engines = {**manifest.engines, "target": replace(manifest.engines["target"], precision="bf16")}
+    tree = replace(manifest.trees[0], name="other", parents=[-1, 0, 0], sources=[])
+    engines = {name: replace(info, precision="bf16") for name, info in manifest.engines.items()}
     changed = [
         key(replace(manifest, files=files)), key(replace(manifest, trees=[tree])),
         key(replace(manifest, engines=engines)), key(replace(manifest, batch=2)),
@@ -160,7 +160,7 @@ def fails(bundle: Path, match: str, target: str = TARGET) -> None:
 
 def test_no_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile, "installed_version", lambda _: None)
-    fails(bundle, "tensorrt-rtx is not installed: run `pip install 'cascade-trt[rtx]'`")
+    fails(bundle, "pip install 'cascade-trt[rtx]'`")
 
 
 def test_a_full_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

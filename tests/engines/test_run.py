@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def test_cudas_refusal_is_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
 def test_use_plans_asks_the_doctor_first(
     compiled_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pipe = Pipeline.load(compiled_bundle, threads=1, warm=False)
+    own = tmp_path / "bundle"
+    shutil.copytree(compiled_bundle, own)
+    pipe = Pipeline.load(own, threads=1, warm=False)
     with pytest.raises(CascadeError, match="no engines for rtx:sm121: run `cascade-trt compile"):
         use_plans(pipe, "rtx:sm121")
     for verdict in (UNKNOWN, DAMAGED):
@@ -126,9 +129,9 @@ def test_use_plans_asks_the_doctor_first(
     monkeypatch.setattr(run, "CudaDevice", fake_trt.HostDevice)
     plans = []
     for plan in pipe.manifest.plans:
-        graph = compiled_bundle / pipe.manifest.engines[plan.engine].file
-        file = fake_trt.write_plan(tmp_path / f"{plan.target[4:]}.{plan.engine}", graph, plan.profiles)
-        plans.append(replace(plan, file=str(file)))
+        graph = own / pipe.manifest.engines[plan.engine].file
+        file = fake_trt.write_plan(own / f"{plan.target[4:]}.{plan.engine}", graph, plan.profiles)
+        plans.append(replace(plan, file=file.name))
     pipe.manifest = replace(pipe.manifest, plans=plans)
     given: dict[str, Any] = {**random_features(pipe, 1), "tree": "small_9", "seed": 1}
     before = pipe.generate(**given)

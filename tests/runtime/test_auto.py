@@ -16,8 +16,10 @@ from cascade_trt.runtime.bundle import CostInfo, TreeInfo
 from cascade_trt.runtime.chooser import AutoTree
 from cascade_trt.runtime.costs import Costs
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Conditioning, Drawing
 from cascade_trt.runtime.rules import get_rule
-from cascade_trt.runtime.tree import NO_TREE, Tree, get_tree
+from cascade_trt.runtime.sampling import Sampling
+from cascade_trt.runtime.tree import AUTO, NO_TREE, Tree, get_tree
 
 LENGTH = 256  # tokens of an image
 NODES, SLOTS = [1, 2, 4, 8, 12, 16, 24, 32, 49], [1, 2, 4, 8]
@@ -254,8 +256,9 @@ def test_a_tree_that_takes_longer_than_expected_is_left(whole: bool) -> None:
     auto = Auto(Costs(cheap(nodes=[1, 9], target=[[2.0, 2.5]] * 2, rounds=rounds)), pair,
                 {"chain_7": 3.6, "jacobi_8": 2.9})  # fmt: skip
     chooser, used = AutoTree(auto, "chain_7"), []
+    image = Drawing(Conditioning(), 0, Sampling(1.0, 1.0, 0, 1.0), get_rule("exact"), AUTO)
     for number in range(400):
-        used.append(chooser.choose([get_rule("exact")], "").tree)
+        used.append(chooser.choose([image], "").tree)
         tokens = {"chain_7": 7 if number % 2 else 6, "jacobi_8": 6, NO_TREE: 2}[used[-1]]  # of two images
         chooser.observe(used[-1], tokens, 2, 1, {"chain_7": 5.0, "jacobi_8": 2.6, NO_TREE: 2.0}[used[-1]])
     assert used[0] == "chain_7"

@@ -64,12 +64,13 @@ def test_auto_is_asked_about_images_of_exact_and_of_ar() -> None:
 
 
 def test_rivals_are_looked_at_for_a_moment() -> None:
-    """48 rounds, then 3 of a rival, if there is one; what is drawn with stays what it was."""
+    """After 48 rounds 12 of plain decoding, then 6 of another tree, if there is one; what is drawn with stays."""
     asked = Asked()
     chooser = AutoTree(asked, "chain_7")  # type: ignore[arg-type]
-    choices = [chooser.choose([FREE], "any") for _ in range(3 * 51)]
-    used = ["mixed_8"] * 48, [NO_TREE] * 3, ["mixed_8"] * 48, ["jacobi_8"] * 3, ["mixed_8"] * 51
-    assert [choice.tree for choice in choices] == [tree for part in used for tree in part]
+    used = [["mixed_8"] * 48, [NO_TREE] * 12, ["mixed_8"] * 48, ["jacobi_8"] * 6, ["mixed_8"] * 97]
+    wanted = [tree for part in used for tree in part]
+    choices = [chooser.choose([FREE], "any") for _ in wanted]
+    assert [choice.tree for choice in choices] == wanted
     assert {choice.why for choice in choices} == {"it is fast"}
     assert {call[2] for call in asked.calls[1:]} == {"mixed_8"}
 
