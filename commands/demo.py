@@ -88,7 +88,7 @@ def _require_packages() -> None:
     if missing:
         extras = ",".join(dict.fromkeys(missing.values()))
         raise CascadeError(
-            f"there is no bundle in {HERE}, and the demo's cannot be built without {' and '.join(missing)}: run "
+            f"there is no bundle in {HERE}, and the demo's cannot be built without {', '.join(missing)}: run "
             f"`pip install 'cascade-trt[{extras}]'`, or give --bundle."
         )
 
