@@ -38,18 +38,13 @@ _SETS = 3  # sets of seeds of plain decoding
 _PAIRS = (0.95, 0.9, 0.8, 0.7)  # tau_pos and tau_seq alike
 SETTINGS: tuple[tuple[str, str], ...] = (
     *((f"cascade:children=coupled,tau_pos={tau},tau_seq={tau}", "mixed_20x4") for tau in _PAIRS),
-    ("cascade:tau_pos=0.95,tau_seq=0.95", "small_6"),
+    ("cascade:children=coupled,tau_pos=off,tau_seq=0.8", "mixed_24"),
+    ("strict", "small_6"),
+    *((f"cascade:tau_pos={tau},tau_seq={tau}", "small_6") for tau in _PAIRS),
     ("lantern:children=coupled,delta=0.2", "mixed_24"),
     ("cool:children=coupled,delta=1.1", "mixed_24"),
     ("cool:children=coupled,delta=1.1,lookahead=on", "mixed_24"),
     *((f"swap:tau_draw={tau},balance=0.2", "mixed_24") for tau in (0.8, 0.68)),
-    ("cascade:children=coupled,tau_pos=off,tau_seq=0.8", "mixed_24"),
-    *((f"cascade:tau_pos={tau},tau_seq={tau}", "small_6") for tau in _PAIRS[1:]),
-    ("strict", "small_6"),
-    ("swap:tau_draw=0.9,balance=0.2", "mixed_24"),
-    ("lantern:children=coupled,delta=0.1", "mixed_24"),
-    ("swap:tau_draw=0.68,balance=0.2", "chain_7"),
-    ("cool:children=coupled,delta=25", "chain_7"),
 )
 
 
