@@ -14,13 +14,13 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ..runtime.arrays import outline
 from ..runtime.errors import CascadeError
 
 _LONGEST = 100  # bytes of a prompt in a file's name; names have 255, on some systems 143
 _MOST_BYTES = 1 << 30  # of features: a thousand prompts' of the largest encoder
 _ARRAYS = ("features", "mask")
 _UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, NotImplementedError)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ def _check_header(archive: ZipFile, name: str) -> None:
     """Raises ValueError for an array whose data have another size than its header says, or too large a one."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
-        shape, _, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or dtype.kind not in "fiub" or size != info.file_size - member.tell():
-            raise ValueError(f"{name} is cut off, or no array of numbers")
-        if size > _MOST_BYTES:
-            raise ValueError(f"{name} has more than {_MOST_BYTES >> 30} GiB")
+        try:
+            shape, dtype = outline(member, info.file_size)
+        except ValueError:
+            raise ValueError(f"{name} is cut off, or no array of numbers") from None
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{name} is cut off, or no array of numbers")
+    if math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+        raise ValueError(f"{name} has more than {_MOST_BYTES >> 30} GiB")
 
 
 def _text(given: str) -> str:
