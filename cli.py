@@ -229,13 +229,13 @@ def trees(bundle: Path | None, as_json: bool) -> None:
 @click.option("--tree", "trees", multiple=True,
               help="Trees to compare; repeatable. [default: auto for exact, and the bundle's own]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
-@click.option("--num-images", type=int, default=4, show_default=True, help="Pictures of each setting that are timed.")
+@click.option("--num-images", type=int, default=4, show_default=True, help="Images of each setting that are timed.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
-@click.option("--judge", help="Also judge pictures, of its prompts: 'demo', or a judge (.safetensors).")
-@click.option("--judged", type=int, default=100, show_default=True, help="Pictures of each setting that are judged.")
-@click.option("--pictures", type=PATH, default=Path("outputs/bench"), show_default=True,
-              help="Folder of the judged pictures; those that are there are not drawn again.")
+@click.option("--judge", help="Also judge images, of its prompts: 'demo', or a judge (.safetensors).")
+@click.option("--judged", type=int, default=100, show_default=True, help="Images of each setting that are judged.")
+@click.option("--images", type=PATH, default=Path("outputs/bench"), show_default=True,
+              help="Folder of the judged images; those that are there are not drawn again.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
 @click.option("--markdown", type=PATH, help="Also write the table to this file, as Markdown.")
 @click.option("--plots", type=PATH, help="Also write accepts.png, speed.png (and quality.png) to this folder.")
@@ -250,21 +250,21 @@ def bench(**options: Any) -> None:
 @click.option("--bundle", type=PATH, help="Bundle to draw from. [default: as in `generate`, or none with --images]")
 @click.option("--rule", "rules", multiple=True, help="Rule to draw with, settings included; repeatable. [default: ar]")
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
-@click.option("--num-images", type=int, default=500, show_default=True, help="Pictures of each rule.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Picture i uses seed + i, with every rule.")
+@click.option("--num-images", type=int, default=500, show_default=True, help="Images of each rule.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Image i uses seed + i, with every rule.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
-@click.option("--images", type=PATH, multiple=True, help="Folder of pictures to judge; repeatable.")
+@click.option("--images", type=PATH, multiple=True, help="Folder of images to judge; repeatable.")
 @click.option("--captions", type=PATH, multiple=True,
               help="Their file names and prompts (.jsonl, .csv), one for each --images. [default: its captions.jsonl]")
 @click.option("--judge", help="Judge (.safetensors), or 'none'. [default: the demo's]")
-@click.option("--features", type=PATH, help="TorchScript module, pictures in 0..1 to features, for the distances.")
-@click.option("--reference", type=PATH, help="Folder of real pictures for the distances. [default: the judge's]")
+@click.option("--features", type=PATH, help="TorchScript module, images in 0..1 to features, for the distances.")
+@click.option("--reference", type=PATH, help="Folder of real images for the distances. [default: the judge's]")
 @click.option("--spread", is_flag=True, help="Also draw with 'ar' and other seeds: the yardstick for differences.")
 @click.option("--out", type=PATH, default=Path("outputs/eval"), show_default=True)
 @click.option("--threads", type=int)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def eval_(**options: Any) -> None:
-    """Judge pictures: of a bundle's rules, or in folders; writes report.json and a contact sheet."""
+    """Judge images: of a bundle's rules, or in folders; writes report.json and a contact sheet."""
     from .commands.eval import run
 
     run(**options)
@@ -278,7 +278,7 @@ def calibrate() -> None:
 @calibrate.command("states")
 @BUNDLE
 @click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
-@click.option("--num-images", type=int, default=256, show_default=True, help="Pictures to learn from.")
+@click.option("--num-images", type=int, default=256, show_default=True, help="Images to learn from.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int)
@@ -309,7 +309,7 @@ def calibrate_costs(**options: Any) -> None:
 @calibrate.command("tree")
 @BUNDLE
 @click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")
-@click.option("--num-images", type=int, default=8, show_default=True, help="Pictures to learn from.")
+@click.option("--num-images", type=int, default=8, show_default=True, help="Images to learn from.")
 @click.option("--max-nodes", "most_nodes", type=int, default=63, show_default=True, help="Drafted nodes at most.")
 @click.option("--max-depth", "most_depth", type=int, default=7, show_default=True, help="Levels at most.")
 @click.option("--nodes", type=int,

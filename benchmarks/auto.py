@@ -3,6 +3,7 @@
 The same images through batches of 1, 2, 4 and 8 slots, settings in turn. Costs are the bundle's (run `calibrate costs`
 first), else those that `auto` measures when it begins. Then what `auto` would choose with the costs of an H200
 (benchmarks/results/nodes_gpu.json) and the accepted lengths of the demo (benchmarks/results/lossless.json): computed.
+Rows of other bundles, measured on the same machine before, stay in the file.
 
     python -m cascade_trt.benchmarks.auto --bundle build/emoji --bundle build/llamagen-t2i-b
 """
@@ -55,11 +56,18 @@ def main(
                 rows.append({"bundle": bundle.name} | measure(pipe, slots, trees, images, repeats))
                 show(rows[-1])
     gpu = [choose_on_gpu(model, count) for model, count in gpu_costs.settings()]
-    content = {"machine": describe_machine(threads), "images_of_a_slot": images, "repeats": repeats, "rows": rows,
-               "computed_h200": gpu}  # fmt: skip
+    machine = describe_machine(threads)
+    content = {"machine": machine, "rows": [*_others(RESULTS / file, rows, machine), *rows], "computed_h200": gpu}
     (RESULTS / file).write_text(json.dumps(content, indent=1) + "\n")
     for one in gpu:
         click.echo(f"H200, computed: {one['model']} x{one['images']}: {one['why']}")
+
+
+def _others(file: Path, rows: list[dict[str, Any]], machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of other bundles that an earlier run on this machine has left in the file."""
+    before = json.loads(file.read_text()) if file.is_file() else {"machine": None, "rows": []}
+    measured = {row["bundle"] for row in rows}
+    return [row for row in before["rows"] if row["bundle"] not in measured] if before["machine"] == machine else []
 
 
 def measure(pipe: Pipeline, slots: int, trees: tuple[str, ...], images: int, repeats: int) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def measure(pipe: Pipeline, slots: int, trees: tuple[str, ...], images: int, rep
     best = max((name for name in settings if name != AUTO), key=lambda name: speed_ups[name])
     stats = batches[AUTO].stats
     return {
-        "slots": slots, "speed_ups": speed_ups, "best_fixed": best,
+        "slots": slots, "images": slots * images, "repeats": repeats, "speed_ups": speed_ups, "best_fixed": best,
         "auto_against_best": statistics.median(b / a for a, b in zip(seconds[AUTO], seconds[best], strict=True)),
         "tau": {name: batch.stats.tau for name, batch in batches.items()}, "same_images": same,
         "auto_rounds": stats.trees, "why": stats.why,

@@ -99,7 +99,7 @@ class EagerDecoder:
 
 
 def compare(folder: Path, threads: int, repeats: int = 3) -> dict[str, Any]:
-    """Milliseconds per token of both, pictures in turn; and the host's share of rounds."""
+    """Milliseconds per token of both, images in turn; and the host's share of rounds."""
     torch.set_num_threads(threads)
     pipe = Pipeline.load(bundle(folder), threads=threads)
     eager = EagerDecoder()

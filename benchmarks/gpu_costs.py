@@ -24,13 +24,13 @@ def _rows() -> list[dict[str, Any]]:
 @cache
 def settings() -> list[tuple[str, int]]:
     """(model, images at the same time) that were measured."""
-    return list(dict.fromkeys((one["model"], one["pictures"]) for one in _rows()))
+    return list(dict.fromkeys((one["model"], one["images"]) for one in _rows()))
 
 
 @cache
 def target_ms(model: str, images: int) -> tuple[list[int], list[float]]:
     """Numbers of nodes, and the milliseconds of a target call on them."""
-    rows = [one for one in _rows() if (one["model"], one["pictures"], one["part"]) == (model, images, "target")]
+    rows = [one for one in _rows() if (one["model"], one["images"], one["part"]) == (model, images, "target")]
     return [one["nodes"] for one in rows], [one["ms"] for one in rows]
 
 
@@ -38,7 +38,7 @@ def target_ms(model: str, images: int) -> tuple[list[int], list[float]]:
 def level_ms(model: str, images: int) -> float:
     """Milliseconds of one level of drafting."""
     return next(
-        one["ms"] for one in _rows() if (one["model"], one["pictures"], one["part"]) == (model, images, "drafter")
+        one["ms"] for one in _rows() if (one["model"], one["images"], one["part"]) == (model, images, "drafter")
     )
 
 

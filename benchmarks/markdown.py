@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..evaluation.format import interval, number, percent
+from ..runtime.rules import RULE_NAMES
 from ..runtime.tree import AUTO
 
 _NOTE = (
-    "Speed-up: median over {images} pictures drawn in turn by every row, against `ar` in the same run. "
+    "Speed-up: median over {images} images drawn in turn by every row, against `ar` in the same run. "
     "tau: tokens per target call, the bonus token included."
 )
 _QUALITY_NOTE = (
@@ -21,7 +22,7 @@ _QUALITY_NOTE = (
 
 
 def to_markdown(content: dict[str, Any]) -> str:
-    """The table of a report of `cascade-trt bench` (its JSON), what `auto` took, and a line on how it was measured."""
+    """The table of a report of `cascade-trt bench` (its JSON), remarks on its rows, and how it was measured."""
     rows, machine = content["rows"], content["machine"]
     note = _NOTE.format(images=content["images"])
     if "quality" in rows[0]:
@@ -32,13 +33,15 @@ def to_markdown(content: dict[str, Any]) -> str:
     else:
         lines = _table(_SPEED, [_speed_cells(row) for row in rows])
     where = f"{machine['processor']}, {machine['cores']} cores, onnxruntime {machine.get('onnxruntime', '-')}"
-    took = [line for said in choices(rows) for line in ("", f"{said}.")]
-    return "\n".join([*lines, *took, "", f"{note} Machine: {where}.", ""])
+    remarked = [line for said in remarks(rows) for line in ("", f"{said}.")]
+    return "\n".join([*lines, *remarked, "", f"{note} Machine: {where}.", ""])
 
 
-def choices(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What `auto` drew with, a line for each row that asked for it; `rows` are those of a report."""
-    return [
+def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """On the rows of a report: which rules have an operating point of the bundle, and what `auto` drew with."""
+    tuned = {row["rule"]: row["means"] for row in rows if row["rule"] in RULE_NAMES and row["means"] != row["rule"]}
+    return [f"{name} means {means} in this bundle; rules without such a point have their defaults"
+            for name, means in tuned.items()] + [
         f"{row['rule']} {AUTO}, rounds by tree: {_counts(row['trees'])}; last choice: {row['why']}"
         for row in rows
         if row["tree"] == AUTO

@@ -3,7 +3,7 @@
     python -m cascade_trt.benchmarks.nodes_gpu
 
 No exported engine is run. It answers what a tree may hold before its nodes stop being nearly free, which is a question
-of memory bandwidth and arithmetic, not of the engine. Random weights, guidance on (two rows a picture), a full cache.
+of memory bandwidth and arithmetic, not of the engine. Random weights, guidance on (two rows an image), a full cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .machine import describe_machine
 
 MODELS = ("llamagen-t2i-b", "llamagen-c2i-l-384", "llamagen-t2i-xl-stage1")
 NODES = (1, 4, 6, 12, 26, 60, 120)
-PICTURES = (1, 8)
+IMAGES = (1, 8)
 LEVEL = 10  # nodes that one level of drafting expands in EAGLE-2's trees
 
 
@@ -36,17 +36,17 @@ def main(repeats: int) -> None:
     if not torch.cuda.is_available():
         raise click.UsageError("there is no CUDA GPU here: run this on a machine that has one.")
     device = torch.cuda.get_device_properties(0)
-    rows = [row for model in MODELS for pictures in PICTURES for row in measure(model, pictures, repeats)]
+    rows = [row for model in MODELS for images in IMAGES for row in measure(model, images, repeats)]
     machine = describe_machine(None) | {"gpu": device.name, "gpu_gib": round(device.total_memory / 2**30)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "nodes_gpu.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     for row in rows:
-        what = f"{row['model']} x{row['pictures']} {row['part']} {row['nodes']} nodes"
+        what = f"{row['model']} x{row['images']} {row['part']} {row['nodes']} nodes"
         click.echo(f"{what:>50}: {row['ms']:.3f} ms, {row['steps']:.2f} decoding steps")
 
 
 @torch.inference_mode()
-def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
+def measure(name: str, images: int, repeats: int) -> list[dict[str, Any]]:
     """One row for each number of nodes, and one for a level of drafting; all in turn, `repeats` times."""
     config = preset_config(name)
     with torch.device("cuda"):
@@ -54,8 +54,8 @@ def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
         target.rope = target.rope.float()
         drafter = Drafter(drafter_config(config)).half().eval()
         drafter.rope = drafter.rope.float()
-        calls = {("target", nodes): target_call(target, 2 * pictures, nodes) for nodes in NODES}
-        calls["drafter", LEVEL] = drafter_call(target, drafter, 2 * pictures, LEVEL)
+        calls = {("target", nodes): target_call(target, 2 * images, nodes) for nodes in NODES}
+        calls["drafter", LEVEL] = drafter_call(target, drafter, 2 * images, LEVEL)
     graphs = {key: capture(call) for key, call in calls.items()}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in graphs}
     for repeat in range(repeats + 3):
@@ -65,7 +65,7 @@ def measure(name: str, pictures: int, repeats: int) -> list[dict[str, Any]]:
                 times[key].append(taken)
     medians = {key: statistics.median(values) for key, values in times.items()}
     return [
-        {"model": name, "pictures": pictures, "part": part, "nodes": nodes, "ms": ms,
+        {"model": name, "images": images, "part": part, "nodes": nodes, "ms": ms,
          "steps": ms / medians["target", 1]}
         for (part, nodes), ms in medians.items()
     ]  # fmt: skip

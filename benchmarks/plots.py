@@ -1,4 +1,4 @@
-"""Pictures of a comparison of rules: where on the image tokens were accepted, and speed against tau."""
+"""Images of a comparison of rules: where on the image tokens were accepted, and speed against tau."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark's pictures are worth: the judge's figures beside the speed, paired with plain decoding."""
+"""What a benchmark's images are worth: the judge's figures beside the speed, paired with plain decoding."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def judge_rows(
     pipe: Pipeline, means: Means, rows: Sequence[dict[str, Any]], asked: Sequence[Caption], seed: int, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Draws every setting's pictures of `asked` into `folder`, judges them and adds the figures to its row.
+    """Draws every setting's images of `asked` into `folder`, judges them and adds the figures to its row.
 
     The first row is plain decoding; it is also drawn with other seeds, which tells how far apart equal settings lie.
-    Pictures that are there from an earlier call are not drawn again. Returns what belongs beside the rows.
+    Images that are there from an earlier call are not drawn again. Returns what belongs beside the rows.
     """
     drawings = [Drawing(row["rule"], row["tree"], seed, _name(row)) for row in rows]
     drawings.append(Drawing(PLAIN, None, seed + OTHER_SEED, f"{PLAIN}, other seeds"))

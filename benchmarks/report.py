@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from ..evaluation.format import interval, percent
-from ..runtime.tree import AUTO
+from ..runtime.tree import AUTO, NO_TREE
 from . import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +173,27 @@ def relaxed_note() -> str:
 
 
 # auto -------------------------------------------------------------------------------------------------------
+def auto() -> str:
+    """What `auto` is worth beside plain decoding and the best fixed choice."""
+    rows = []
+    for row in _read("auto.json")["rows"]:
+        best, ups = row["best_fixed"], row["speed_ups"]
+        named = "plain decoding" if best == NO_TREE else f"`{best}`, {ups[best]:.2f}x"
+        rows.append([row["bundle"], str(row["slots"]), f"{ups[AUTO]:.2f}x", named, f"{row['auto_against_best']:.2f}"])
+    return _table(("model", "images at a time", "`auto`", "best fixed choice", "`auto` by the best"), rows)
+
+
+def auto_note() -> str:
+    """How it was measured."""
+    of = _read("auto.json")
+    repeats = {row["bundle"]: row["repeats"] for row in of["rows"]}
+    counts = ", ".join(f"{name} {count}" for name, count in repeats.items())
+    return (
+        f"Images a second against plain decoding in the same run on {_machine(of)}, median of repeats in turn "
+        f"({counts}). The best fixed choice is picked afterwards."
+    )
+
+
 def auto_gpu() -> str:
     """What `auto` would choose with the costs of an H200."""
     rows = [[one["model"], str(one["images"]), f"`{one['tree']}`", f"{one['speed_up']:.1f}x"]
@@ -206,7 +227,7 @@ def nodes_gpu() -> str:
     """What nodes of a tree cost on a GPU, in calls on one node."""
     found: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
     for one in _read("nodes_gpu.json")["rows"]:
-        found.setdefault((one["model"], one["pictures"]), {})[one["part"], one["nodes"]] = one
+        found.setdefault((one["model"], one["images"]), {})[one["part"], one["nodes"]] = one
     sizes = (6, 12, 26, 60, 120)
     rows = [
         [f"`{model}`", str(images), f"{calls['target', 1]['ms']:.2f} ms",
@@ -230,8 +251,8 @@ def lookahead() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     one.__name__: one
-    for one in (lossless_short, lossless, lossless_note, relaxed_short, relaxed, relaxed_note, auto_gpu, gpt_b, refill,
-                nodes_gpu, lookahead)
+    for one in (lossless_short, lossless, lossless_note, relaxed_short, relaxed, relaxed_note, auto, auto_note,
+                auto_gpu, gpt_b, refill, nodes_gpu, lookahead)
 }  # fmt: skip
 
 

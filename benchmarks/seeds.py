@@ -1,10 +1,10 @@
 """`python -m cascade_trt.benchmarks.seeds`: are two rules really apart? Figures over several sets of seeds.
 
-One set of a few hundred pictures scatters by more than most rules differ, and two sets of `ar` may lie close by luck.
-This reads the pictures that `bench --judge demo` and `eval --seed` have left in one folder, and writes to a file in
+One set of a few hundred images scatters by more than most rules differ, and two sets of `ar` may lie close by luck.
+This reads the images that `bench --judge demo` and `eval --seed` have left in one folder, and writes to a file in
 benchmarks/results, for every rule: tau and the judge's figures set by set (those of `ar` show how far equal settings
 lie apart), the paired difference in concept accuracy from `ar`, and how much larger each rule's Fréchet distance is
-than one rule's. The 95 % bootstrap intervals draw pictures anew, not prompts: they speak of these prompts.
+than one rule's. The 95 % bootstrap intervals draw images anew, not prompts: they speak of these prompts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.draw import speed
+from ..evaluation.images import read_folder
 from ..evaluation.means import Means, captions_to_draw, load_means
 from ..evaluation.metrics import frechet
 from ..evaluation.paired import compare
-from ..evaluation.pictures import read_folder
 from ..evaluation.score import Scores, figures, score_images
 from ..runtime.rules.registry import PLAIN
 from . import RESULTS
@@ -33,21 +33,21 @@ _FIGURES = ("concept", "frechet", "precision", "recall")
 
 
 @click.command()
-@click.option("--pictures", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
+@click.option("--images", type=click.Path(path_type=Path), default=Path("outputs/bench"), show_default=True)
 @click.option("--against", default="balance=0.2-chain_7", show_default=True, help="Part of its folder's name.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
 @click.option("--json", "file", default="demo_seeds.json", show_default=True, help="File in benchmarks/results.")
-def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> None:
-    """Compares the pictures of all rules that were drawn with all of these seeds."""
+def main(images: Path, against: str, seeds: tuple[int, ...], file: str) -> None:
+    """Compares the images of all rules that were drawn with all of these seeds."""
     means = load_means(None)
     assert means.reference is not None  # the demo's
-    names = sorted({path.name.rpartition("-seed")[0] for path in pictures.glob("*-seed*")})
-    folders = {name: [pictures / f"{name}-seed{seed}" for seed in seeds] for name in names}
+    names = sorted({path.name.rpartition("-seed")[0] for path in images.glob("*-seed*")})
+    folders = {name: [images / f"{name}-seed{seed}" for seed in seeds] for name in names}
     folders = {name: parts for name, parts in folders.items() if all(folder.is_dir() for folder in parts)}
     found = [name for name in folders if against in name]
     if len(found) != 1 or PLAIN not in folders:
         raise click.UsageError(
-            f"{pictures} needs {PLAIN!r} and exactly one {against!r} with these seeds: run `bench --judge demo` or "
+            f"{images} needs {PLAIN!r} and exactly one {against!r} with these seeds: run `bench --judge demo` or "
             f"`eval` first, or say more of the name (found: {', '.join(found) or 'none'})."
         )
     first = found[0]
@@ -56,7 +56,7 @@ def main(pictures: Path, against: str, seeds: tuple[int, ...], file: str) -> Non
     short = [name for name in counts if counts[name] != counts[PLAIN]]
     if short:
         raise click.UsageError(
-            f"{short[0]} has not as many pictures as {PLAIN}: finish the set, or take it out of {pictures}."
+            f"{short[0]} has not as many images as {PLAIN}: finish the set, or take it out of {images}."
         )
     sets = {name: [_scores(means, images) for images in parts] for name, parts in drawn.items()}
     more = larger({name: _features(parts) for name, parts in sets.items()}, first, means.reference.features)
@@ -97,8 +97,8 @@ def _row(parts: Sequence[Scores], plain: Sequence[Scores], means: Means) -> dict
 
 
 def larger(features: dict[str, np.ndarray], first: str, reference: np.ndarray) -> dict[str, dict[str, Any]]:
-    """features [n, F] by name, pictures of the same prompts and seeds in one order: how much larger each Fréchet
-    distance is than `first`'s, with bootstrap bounds (the same pictures drawn anew for all)."""
+    """features [n, F] by name, images of the same prompts and seeds in one order: how much larger each Fréchet
+    distance is than `first`'s, with bootstrap bounds (the same images drawn anew for all)."""
     rng = np.random.default_rng(0)
     count = len(features[first])
     differences: dict[str, list[float]] = {name: [] for name in features}

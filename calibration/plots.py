@@ -1,4 +1,4 @@
-"""Pictures of a calibration: similarities by place in the tree, and speed against quality."""
+"""Images of a calibration: similarities by place in the tree, and speed against quality."""
 
 from __future__ import annotations
 

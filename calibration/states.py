@@ -75,7 +75,7 @@ class StateSums:
         """Raises CascadeError when no token was seen often enough."""
         seen = self.count >= _ENOUGH
         if not seen.any():
-            raise CascadeError("no token was seen often enough for a table of states: draw more pictures.")
+            raise CascadeError("no token was seen often enough for a table of states: draw more images.")
         mean = self.total.sum(0) / self.count.sum()
         effect = np.where(seen[:, None], self.total / np.maximum(self.count, 1)[:, None] - mean, 0.0)
         rows = effect / np.maximum(np.linalg.norm(effect, axis=1, keepdims=True), 1e-12)

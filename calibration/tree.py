@@ -37,7 +37,7 @@ def best_tree(shares: np.ndarray, nodes: int, depth: int, name: str) -> tuple[Tr
     taken to be like the deepest measured.
     """
     if not shares.size:
-        raise CascadeError("nothing was measured: draw more pictures.")
+        raise CascadeError("nothing was measured: draw more images.")
     ranks = shares.shape[1]
 
     def share(level: int, rank: int) -> float:

@@ -50,7 +50,7 @@ class Setting:
         return self.rule if self.tree is None else f"{self.rule} {self.tree}"
 
     def seconds(self) -> float:
-        """Median seconds of one picture."""
+        """Median seconds of one image."""
         return statistics.median(run.total_seconds / run.images for run in self.runs)
 
     def figures(self, plain: Setting) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Setting:
         stages = {name: 1e3 * sum(run.seconds[name] for run in self.runs) / rounds for name in ROUND}
         ratios = [a.total_seconds / b.total_seconds for a, b in zip(plain.runs, self.runs, strict=True)]
         return {
-            "rule": self.rule, "tree": self.tree, "images_per_second": 1 / self.seconds(),
+            "rule": self.rule, "means": self.runs[-1].rule, "tree": self.tree, "images_per_second": 1 / self.seconds(),
             "speed_up": statistics.median(ratios), "speed_ups": ratios,
             "tau": sum(run.tokens for run in self.runs) / rounds, "ms_per_stage": stages,
             "ms_per_round": sum(stages.values()),
@@ -75,16 +75,16 @@ class Setting:
 
 def run(
     *, bundle: Path | None, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
-    seed: int, threads: int | None, judge: str | None, judged: int, pictures: Path, json_file: Path | None,
+    seed: int, threads: int | None, judge: str | None, judged: int, images: Path, json_file: Path | None,
     markdown: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
-    """Measures, shows the table(s), and writes what was asked for. Pictures are judged where `judge` names one."""
+    """Measures, shows the table(s), and writes what was asked for. Images are judged where `judge` names one."""
     if min(num_images, judged) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--judged'} must be at least 1.")
     for file in filter(None, (json_file, markdown)):
         check_file(file)
     if judge is not None:
-        check_writable(pictures)
+        check_writable(images)
     if plots is not None:
         check_plots(plots)
     means = None if judge is None else judge_with(None if judge == "demo" else judge)
@@ -100,7 +100,7 @@ def run(
     if means is not None:
         from ..benchmarks import quality
 
-        content |= quality.judge_rows(pipe, means, rows, asked, seed, pictures)
+        content |= quality.judge_rows(pipe, means, rows, asked, seed, images)
         quality.show(rows)
     if json_file is not None or markdown is not None:
         from ..benchmarks.machine import describe_machine
@@ -169,7 +169,7 @@ def choose(pipe: Pipeline, rules: tuple[str, ...], trees: tuple[str, ...]) -> li
 def measure(
     pipe: Pipeline, settings: list[Setting], prompts: tuple[str, ...], images: int, seed: int, bar: Progress
 ) -> None:
-    """Draws the same pictures with every setting, one picture of each in turn, after a warm-up picture."""
+    """Draws the same images with every setting, one image of each in turn, after a warm-up image."""
     task = bar.add_task("drawing", total=(images + 1) * len(settings))
     for number in range(-1, images):
         for setting in settings:
@@ -182,7 +182,7 @@ def measure(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    from ..benchmarks.markdown import choices
+    from ..benchmarks.markdown import remarks
 
     table = Rows(("rule", "tree", "images/s", "speed-up", "tau", "relaxed"), keys=2)
     stages = Rows(("rule", "tree", "draft", "verify", "accept", "commit", "all", "host"), keys=2,
@@ -200,5 +200,5 @@ def show(rows: list[dict[str, Any]]) -> None:
     table.print()
     stages.print()
     click.echo("speed-up: median over images against rule ar in this run")
-    for line in choices(rows):
+    for line in remarks(rows):
         click.echo(line)

@@ -51,7 +51,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
         from ..export.open import open_parts
     except ImportError as error:
         raise CascadeError(
-            f"{error.name} is not installed: run `pip install 'cascade-trt[export,cpu]'` to build bundles."
+            f"{error.name} is not installed: run `pip install 'cascade-trt[export]'` to build bundles."
         ) from None
     parts, sampling = open_parts(request)
     for note in parts.notes:

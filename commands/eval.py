@@ -1,4 +1,4 @@
-"""`cascade-trt eval`: draws or reads pictures, and says how good they are."""
+"""`cascade-trt eval`: draws or reads images, and says how good they are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(
     prompts: Path | None, images: tuple[Path, ...], captions: tuple[Path, ...], judge: str | None,
     features: Path | None, reference: Path | None, spread: bool, out: Path, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Sets of pictures one after the other; the report is written when all of them are there."""
+    """Sets of images one after the other; the report is written when all of them are there."""
     try:
         import torch
 
@@ -42,12 +42,12 @@ def run(
         from ..evaluation.sheet import write_sheet
     except ImportError as error:
         raise CascadeError(
-            f"{error.name} is not installed: run `pip install 'cascade-trt[eval,cpu]'` to evaluate pictures."
+            f"{error.name} is not installed: run `pip install 'cascade-trt[eval]'` to evaluate images."
         ) from None
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
     if len(captions) > len(images):
-        raise CascadeError("--captions belongs to --images: give a folder of pictures for each.")
+        raise CascadeError("--captions belongs to --images: give a folder of images for each.")
     check_writable(out)
     if threads:
         torch.set_num_threads(threads)
@@ -81,7 +81,7 @@ def run(
 
 
 def _real(means: Means, count: int) -> list[Row]:
-    """Rows of the real pictures and their reconstructions that came with the judge."""
+    """Rows of the real images and their reconstructions that came with the judge."""
     from ..evaluation.real import judge_prompts, load_real, real_scores
     from ..evaluation.report import make_row
 
@@ -93,13 +93,13 @@ def _real(means: Means, count: int) -> list[Row]:
 
 
 def _read(means: Means, folder: Path, captions: Path, rows: list[Row], shown: list[Any]) -> None:
-    """Adds the row of a folder of pictures."""
+    """Adds the row of a folder of images."""
     from ..evaluation.captions import read_captions, understand
-    from ..evaluation.pictures import read_pictures
+    from ..evaluation.images import read_images
 
     asked = read_captions(captions, with_files=True)
     asked = understand(asked, means.judge.config) if means.judge is not None else asked
-    _add(means, folder.name or str(folder), "images", read_pictures(folder, asked), asked, {}, rows, shown)
+    _add(means, folder.name or str(folder), "images", read_images(folder, asked), asked, {}, rows, shown)
 
 
 def _add(
@@ -136,13 +136,13 @@ def _draw(
 
             folder = out / drawing.folder_name
             try:
-                pictures = draw(pipe, drawing, asked, folder, advance)
+                images = draw(pipe, drawing, asked, folder, advance)
             except KeyboardInterrupt:
                 kept = len(list(folder.glob("*.png")))
-                click.echo(f"{kept} pictures are kept in {folder}; the same command goes on from there.", err=True)
+                click.echo(f"{kept} images are kept in {folder}; the same command goes on from there.", err=True)
                 raise
-            more = speed(pictures) | {"tree": pipe.tree_for(drawing.rule, drawing.tree)}
-            _add(means, drawing.name, "drawn", pictures, asked, more, rows, shown)
+            more = speed(images) | {"tree": pipe.tree_for(drawing.rule, drawing.tree)}
+            _add(means, drawing.name, "drawn", images, asked, more, rows, shown)
     return rows
 
 

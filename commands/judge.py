@@ -1,4 +1,4 @@
-"""The judge of pictures, for commands that can do without one."""
+"""The judge of images, for commands that can do without one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def judge_with(judge: str | None, features: Path | None = None, reference: Path 
         from ..evaluation.means import load_means
     except ImportError as error:
         raise CascadeError(
-            f"{error.name} is not installed: run `pip install 'cascade-trt[eval,cpu]'` to judge pictures."
+            f"{error.name} is not installed: run `pip install 'cascade-trt[eval]'` to judge images."
         ) from None
     return load_means(judge, features, reference)

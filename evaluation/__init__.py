@@ -1,1 +1,1 @@
-"""How good pictures are: an independent judge, distances between sets of features, paired comparisons."""
+"""How good images are: an independent judge, distances between sets of features, paired comparisons."""

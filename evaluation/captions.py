@@ -19,7 +19,7 @@ _FIELDS = ("prompt", "file", "concept", "style", "background", "group")
 
 @dataclass(frozen=True)
 class Caption:
-    """A prompt, the picture's file where there is one, and what the judge should see (None: not asked).
+    """A prompt, the image's file where there is one, and what the judge should see (None: not asked).
 
     `group` names a part of the prompts that is also reported by itself, such as "held-out".
     """
@@ -47,7 +47,7 @@ def read_captions(file: Path, with_files: bool = False) -> list[Caption]:
         raise CascadeError(f"{file} holds no prompts: write one on each line.")
     nameless = [number for number, caption in enumerate(captions, start=1) if not caption.file]
     if with_files and nameless:
-        raise CascadeError(f"{file}: entry {nameless[0]} names no picture: give `file` and `prompt` for each.")
+        raise CascadeError(f"{file}: entry {nameless[0]} names no image: give `file` and `prompt` for each.")
     return captions
 
 

@@ -1,4 +1,4 @@
-"""Draws a set of pictures into a folder; what is there already, from the same bundle and settings, is kept."""
+"""Draws a set of images into a folder; what is there already, from the same bundle and settings, is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNTS = ("tokens", "codes", "rounds", "relaxed", "target_calls", "total_second
 class Drawing:
     """One set to draw: a rule as `Pipeline.generate` takes it, a tree (None: the bundle's first), the first seed.
 
-    Picture i shows caption i, from the first again after the last, and uses seed + i.
+    Image i shows caption i, from the first again after the last, and uses seed + i.
     """
 
     rule: str
@@ -45,9 +45,9 @@ class Drawing:
 def draw(
     pipe: Pipeline, drawing: Drawing, captions: Sequence[Caption], folder: Path, advance: Callable[[int], None]
 ) -> list[Image.Image]:
-    """The set's pictures, one for each caption; missing ones are drawn and written to `folder` as they are done.
+    """The set's images, one for each caption; missing ones are drawn and written to `folder` as they are done.
 
-    advance gets the number of tokens that are done. After Ctrl-C it raises KeyboardInterrupt; finished pictures are
+    advance gets the number of tokens that are done. After Ctrl-C it raises KeyboardInterrupt; finished images are
     in the folder, and the next call goes on from them.
     """
     wanted = [_text(pipe, drawing, caption, i) for i, caption in enumerate(captions)]
@@ -70,7 +70,7 @@ def draw(
 
 
 def speed(images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Figures from what the pictures' files say: tokens per target call with their 95 % bootstrap interval, the share
+    """Figures from what the images' files say: tokens per target call with their 95 % bootstrap interval, the share
     of relaxed tokens, images per second."""
     counts = {name: np.array([float(_info(image).get(name, 0)) for image in images]) for name in _COUNTS}
     sums = {name: float(values.sum()) for name, values in counts.items()}
@@ -79,7 +79,7 @@ def speed(images: Sequence[Image.Image]) -> dict[str, Any]:
         "images_per_second": len(images) / sums["total_seconds"] if sums["total_seconds"] else None,
     }  # fmt: skip
     if sums["rounds"]:
-        # Pictures being equally long, the mean of rounds a token is 1 / tau.
+        # Images being equally long, the mean of rounds a token is 1 / tau.
         low, high = interval(counts["rounds"] / counts["tokens"], np.mean)
         found |= {"tau": sums["tokens"] / sums["rounds"], "tau_interval": [1 / high, 1 / low],
                   "relaxed_share": sums["relaxed"] / (sums["codes"] or sums["tokens"] + len(images))}  # fmt: skip
@@ -87,14 +87,14 @@ def speed(images: Sequence[Image.Image]) -> dict[str, Any]:
 
 
 def open_image(file: Path) -> Image.Image:
-    """The picture, loaded, its text chunk in `info`. Raises OSError when the file is missing or damaged."""
+    """The image, loaded, its text chunk in `info`. Raises OSError when the file is missing or damaged."""
     image = Image.open(file)
     image.load()
     return image
 
 
 def _text(pipe: Pipeline, drawing: Drawing, caption: Caption, number: int) -> dict[str, str]:
-    """What a picture's file says of how it was made; the bundle by its manifest, so that any rebuild counts."""
+    """What an image's file says of how it was made; the bundle by its manifest, so that any rebuild counts."""
     made_by = hashlib.sha256((pipe.folder / MANIFEST).read_bytes()).hexdigest()[:16]
     tree = pipe.tree_for(drawing.rule, drawing.tree) or ""
     return {"prompt": caption.prompt, "seed": str(drawing.seed + number), "rule": drawing.rule, "tree": tree,
@@ -112,7 +112,7 @@ def _counts(output: Output, number: int) -> dict[str, str]:
 
 
 def _relaxed(causes: np.ndarray) -> int:
-    """How many of a picture's tokens only a relaxation let pass."""
+    """How many of an image's tokens only a relaxation let pass."""
     return int(sum((causes == cause).sum() for cause in Cause if cause.relaxed))
 
 

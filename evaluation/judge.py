@@ -1,6 +1,6 @@
-"""The judge: a small convolutional classifier of what a picture shows and in which style.
+"""The judge: a small convolutional classifier of what an image shows and in which style.
 
-It is trained on real pictures alone (for the demo model by `examples/emoji/judge.py`) and knows nothing of the model
+It is trained on real images alone (for the demo model by `examples/emoji/judge.py`) and knows nothing of the model
 that it judges. Its features serve the Fréchet distance, precision and recall. Loading it needs no training code.
 """
 
@@ -22,12 +22,12 @@ from ..runtime.errors import CascadeError
 _BATCH = 64
 _SCALE = 16.0  # of the cosines in the heads: what softmax needs to tell a thousand concepts apart
 
-FeatureMaker = Callable[[Tensor], Tensor]  # pictures [B, 3, H, W] in 0 ... 1 -> features [B, F]
+FeatureMaker = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in 0 ... 1 -> features [B, F]
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Labels and dimensions; `backgrounds` are the named colours (RGB) of the pictures' backgrounds."""
+    """Labels and dimensions; `backgrounds` are the named colours (RGB) of the images' backgrounds."""
 
     concepts: tuple[str, ...]
     styles: tuple[str, ...]
@@ -55,7 +55,7 @@ class Judge(nn.Module):
         self.style = nn.Linear(config.features, len(config.styles), bias=False)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """float32 [B, F] of pictures [B, 3, H, W] in 0 ... 1, of any size."""
+        """float32 [B, F] of images [B, 3, H, W] in 0 ... 1, of any size."""
         size = self.config.size
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -121,7 +121,7 @@ def load_judge(file: Path) -> Judge:
 
 
 def load_features(file: Path) -> FeatureMaker:
-    """A TorchScript module that maps pictures [B, 3, H, W] in 0 ... 1 to features [B, F]: Inception's, CLIP's.
+    """A TorchScript module that maps images [B, 3, H, W] in 0 ... 1 to features [B, F]: Inception's, CLIP's.
 
     It runs on the CPU. Raises CascadeError when it is missing or is no TorchScript.
     """
@@ -136,7 +136,7 @@ def load_features(file: Path) -> FeatureMaker:
 
 @torch.inference_mode()
 def features_of(maker: FeatureMaker, images: Sequence[Image.Image]) -> np.ndarray:
-    """float32 [n, F] of PIL images, in batches of pictures of one size.
+    """float32 [n, F] of PIL images, in batches of images of one size.
 
     Raises CascadeError when the module fails on them or answers with something else than [B, F].
     """
@@ -149,9 +149,9 @@ def features_of(maker: FeatureMaker, images: Sequence[Image.Image]) -> np.ndarra
         try:
             made = maker(to_pixels(images[begin:end]))
         except RuntimeError as error:
-            raise CascadeError(f"the feature module fails on these pictures ({_first_line(error)}).") from None
+            raise CascadeError(f"the feature module fails on these images ({_first_line(error)}).") from None
         if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != end - begin:
-            raise CascadeError("the feature module must answer with one row of features for each picture.")
+            raise CascadeError("the feature module must answer with one row of features for each image.")
         blocks.append(made.float().numpy())
         begin = end
     return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""What pictures are judged with, and what is drawn for it."""
+"""What images are judged with, and what is drawn for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from ..runtime.errors import CascadeError
 from .captions import Caption, read_captions, understand
+from .images import read_folder
 from .judge import FeatureMaker, Judge, features_of, load_features, load_judge
-from .pictures import read_folder
 from .real import judge_prompts, load_real
 from .score import Gallery, Reference
 
@@ -20,7 +20,7 @@ DEFAULT_JUDGE = _WEIGHTS / "judge.safetensors"
 
 @dataclass(frozen=True)
 class Means:
-    """What pictures are judged with: the judge, other features for the distances, features of real pictures."""
+    """What images are judged with: the judge, other features for the distances, features of real images."""
 
     judge: Judge | None
     maker: FeatureMaker | None

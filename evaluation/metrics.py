@@ -1,4 +1,4 @@
-"""Distances between sets of features. Rows are pictures, columns are features; all figures are float64.
+"""Distances between sets of features. Rows are images, columns are features; all figures are float64.
 
 Fréchet distance: Heusel et al., arXiv 1706.08500. Precision and recall: Kynkäänniemi et al., arXiv 1904.06991.
 """
@@ -19,7 +19,7 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance between the Gaussians fitted to two sets [n, F] and [m, F]; 0 for equal sets.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The estimate is biased upwards for small sets: compare figures of
-    equally many pictures only. Raises CascadeError for fewer than two pictures or different widths.
+    equally many images only. Raises CascadeError for fewer than two images or different widths.
     """
     first, second = _check(first, second, least=2)
     mean = np.square(first.mean(0) - second.mean(0)).sum()
@@ -37,10 +37,10 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """Precision (share of made pictures inside the real manifold) and recall (the reverse), each in 0 ... 1.
+    """Precision (share of made images inside the real manifold) and recall (the reverse), each in 0 ... 1.
 
-    A set's manifold is the union of balls around its pictures that reach to their k-th nearest neighbour in the
-    set. Raises CascadeError for at most k pictures or different widths.
+    A set's manifold is the union of balls around its images that reach to their k-th nearest neighbour in the
+    set. Raises CascadeError for at most k images or different widths.
     """
     real, made = _check(real, made, least=k + 1)
     return _inside(real, made, k), _inside(made, real, k)
@@ -48,7 +48,7 @@ def precision_recall(real: np.ndarray, made: np.ndarray, k: int = NEIGHBOURS) ->
 
 def _inside(manifold: np.ndarray, points: np.ndarray, k: int) -> float:
     distances, _ = NearestNeighbors(n_neighbors=k + 1).fit(manifold).kneighbors(manifold)
-    radii = distances[:, -1] * (1 + 1e-6)  # a picture at its own neighbour's very place counts as inside
+    radii = distances[:, -1] * (1 + 1e-6)  # an image at its own neighbour's very place counts as inside
 
     def hit(block: np.ndarray, _start: int) -> np.ndarray:
         return (block <= radii).any(axis=1)
@@ -57,7 +57,7 @@ def _inside(manifold: np.ndarray, points: np.ndarray, k: int) -> float:
 
 
 def accuracy(right: np.ndarray) -> float | None:
-    """Mean of 0, 1 and NaN (a picture that the question does not concern); None when it concerns none."""
+    """Mean of 0, 1 and NaN (an image that the question does not concern); None when it concerns none."""
     asked = right[~np.isnan(right)]
     return float(asked.mean()) if len(asked) else None
 
@@ -71,7 +71,7 @@ def _check(first: np.ndarray, second: np.ndarray, least: int) -> tuple[np.ndarra
         )
     if min(len(first), len(second)) < least:
         raise CascadeError(
-            f"{min(len(first), len(second))} picture(s) are too few for this metric: give at least {least}."
+            f"{min(len(first), len(second))} image(s) are too few for this metric: give at least {least}."
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise CascadeError("the features hold NaN or infinite values: check the module that makes them.")

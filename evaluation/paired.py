@@ -31,7 +31,7 @@ def compare(first: np.ndarray, second: np.ndarray, confidence: float = 0.95, see
     or a seed makes hard for both sides cancels. None when no pair is left. Raises CascadeError for unequal lengths.
     """
     if first.shape != second.shape:
-        raise CascadeError(f"{len(first)} and {len(second)} pictures cannot be paired: draw both from equal prompts.")
+        raise CascadeError(f"{len(first)} and {len(second)} images cannot be paired: draw both from equal prompts.")
     change = second - first
     change = change[~np.isnan(change)]
     if not len(change):

@@ -1,8 +1,8 @@
-"""Real pictures as the judge sees them, shipped as features: so an evaluation needs no data set.
+"""Real images as the judge sees them, shipped as features: so an evaluation needs no data set.
 
 `judge.npz` beside the judge holds, in float16, a reference set (for distances), a gallery of all real
-pictures (to find the nearest one) and one test row for every prompt of
-`prompts.jsonl`: the real picture that the prompt describes, its reconstruction by the tokenizer, and the one from the
+images (to find the nearest one) and one test row for every prompt of
+`prompts.jsonl`: the real image that the prompt describes, its reconstruction by the tokenizer, and the one from the
 codes that the target learns. Test rows are other views than the reference's.
 """
 
@@ -22,7 +22,7 @@ from .score import Gallery, Reference, Scores, score_features
 
 PROMPTS = "prompts.jsonl"
 # Test sets by key in the file, and as they are called in reports.
-SETS = {"real": "real pictures", "reconstruction": "reconstructions", "codes": "target's codes"}
+SETS = {"real": "real images", "reconstruction": "reconstructions", "codes": "target's codes"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ SPEED = ("tau", "images_per_second")
 
 @dataclass(frozen=True)
 class Row:
-    """One set of pictures. `kind` is real, images or drawn; `run` tells drawn sets of other seeds apart."""
+    """One set of images. `kind` is real, images or drawn; `run` tells drawn sets of other seeds apart."""
 
     name: str
     kind: str
@@ -29,7 +29,7 @@ def make_row(name: str, kind: str, scores: Scores, reference: Reference | None, 
 
 
 def paired(first: Row, second: Row) -> dict[str, Any]:
-    """Second - first for every accuracy over pairs of pictures, with bootstrap bounds; distances as they are."""
+    """Second - first for every accuracy over pairs of images, with bootstrap bounds; distances as they are."""
     content: dict[str, Any] = {"first": first.name, "second": second.name}
     for name in QUESTIONS:
         difference = compare(getattr(first.scores, name), getattr(second.scores, name))

@@ -1,4 +1,4 @@
-"""What the judge says of a set of pictures, and the figures that follow."""
+"""What the judge says of a set of images, and the figures that follow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .judge import FeatureMaker, Judge, features_of
 from .metrics import NEIGHBOURS, accuracy, frechet, precision_recall
 
 QUESTIONS = ("concept", "concept_top5", "nearest", "style", "background")
-HELD_OUT = "held-out"  # the group that is compared with held-out real pictures
+HELD_OUT = "held-out"  # the group that is compared with held-out real images
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Answers for each of n pictures: 1 right, 0 wrong, NaN not asked (float32 [n]).
+    """Answers for each of n images: 1 right, 0 wrong, NaN not asked (float32 [n]).
 
-    `concept` is the classifier's answer, `nearest` that of the nearest real picture in its feature space (Gallery).
+    `concept` is the classifier's answer, `nearest` that of the nearest real image in its feature space (Gallery).
     `features` float32 [n, F] serve the distances; None where they are made of other features than the judge's.
     """
 
@@ -37,7 +37,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of real pictures [n, F], and which of them are held-out ones (bool [n])."""
+    """Features of real images [n, F], and which of them are held-out ones (bool [n])."""
 
     features: np.ndarray
     held_out: np.ndarray
@@ -45,10 +45,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The judge's features of every real picture [m, F], held-out ones included, and their concepts int [m].
+    """The judge's features of every real image [m, F], held-out ones included, and their concepts int [m].
 
-    Held-out pictures are not trained on, and in another style than the one that is, the classifier may not know
-    their concept. To find them again is easier: it asks only that like pictures lie close together.
+    Held-out images are not trained on, and in another style than the one that is, the classifier may not know
+    their concept. To find them again is easier: it asks only that like images lie close together.
     """
 
     features: np.ndarray
@@ -59,7 +59,7 @@ def score_images(
     images: Sequence[Image.Image], captions: Sequence[Caption], judge: Judge | None, maker: FeatureMaker | None,
     gallery: Gallery | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores of pictures against their captions; distances use `maker`'s features, or else the judge's."""
+    """Scores of images against their captions; distances use `maker`'s features, or else the judge's."""
     own = None if judge is None else features_of(judge.features, images)
     used = features_of(maker, images) if maker is not None else own
     if judge is None or own is None:
@@ -73,7 +73,7 @@ def score_features(
     own: np.ndarray, seen: Sequence[str], captions: Sequence[Caption], judge: Judge, used: np.ndarray | None,
     gallery: Gallery | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores from the judge's features [n, F] and the backgrounds that were seen, one name for each picture."""
+    """Scores from the judge's features [n, F] and the backgrounds that were seen, one name for each image."""
     config = judge.config
     with torch.inference_mode():
         concepts, styles = judge.heads(torch.from_numpy(np.asarray(own, np.float32)))
@@ -107,7 +107,7 @@ def _right(asked: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def background_of(image: Image.Image, colours: dict[str, tuple[int, int, int]]) -> str:
-    """The named colour nearest to the median of the picture's two outermost rows and columns."""
+    """The named colour nearest to the median of the image's two outermost rows and columns."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
     rim = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
                           pixels[2:-2, :2].reshape(-1, 3), pixels[2:-2, -2:].reshape(-1, 3)])  # fmt: skip
@@ -116,7 +116,7 @@ def background_of(image: Image.Image, colours: dict[str, tuple[int, int, int]]) 
 
 
 def figures(scores: Scores, reference: Reference | None) -> dict[str, Any]:
-    """Plain numbers for JSON; None where a figure cannot be had (nothing asked, no reference, too few pictures)."""
+    """Plain numbers for JSON; None where a figure cannot be had (nothing asked, no reference, too few images)."""
     groups = sorted({group for group in scores.groups if group is not None})
     member = {group: np.array([g == group for g in scores.groups], bool) for group in groups}
     content: dict[str, Any] = {

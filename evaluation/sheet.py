@@ -1,4 +1,4 @@
-"""Contact sheets with captions: what was asked for under every picture, and what the judge says around it."""
+"""Contact sheets with captions: what was asked for under every image, and what the judge says around it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {1.0: "#2a9d4a", 0.0: "#d43d3d"}  # concept right, wrong; none where 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled set of pictures with their captions; `right` float [n] is 1, 0 or NaN (not judged)."""
+    """A titled set of images with their captions; `right` float [n] is 1, 0 or NaN (not judged)."""
 
     title: str
     images: Sequence[Image.Image]
@@ -27,7 +27,7 @@ class Section:
 
 
 def write_sheet(file: Path, sections: Sequence[Section], most: int) -> None:
-    """A PNG of the sections one below the other, the first `most` pictures of each, eight in a row.
+    """A PNG of the sections one below the other, the first `most` images of each, eight in a row.
 
     Raises CascadeError when the file cannot be written.
     """

@@ -113,7 +113,7 @@ def identity(_: GraphBuilder, __: TensorSource, hidden: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class Readout:
-    """From hidden states [R, N, D] to a law: `features` builds [R, N, width], then one linear map gives V logits.
+    """From hidden states [R, N, D] to logits: `features` builds [R, N, width], then one linear map gives V of them.
 
     Guidance mixes the rows of an image between the two, so what is not linear belongs to `features`, which gets the
     builder, the canonical weights and the hidden states.

@@ -1,7 +1,7 @@
 """Whether a model's activations fit fp16: the largest ones of the float32 modules, against fp16's range.
 
 Weights that fit are checked when they are written; activations can outgrow fp16 all the same (T5's feed-forward
-layers are known for it), and then give infinities in some pictures only.
+layers are known for it), and then give infinities in some images only.
 """
 
 from __future__ import annotations

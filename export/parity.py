@@ -292,7 +292,7 @@ def _draft(
     parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator, tree: AnyTree, engine: str,
     hidden: np.ndarray,
 ) -> dict[str, tuple[np.ndarray, Tensor]]:  # fmt: skip
-    """Catch-up over the prefix, then the law at the root and along each node's first children."""
+    """Catch-up over the prefix, then the distribution at the root and along each node's first children."""
     assert parts.drafter is not None and manifest.drafter is not None
     plan, scale = parts.target.plan, manifest.sampling.guidance_scale
     pairs = parts.target.prefix_len

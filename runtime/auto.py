@@ -33,6 +33,7 @@ _ASSUMED: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
 _SPECS = (*(f"jacobi_{n}" for n in (8, 16, 32, 48)), *(f"mixed_{n}" for n in (8, 16, 24, 32, 48)))
 
 _GAIN = 1.05  # how much faster than the current tree another one must be
+_HELD = 4  # rounds of a tree that a choice holds for: a choice takes time, and one round says little
 _PATIENCE = 16  # rounds of plain decoding between two looks at the trees, of which they tell nothing
 
 # What an expectation may be wrong by, the same for all trees of a kind: it brings so many times the tokens beyond the
@@ -156,6 +157,7 @@ class Auto:
         self._drift = Drift([_DOUBT[bool(one)] for one in whole])
         self._milliseconds: dict[int, np.ndarray] = {}  # by busy slots
         self._last: tuple[tuple[int, int, str | None], Choice] | None = None
+        self._unheeded = 0  # rounds seen since the newest choice
         self._plain_rounds = 0
         self._lock = threading.Lock()
 
@@ -166,7 +168,7 @@ class Auto:
         asked = exact, plain, current
         with self._lock:
             if self._last is None or self._last[0] != asked:
-                self._last = asked, self._choose(*asked)
+                self._last, self._unheeded = (asked, self._choose(*asked)), 0
             return self._last[1]
 
     def rival(self, exact: int, plain: int, current: str, turn: int) -> str | None:
@@ -193,13 +195,15 @@ class Auto:
                 self._drift.see(at, milliseconds / expected)
             if tree in self._outlook.names:
                 self._outlook.see(tree, tokens, rounds)
+                self._unheeded += 1
             else:
                 self._plain_rounds += 1
                 if self._plain_rounds < _PATIENCE:
                     return
                 self._outlook.forget(self._plain_rounds)
-                self._plain_rounds = 0
-            self._last = None
+                self._plain_rounds, self._unheeded = 0, _HELD
+            if self._unheeded >= _HELD:
+                self._last = None
 
     def expected(self) -> dict[str, float]:
         """Tokens that a round of an image is expected to bring now, by tree."""

@@ -133,7 +133,7 @@ def _draft(manifest: Manifest, engine: str, number: str) -> tuple[Tensors, Tenso
     }  # fmt: skip
     outputs = {
         "tree_tokens": _ints(None, tree.size), "embeds": TensorInfo(number, (None, tree.size, model.dim)),
-        "log_q": _floats(None, tree.laws, model.vocab_size),
+        "log_q": _floats(None, tree.distributions, model.vocab_size),
         "features": TensorInfo(number, (None, None, model.dim)), **_chosen(tree), **present,
     }  # fmt: skip
     return inputs | ({"forced": _ints(None, tree.depth + 1)} if model.plan.has_forced else {}), outputs

@@ -1,4 +1,4 @@
-"""Pictures: from the decoder's floats to PIL, contact sheets, and PNG files that know how they were made."""
+"""Images: from the decoder's floats to PIL, contact sheets, and PNG files that know how they were made."""
 
 from __future__ import annotations
 

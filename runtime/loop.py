@@ -186,7 +186,7 @@ class Views:
         lane, slot, sequence = self.lane, self.slot, self.sequence
         rule, plan = sequence.rule, sequence.plan
         assert rule is not None
-        drafted, tree, law_rows = lane.tokens[slot], lane.trees[slot], lane.source.law_rows[slot]
+        drafted, tree, q_rows = lane.tokens[slot], lane.trees[slot], lane.source.q_rows[slot]
         origins, depth = lane.source.origins[slot], int(tree.depths[node])
         position = sequence.done + depth
         count = kept(lane.logits[slot, node], sequence.sampling)
@@ -200,8 +200,8 @@ class Views:
                 at, after = carriers[0], after + 1
             return None if after >= plan.length else self.of(at, relaxed_run + 1 if relaxed else 0)
 
-        has_law = LOG_Q in sequence.needs and node in law_rows
-        if has_law and not np.isfinite(lane.source.log_q[slot, law_rows[node], 0]):
+        has_q = LOG_Q in sequence.needs and node in q_rows
+        if has_q and not np.isfinite(lane.source.log_q[slot, q_rows[node], 0]):
             raise NotFiniteError  # a softmax that is not finite is nowhere finite
         seen = Node(
             index=node,
@@ -209,7 +209,7 @@ class Views:
             logits=lane.logits[slot, node, :count],
             tokens=[int(drafted[child]) for child in tree.children[node]],
             nodes=tree.children[node],
-            log_q=lane.source.log_q[slot, law_rows[node]] if has_law else None,
+            log_q=lane.source.log_q[slot, q_rows[node]] if has_q else None,
             similarity=lane.similarity[slot] if SIMILARITY in sequence.needs else None,
             tree=tree,
             drafted=drafted,

@@ -74,7 +74,7 @@ class ModelInfo:
 
     @property
     def vocab_size(self) -> int:
-        """V, the size of the law: the codes of an image, without the tokens that are only forced."""
+        """V, the size of the distribution: the codes of an image, without the tokens that are only forced."""
         return self.plan.codes
 
 

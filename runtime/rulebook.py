@@ -91,8 +91,8 @@ class Rulebook:
             if whole:
                 use = f"use a tree that is drafted whole ({', '.join(whole)})"
             return (
-                f"rule {rule.name} tests nodes against the drafter's law, which the guesses of the tree {info.name} do "
-                f"not have: {use}, or rule exact."
+                f"rule {rule.name} tests nodes against the drafter's distribution, which the guesses of the tree "
+                f"{info.name} do not have: {use}, or rule exact."
             )
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:

@@ -1,4 +1,4 @@
-"""The sampler's law: what temperature, top-k and top-p leave of the target's logits.
+"""The sampler's distribution: what temperature, top-k and top-p leave of the target's logits.
 
 Order as in LlamaGen: guidance, temperature, top-k, top-p. Guidance and temperature happen inside the target's
 graph; here the K largest logits are cut down to the kept ones.

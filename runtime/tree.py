@@ -122,8 +122,8 @@ class Tree:
         return tuple(node for node, nodes in enumerate(self.children) if nodes)
 
     @property
-    def laws(self) -> int:
-        """How many laws of the drafter a round leaves: one for each node with children."""
+    def distributions(self) -> int:
+        """How many distributions of the drafter a round leaves: one for each node with children."""
         return len(self.internal)
 
     @cached_property
@@ -236,14 +236,14 @@ class DynamicTree:
         return self
 
     @property
-    def laws(self) -> int:
-        """How many laws of the drafter a round leaves: the root's and those of the expanded nodes."""
+    def distributions(self) -> int:
+        """How many distributions of the drafter a round leaves: the root's and those of the expanded nodes."""
         return 1 + self.width * (self.depth - 1)
 
     @property
     def candidates(self) -> int:
         """How many nodes a round drafts, to keep size - 1 of them."""
-        return self.width * self.laws
+        return self.width * self.distributions
 
 
 AnyTree = Tree | DynamicTree

@@ -8,18 +8,19 @@ from cascade_trt.runtime.tree import DynamicTree
 
 
 def choose(
-    tree: DynamicTree, laws: np.ndarray, noise: np.ndarray, forced: np.ndarray
+    tree: DynamicTree, distributions: np.ndarray, noise: np.ndarray, forced: np.ndarray
 ) -> list[tuple[float, int, int, int]]:
-    """(score, token, law, depth) of the kept nodes, from laws [I, V], noise [L + 1, V] and forced [L] (-1: drawn).
+    """(score, token, distribution, depth) of the kept nodes, from distributions [I, V], noise [L + 1, V] and forced [L]
+    (-1: drawn).
 
-    Which node an expanded law belongs to follows from the laws before it. A forced token is certain, its copies stand
-    behind everything else, and so does what hangs on a copy.
+    Which node an expanded distribution belongs to follows from those before it. A forced token is certain, its copies
+    stand behind everything else, and so does what hangs on a copy.
     """
     candidates, beams = [], [(0.0, 0)]
     for level in range(tree.depth):
         found = []
         for score, row in beams:
-            ranked = laws[row] + noise[level]
+            ranked = distributions[row] + noise[level]
             logs = ranked - np.logaddexp.reduce(ranked)
             best = np.argsort(-logs, kind="stable")[: tree.width]
             if forced[level] >= 0:

@@ -12,7 +12,7 @@ def root_node(
     p: np.ndarray, tokens: list[int], log_q: np.ndarray, similarity: np.ndarray | None = None,
     tree: Tree | None = None, **more: object,
 ) -> Node:  # fmt: skip
-    """The root of a tree whose children are `tokens`, under the target's law p (all of it kept, index = id).
+    """The root of a tree whose children are `tokens`, under the target's distribution p (all of it kept, index = id).
 
     similarity [N, N] is that of nothing to anything unless it is given.
     """

@@ -50,7 +50,7 @@ def save_checkpoints(
 ) -> list[object]:  # fmt: skip
     """Random checkpoints in the original formats; returns the arguments that build them.
 
-    `scale` multiplies the head, so that larger values give peakier laws.
+    `scale` multiplies the head, so that larger values give peakier distributions.
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)

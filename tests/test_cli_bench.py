@@ -35,8 +35,8 @@ def test_figures_and_plots(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_that_do_not_fit_are_left_out(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Children drawn at random on a tree that keeps the likeliest, and guesses, which have no law: the other rule and
-    the other trees are measured."""
+    """Children drawn at random on a tree that keeps the likeliest, and guesses, which have no distribution: the
+    other rule and the other trees are measured."""
     trees = ("--tree", "chain_2", "--tree", "eagle2_60", "--tree", "mixed_8")
     asked = ("--rule", "exact", "--rule", "strict", *trees, "--num-images", 1)
     written = ("--json", tmp_path / "bench.json", "--markdown", tmp_path / "bench.md")
@@ -47,7 +47,7 @@ def test_pairs_that_do_not_fit_are_left_out(tiny_bundle: Path, tmp_path: Path) -
     pairs = [("ar", None), ("exact", "chain_2"), ("exact", "eagle2_60"), ("exact", "mixed_8"), ("strict", "chain_2")]
     assert [(row["rule"], row["tree"]) for row in rows] == pairs
     assert "Left out: rule strict tests children that were drawn at random" in result.stderr
-    assert "Left out: rule strict tests nodes against the drafter's law" in result.stderr
+    assert "Left out: rule strict tests nodes against the drafter's distribution" in result.stderr
     result = bench(tiny_bundle, "--rule", "strict", "--tree", "eagle2_60")
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
 

@@ -57,7 +57,7 @@ def test_exit_codes_of_the_real_process(arguments: list[str], code: int, said: s
     assert said in result.stderr
 
 
-def test_a_picture_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
+def test_a_image_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
     result = generate("A Red apple", "--bundle", text_bundle, "--out", tmp_path, "--seed", 3, "--top-k", 20)
     assert result.exit_code == 0, result.output
     path = Path(result.stdout.strip())
@@ -74,7 +74,7 @@ def test_a_picture_with_its_settings(text_bundle: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
 
 
-def test_several_pictures_a_sheet_and_json(text_bundle: Path, tmp_path: Path) -> None:
+def test_several_images_a_sheet_and_json(text_bundle: Path, tmp_path: Path) -> None:
     result = generate("red", "apple", "--bundle", text_bundle, "--num-images", 2, "--grid", "--json", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -173,8 +173,8 @@ def test_other_schema_and_damaged_manifest(text_bundle: Path, tmp_path: Path) ->
     refused(generate("red", "--bundle", copy), "cannot be read")
 
 
-def test_ctrl_c_keeps_finished_pictures(text_bundle: Path, tmp_path: Path) -> None:
-    """400 pictures would take minutes; the first ones are on disk and whole, and no partial file is left."""
+def test_ctrl_c_keeps_finished_images(text_bundle: Path, tmp_path: Path) -> None:
+    """400 images would take minutes; the first ones are on disk and whole, and no partial file is left."""
     command = [sys.executable, "-m", "cascade_trt", "generate", "red", "--num-images", "400", "--bundle",
                str(text_bundle), "--out", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -232,7 +232,7 @@ def test_without_a_drafter(tmp_path: Path) -> None:
     for more, said in (
         (("--tree", "mixed_8"), "build it again with --drafter and --tree mixed_8"),
         (("--tree", "chain"), "build it again with --drafter and --tree chain"),
-        (("--rule", "strict"), "rule strict tests nodes against the drafter's law"),
+        (("--rule", "strict"), "rule strict tests nodes against the drafter's distribution"),
     ):  # fmt: skip
         refused(generate("--class-id", 3, "--bundle", bundle, "--out", tmp_path / "out", *more), said)
 

@@ -1,4 +1,4 @@
-"""`exact` draws the picture of plain decoding; the tree, the batch and earlier calls leave no trace."""
+"""`exact` draws the image of plain decoding; the tree, the batch and earlier calls leave no trace."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_exact_is_ar_where_long_paths_are_accepted(small_vocabulary: Pipeline, s
                 assert output.stats.tau > 1.8  # otherwise commits were hardly exercised
 
 
-def test_picture_i_depends_on_its_own_seed_only(small_vocabulary: Pipeline) -> None:
+def test_image_i_depends_on_its_own_seed_only(small_vocabulary: Pipeline) -> None:
     given = random_features(small_vocabulary, 3)
     together = small_vocabulary.generate(**given, seed=5)
     for i in range(3):
@@ -66,7 +66,7 @@ def test_more_prompts_than_the_batch(small_vocabulary: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("rule", ["strict", "strict-topk", "exact"])
-def test_greedy_is_one_picture(small_vocabulary: Pipeline, rule: str) -> None:
+def test_greedy_is_one_image(small_vocabulary: Pipeline, rule: str) -> None:
     given = random_features(small_vocabulary, 2)
     plain = small_vocabulary.generate(**given, temperature=0, rule="ar")
     for tree in ("chain", "small_9", "naive_extend_57"):

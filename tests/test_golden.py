@@ -1,4 +1,4 @@
-"""The fixture: the pictures and tokens of the original LlamaGen code, through the whole pipeline."""
+"""The fixture: the images and tokens of the original LlamaGen code, through the whole pipeline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_greedy_tokens(tiny: Pipeline, golden: Golden, rule: str, tree: str | No
     np.testing.assert_array_equal(output.codes, golden.values["greedy_tokens"])
 
 
-def test_picture(tiny: Pipeline, golden: Golden) -> None:
+def test_image(tiny: Pipeline, golden: Golden) -> None:
     """PNG bytes are those of the golden pixels, but for rounding at the edge of a step."""
     output = tiny.generate(**golden.given, temperature=0, guidance_scale=3.0, rule="ar")
     wanted = np.clip(127.5 * golden.values["image"][0] + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0)
@@ -31,7 +31,7 @@ def test_picture(tiny: Pipeline, golden: Golden) -> None:
 
 
 def test_padding_side_and_mask_type_do_not_matter(tiny: Pipeline, golden: Golden) -> None:
-    """LlamaGen moves valid features to the end, so right-padded features give the same picture."""
+    """LlamaGen moves valid features to the end, so right-padded features give the same image."""
     features, mask = golden.values["caption_features"], golden.values["caption_mask"].astype(bool)
     moved, moved_mask = np.full_like(features, 7.0), np.zeros(mask.shape, np.uint8)  # padding is ignored
     for row in range(len(mask)):

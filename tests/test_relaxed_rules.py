@@ -1,4 +1,4 @@
-"""Every relaxed rule draws whole pictures through the pipeline."""
+"""Every relaxed rule draws whole images through the pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views of a picture: background colour, a small shift and scale, a mirror image."""
+"""Views of an image: background colour, a small shift and scale, a mirror image."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from torch import Tensor
 
 from .captions import BACKGROUNDS
 from .config import Augment
-from .data import Picture
+from .data import Emoji
 
 
 def views(
-    rgba: Tensor, pictures: Sequence[Picture], rng: random.Random, augment: Augment
+    rgba: Tensor, images: Sequence[Emoji], rng: random.Random, augment: Augment
 ) -> tuple[Tensor, list[str]]:
-    """One random view of each picture: pixels float32 [B, 3, H, W] in [-1, 1], and the backgrounds' names.
+    """One random view of each image: pixels float32 [B, 3, H, W] in [-1, 1], and the backgrounds' names.
 
     rgba is uint8 [B, H, W, 4].
     """
     names = list(BACKGROUNDS)
-    chosen = [rng.choice(names) if rng.random() < augment.coloured else "white" for _ in pictures]
-    return compose(rgba, chosen, random_moves(pictures, rng, augment)), chosen
+    chosen = [rng.choice(names) if rng.random() < augment.coloured else "white" for _ in images]
+    return compose(rgba, chosen, random_moves(images, rng, augment)), chosen
 
 
-def random_moves(pictures: Sequence[Picture], rng: random.Random, augment: Augment) -> Tensor:
-    """An affine map for each picture, float32 [B, 2, 3]: scale, mirror image, shift."""
-    moves = torch.zeros(len(pictures), 2, 3)
-    for i, picture in enumerate(pictures):
-        scale = 1 + rng.uniform(0, augment.scale)  # above 1 the picture gets smaller, so nothing is cut off
-        flip = -1.0 if picture.mirror and rng.random() < augment.mirrored else 1.0
+def random_moves(images: Sequence[Emoji], rng: random.Random, augment: Augment) -> Tensor:
+    """An affine map for each image, float32 [B, 2, 3]: scale, mirror image, shift."""
+    moves = torch.zeros(len(images), 2, 3)
+    for i, image in enumerate(images):
+        scale = 1 + rng.uniform(0, augment.scale)  # above 1 the image gets smaller, so nothing is cut off
+        flip = -1.0 if image.mirror and rng.random() < augment.mirrored else 1.0
         x, y = (rng.uniform(-augment.shift, augment.shift) for _ in range(2))
         moves[i] = torch.tensor([[scale * flip, 0, x], [0, scale, y]])
     return moves
 
 
 def plain(rgba: Tensor, backgrounds: Sequence[str] | None = None) -> Tensor:
-    """The pictures as they are, on white or on the named backgrounds: float32 [B, 3, H, W] in [-1, 1]."""
+    """The images as they are, on white or on the named backgrounds: float32 [B, 3, H, W] in [-1, 1]."""
     return compose(rgba, backgrounds or ["white"] * len(rgba), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from .data import Picture
+from .data import Emoji
 
 # Backgrounds by name, as RGB. White is the default and is seldom named.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -20,11 +20,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def caption(picture: Picture, background: str, rng: random.Random) -> str:
-    """One caption of a picture on a background; about a third name the style, most of the others do not."""
-    subject = picture.concept
-    if picture.tags and rng.random() < 0.1:
-        subject = f"{rng.choice(picture.tags)}, {subject}"  # a synonym beside the name, never instead of it
+def caption(image: Emoji, background: str, rng: random.Random) -> str:
+    """One caption of an image on a background; about a third name the style, most of the others do not."""
+    subject = image.concept
+    if image.tags and rng.random() < 0.1:
+        subject = f"{rng.choice(image.tags)}, {subject}"  # a synonym beside the name, never instead of it
     text = rng.choice(["{}", "a {}", "a {}", "the {}", "an emoji of a {}", "a drawing of a {}"]).format(subject)
     if text.startswith("a ") and text[2:3] in "aeiou":
         text = "an " + text[2:]
@@ -32,7 +32,7 @@ def caption(picture: Picture, background: str, rng: random.Random) -> str:
     if background != "white" or rng.random() < 0.15:
         text += on
     if rng.random() < 0.35:
-        text += f", {picture.style} style"
+        text += f", {image.style} style"
     return text
 
 

@@ -21,7 +21,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is trained. Steps are optimiser steps, sizes are pictures."""
+    """Everything that decides what is trained. Steps are optimiser steps, sizes are images."""
 
     styles: tuple[str, ...]
     groups: tuple[int, ...]  # emojibase groups: 0 smileys, 3 animals, 4 food, 5 travel, 6 activities, 7 objects
@@ -55,15 +55,15 @@ class Recipe:
     guidance_scale: float = 3.0  # of the drafter's samples, and the default of what is shipped
     temperature: float = 1.0  # the same
     top_k: int = 1000
-    sample_batch: int = 64  # pictures drawn together for the drafter
+    sample_batch: int = 64  # images drawn together for the drafter
     drafter_lr: float = 2e-3
     rules: tuple[tuple[str, str], ...] = ()  # operating points that measurement found: what a rule's bare name means
     caption_dropout: float = 0.1
-    augment: Augment = field(default_factory=Augment)  # of the target's pictures; the tokenizer always sees the default
+    augment: Augment = field(default_factory=Augment)  # of the target's images; the tokenizer always sees the default
     rate: float = 0.005  # cosine that a rarer code must gain for each nat it costs (encode.py)
     grain: float = 0.01  # temperature, in cosine, of the draw among codes that show much the same (encode.py)
     grain_start: float = 0.7  # share of the target's steps before grain: shapes are learned from steady codes
-    hidden: float = 0.8  # share of pictures with hidden codes while the target is trained; falls to 0 at the end
+    hidden: float = 0.8  # share of images with hidden codes while the target is trained; falls to 0 at the end
     device: str = "cpu"
     bf16: bool = False  # transformers in bfloat16 where autocast allows, weights in float32
     compile: bool = False  # torch.compile the target: with bf16 a quarter faster on a CPU, after a minute
@@ -127,7 +127,7 @@ RECIPES: dict[str, Recipe] = {
 
 # Drafters for the demo's target, for --keep. One as weak as LlamaGen's public ones: minutes, after the sampling.
 RECIPES["weak-drafter"] = replace(RECIPES["cpu"], drafter_samples=2048, drafter_steps=100, drafter_passes=(1.0,))
-# One that saw far more of its pictures: minutes on an H200, 15 GB of samples. And more of that, for --drafter.
+# One that saw far more of its images: minutes on an H200, 15 GB of samples. And more of that, for --drafter.
 RECIPES["gpu-drafter"] = replace(
     RECIPES["cpu"], device="cuda", sample_batch=2048, drafter_samples=69632, drafter_steps=15200, drafter_batch=128,
     drafter_passes=(1.0, 0.8, 0.64),

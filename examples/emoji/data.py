@@ -34,8 +34,8 @@ _NOT_MIRRORED = (8, 9)  # symbols and flags hold text and directions
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture: what it shows, in which style, and how it may be used."""
+class Emoji:
+    """One image: what it shows, in which style, and how it may be used."""
 
     concept: str
     style: str
@@ -47,30 +47,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class DataSet:
-    """rgba is uint8 [pictures, H, W, 4], in the order of `pictures`."""
+    """rgba is uint8 [images, H, W, 4], in the order of `images`."""
 
     rgba: np.ndarray
-    pictures: list[Picture]
+    emoji: list[Emoji]
 
     def split(self, held_out: bool, groups: tuple[int, ...] | None = None) -> list[int]:
-        """Indices of the pictures on one side of the split, of some groups only where asked."""
+        """Indices of the images on one side of the split, of some groups only where asked."""
         return [
             i
-            for i, picture in enumerate(self.pictures)
-            if picture.held_out == held_out and (groups is None or picture.group in groups)
+            for i, image in enumerate(self.emoji)
+            if image.held_out == held_out and (groups is None or image.group in groups)
         ]
 
     def save(self, out: Path) -> None:
         """Writes out/data.npz, staged and renamed."""
         out.mkdir(parents=True, exist_ok=True)
         staged = out / "data.part.npz"
-        entries = json.dumps([asdict(picture) for picture in self.pictures])
-        np.savez_compressed(staged, rgba=self.rgba, pictures=np.array(entries))
+        entries = json.dumps([asdict(image) for image in self.emoji])
+        np.savez_compressed(staged, rgba=self.rgba, emoji=np.array(entries))
         staged.rename(out / "data.npz")
 
 
 def build_data(recipe: Recipe, out: Path) -> DataSet:
-    """Fetches the packages (npm), renders the recipe's pictures and writes `out`; does nothing when it is there."""
+    """Fetches the packages (npm), renders the recipe's images and writes `out`; does nothing when it is there."""
     if (out / "data.npz").is_file():
         return load_data(out)
     names = json.loads(_read(fetch("names", out), "package/en/data.json"))
@@ -82,8 +82,8 @@ def build_data(recipe: Recipe, out: Path) -> DataSet:
 
 def load_data(out: Path) -> DataSet:
     with np.load(out / "data.npz") as stored:
-        entries = json.loads(str(stored["pictures"]))
-        return DataSet(stored["rgba"], [Picture(**(entry | {"tags": tuple(entry["tags"])})) for entry in entries])
+        entries = json.loads(str(stored["emoji"]))
+        return DataSet(stored["rgba"], [Emoji(**(entry | {"tags": tuple(entry["tags"])})) for entry in entries])
 
 
 def fetch(name: str, out: Path) -> Path:
@@ -134,7 +134,7 @@ def render(recipe: Recipe, names: list[dict[str, Any]], icons: dict[str, dict[st
     """Renders every emoji of the recipe's groups that has artwork; skin-tone variants are not among `names`."""
     import resvg_py
 
-    pictures, pixels = [], []
+    images, pixels = [], []
     wanted = [entry for entry in names if entry.get("group") in recipe.groups]
     for entry in tqdm(wanted, desc="rendering", unit="emoji"):
         concept = entry["label"].lower().replace("’", "'")
@@ -145,15 +145,15 @@ def render(recipe: Recipe, names: list[dict[str, Any]], icons: dict[str, dict[st
             png = resvg_py.svg_to_bytes(svg_string=svg, width=recipe.image_size, height=recipe.image_size)
             image = Image.open(BytesIO(bytes(png))).convert("RGBA").resize((recipe.image_size, recipe.image_size))
             pixels.append(np.asarray(image))
-            pictures.append(
-                Picture(
+            images.append(
+                Emoji(
                     concept, style, entry["group"], tuple(t.lower() for t in entry.get("tags", [])),
                     entry["group"] not in _NOT_MIRRORED, is_held_out(concept, style, have),
                 )
             )  # fmt: skip
     if not pixels:
         raise CascadeError("no emoji of the recipe's groups has artwork in its styles.")
-    return DataSet(np.stack(pixels), pictures)
+    return DataSet(np.stack(pixels), images)
 
 
 def is_held_out(concept: str, style: str, styles: list[str]) -> bool:

@@ -2,7 +2,7 @@
 
 What is minimised is the share of drafts that strict acceptance rejects, 1 - sum(min(p, q)) under guidance and
 temperature, with a little of EAGLE's smooth L1 between predicted and true hidden states (arXiv 2401.15077). On the same
-pictures and steps it gave more than EAGLE's soft cross-entropy (overlap on fresh pictures 0.629 against 0.613).
+images and steps it gave more than EAGLE's soft cross-entropy (overlap on fresh images 0.629 against 0.613).
 Further passes read the drafter's own predictions, as drafting does below the first level (`unroll.py`).
 """
 
@@ -50,8 +50,8 @@ def make_samples(
         file, count = folder / f"{begin:06d}.pt", min(recipe.sample_batch, recipe.drafter_samples - begin)
         if not file.is_file():
             rng = random.Random(begin)
-            pictures = [data.pictures[rng.choice(pool)] for _ in range(count)]
-            texts = [caption(p, rng.choice(["white", rng.choice(list(BACKGROUNDS))]), rng) for p in pictures]
+            images = [data.emoji[rng.choice(pool)] for _ in range(count)]
+            texts = [caption(p, rng.choice(["white", rng.choice(list(BACKGROUNDS))]), rng) for p in images]
             drawn, cond, uncond = sample(recipe, model, tokenizer, texts, seed=begin)
             hidden = torch.stack([cond, uncond], dim=1).half()
             torch.save({"codes": drawn.cpu(), "hidden": hidden.cpu()}, file.with_suffix(".part"))
@@ -126,12 +126,12 @@ def losses(
     first = recipe.prefix_len - 1
     ids = F.pad(codes, (first, 0)).repeat(2, 1)  # slot s holds the token of slot s + 1
     wanted = states[:, first + 1 :]  # what slots first ... L - 2 should predict
-    p = guided_law(recipe, target, wanted).exp()
+    p = guided_distribution(recipe, target, wanted).exp()
     total, overlaps = torch.zeros((), device=states.device), []
     with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
         passes = unroll(drafter, states, ids, first, len(recipe.drafter_passes))
     for weight, predicted in zip(recipe.drafter_passes, passes, strict=True):
-        q = guided_law(recipe, target, predicted.float()).exp()
+        q = guided_distribution(recipe, target, predicted.float()).exp()
         overlap = torch.minimum(p, q).sum(-1).mean()
         total = total + weight * (1 - overlap + _REGRESSION * F.smooth_l1_loss(predicted.float(), wanted))
         overlaps.append(overlap.detach())
@@ -140,17 +140,17 @@ def losses(
 
 @torch.no_grad()
 def flatness(recipe: Recipe, target: LlamaGen, hidden: Tensor) -> tuple[float, float]:
-    """Mean entropy in nats, and mean probability of the likeliest token, of the guided law that samples with states
-    [S, 2, T + HW - 1, D] were drawn from. Peaky targets flatter every rule; real ones are flat."""
+    """Mean entropy in nats, and mean probability of the likeliest token, of the guided distribution that samples
+    with states [S, 2, T + HW - 1, D] were drawn from. Peaky targets flatter every rule; real ones are flat."""
     entropies, tops = [], []
     for states in hidden[:, :, recipe.prefix_len - 1 :].to(recipe.device).split(16):
-        law = guided_law(recipe, target, states.float().transpose(0, 1).flatten(0, 1))
-        entropies.append(-(law.exp() * law).sum(-1).mean())
-        tops.append(law.exp().amax(-1).mean())
+        distribution = guided_distribution(recipe, target, states.float().transpose(0, 1).flatten(0, 1))
+        entropies.append(-(distribution.exp() * distribution).sum(-1).mean())
+        tops.append(distribution.exp().amax(-1).mean())
     return float(torch.stack(entropies).mean()), float(torch.stack(tops).mean())
 
 
-def guided_law(recipe: Recipe, target: LlamaGen, states: Tensor) -> Tensor:
+def guided_distribution(recipe: Recipe, target: LlamaGen, states: Tensor) -> Tensor:
     """Log-probabilities [B, n, V] of states [2B, n, D] under the recipe's guidance and temperature."""
     cond, uncond = states.chunk(2)
     logits = target.logits(uncond + recipe.guidance_scale * (cond - uncond))

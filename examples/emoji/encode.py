@@ -1,10 +1,10 @@
-"""Codes of pictures for the target's training: one of those that show much the same, drawn anew for each view.
+"""Codes of images for the target's training: one of those that show much the same, drawn anew for each view.
 
 Dozens of codes decode to much the same white. In a photograph grain decides which of them is nearest, and that is
-why the laws of real image models are flat: nobody can foretell it. Clean artwork has no grain, so its nearest codes
-are a riddle with one answer each, which a target learns by heart. So a code is drawn with probability proportional
-to exp((cosine + rate x log frequency) / grain); the rate keeps to fewer codes. On the demo's pictures (rate 0.005,
-grain 0.01) the draw has 1.3 nats of entropy, and costs 0.9 decibel of PSNR. The decoder and the format stay what
+why the distributions of real image models are flat: nobody can foretell it. Clean artwork has no grain, so its nearest
+codes are a riddle with one answer each, which a target learns by heart. So a code is drawn with probability
+proportional to exp((cosine + rate x log frequency) / grain); the rate keeps to fewer codes. On the demo's images (rate
+0.005, grain 0.01) the draw has 1.3 nats of entropy, and costs 0.9 decibel of PSNR. The decoder and the format stay what
 they are.
 """
 
@@ -21,16 +21,16 @@ from .augment import views
 from .config import Recipe
 from .data import DataSet
 
-_PICTURES, _ROUNDS = 256, 6
+_IMAGES, _ROUNDS = 256, 6
 
 
 @torch.no_grad()
 def code_prices(recipe: Recipe, data: DataSet, vq: VQModel, pool: list[int]) -> Tensor:
     """float32 [V]: rate x log frequency of every code, settled over random views of the pool."""
     rng = random.Random(0)
-    chosen = [rng.choice(pool) for _ in range(_PICTURES)]
+    chosen = [rng.choice(pool) for _ in range(_IMAGES)]
     rgba = torch.from_numpy(data.rgba[chosen]).to(recipe.device)
-    pixels, _ = views(rgba, [data.pictures[i] for i in chosen], rng, recipe.augment)
+    pixels, _ = views(rgba, [data.emoji[i] for i in chosen], rng, recipe.augment)
     similarity = torch.cat([similarities(vq, part) for part in pixels.split(64)])
     prices = torch.zeros(recipe.codebook_size, device=recipe.device)
     for _ in range(_ROUNDS):

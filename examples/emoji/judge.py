@@ -1,7 +1,7 @@
-"""Trains the judge of `cascade-trt eval`, and measures real pictures with it.
+"""Trains the judge of `cascade-trt eval`, and measures real images with it.
 
-The judge (evaluation/judge.py) sees real pictures of the training split alone: no held-out (concept, style) pair, no
-reconstruction and no drawn picture. So real held-out pictures test it, and what it says of the model is independent.
+The judge (evaluation/judge.py) sees real images of the training split alone: no held-out (concept, style) pair, no
+reconstruction and no drawn image. So real held-out images test it, and what it says of the model is independent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ...runtime.images import to_images
 from .augment import compose, random_moves, views
 from .captions import BACKGROUNDS, caption
 from .config import Augment, Recipe
-from .data import DataSet, Picture
+from .data import DataSet, Emoji
 from .encode import code_prices, draw_codes, similarities
 from .progress import Run, cosine_rate
 
@@ -43,7 +43,7 @@ _GROUPS = (TRAINING, HELD_OUT, TRAINING, BACKGROUND, TRAINING)  # prompts in thi
 
 
 def make_judge(recipe: Recipe, data: DataSet, vq: VQModel, out: Path) -> dict[str, float]:
-    """Trains the judge (or goes on) and fills out/weights with it, its prompts and the features of real pictures.
+    """Trains the judge (or goes on) and fills out/weights with it, its prompts and the features of real images.
 
     Returns its accuracies. Does nothing but read them where everything is there and the tokenizer is the same.
     """
@@ -68,20 +68,20 @@ def _notes(file: Path) -> dict[str, Any]:
 def train_judge(recipe: Recipe, data: DataSet, run: Run) -> Judge:
     """Trains (or goes on training) and returns the judge."""
     train = data.split(held_out=False, groups=recipe.judge_groups)
-    concepts = sorted({data.pictures[i].concept for i in train})
+    concepts = sorted({data.emoji[i].concept for i in train})
     torch.manual_seed(0)
     judge = Judge(JudgeConfig(tuple(concepts), recipe.styles, BACKGROUNDS, recipe.image_size)).to(recipe.device)
     judge = judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
     optimizer = torch.optim.AdamW(judge.parameters(), lr=_RATE, weight_decay=0.05)
     start = run.resume({"model": judge}, optimizer)
-    wanted = torch.tensor([_labels(data.pictures[i], judge.config) for i in range(len(data.pictures))])
+    wanted = torch.tensor([_labels(data.emoji[i], judge.config) for i in range(len(data.emoji))])
     for step in tqdm(range(start, recipe.judge_steps), desc="judge", initial=start, total=recipe.judge_steps):
         rng = random.Random(step)
         for group in optimizer.param_groups:
             group["lr"] = _RATE * cosine_rate(step, recipe.judge_steps, recipe.judge_steps // 20)
         chosen = _turn(train, step, recipe.judge_batch)
-        rgba, pictures = torch.from_numpy(data.rgba[chosen]).to(recipe.device), [data.pictures[i] for i in chosen]
-        pixels = jitter(views(rgba, pictures, rng, _VIEWS)[0] / 2 + 0.5, rng)
+        rgba, images = torch.from_numpy(data.rgba[chosen]).to(recipe.device), [data.emoji[i] for i in chosen]
+        pixels = jitter(views(rgba, images, rng, _VIEWS)[0] / 2 + 0.5, rng)
         concept, style = judge(pixels.contiguous(memory_format=torch.channels_last))
         labels = wanted[chosen].to(recipe.device)
         loss = F.cross_entropy(concept, labels[:, 0], label_smoothing=0.1) + F.cross_entropy(style, labels[:, 1])
@@ -97,14 +97,14 @@ def train_judge(recipe: Recipe, data: DataSet, run: Run) -> Judge:
     return judge.eval().requires_grad_(False).cpu()
 
 
-def _labels(picture: Picture, config: JudgeConfig) -> tuple[int, int]:
+def _labels(image: Emoji, config: JudgeConfig) -> tuple[int, int]:
     """Concept (shared by all styles) and style; -1 for a concept that the judge does not learn."""
-    known = picture.concept in config.concepts
-    return config.concepts.index(picture.concept) if known else -1, config.styles.index(picture.style)
+    known = image.concept in config.concepts
+    return config.concepts.index(image.concept) if known else -1, config.styles.index(image.style)
 
 
 def _turn(train: list[int], step: int, count: int) -> list[int]:
-    """The pictures of a step: all in random order before any comes again, whatever step a run goes on from."""
+    """The images of a step: all in random order before any comes again, whatever step a run goes on from."""
     chosen, at = [], step * count
     while len(chosen) < count:
         epoch, place = divmod(at + len(chosen), len(train))
@@ -133,7 +133,7 @@ def jitter(pixels: Tensor, rng: random.Random) -> Tensor:
 
 
 def make_prompts(recipe: Recipe, data: DataSet, count: int, seed: int) -> list[tuple[Caption, int]]:
-    """`count` prompts in training's wording, each with the index of the real picture that it describes.
+    """`count` prompts in training's wording, each with the index of the real image that it describes.
 
     Training pairs on white, training pairs on a named colour, and held-out pairs, whose style is always named.
     """
@@ -148,13 +148,13 @@ def make_prompts(recipe: Recipe, data: DataSet, count: int, seed: int) -> list[t
             group = TRAINING
         queues[group] = queues[group] or rng.sample(pools[group], len(pools[group]))
         index = queues[group].pop()
-        picture, named = data.pictures[index], f", {data.pictures[index].style} style"
+        image, named = data.emoji[index], f", {data.emoji[index].style} style"
         background = rng.choice(coloured) if group == BACKGROUND or (group == HELD_OUT and number % 3) else "white"
-        text = caption(picture, background, rng)
+        text = caption(image, background, rng)
         if group == HELD_OUT and not text.endswith(named):
             text += named
-        style = picture.style if text.endswith(named) else None
-        made.append((Caption(text, None, picture.concept, style, background, group), index))
+        style = image.style if text.endswith(named) else None
+        made.append((Caption(text, None, image.concept, style, background, group), index))
     return made
 
 
@@ -167,7 +167,7 @@ def measure_real(recipe: Recipe, data: DataSet, vq: VQModel, judge: Judge, file:
     prices = code_prices(recipe, data, vq, train)
     pixels = real_views(recipe, data, tests, 3)
     made: dict[str, list[tuple[Tensor, list[int]]]] = {"real": [], "reconstruction": [], "codes": []}
-    for seed, x in enumerate(tqdm(pixels.split(50), desc="real pictures", unit="batch")):
+    for seed, x in enumerate(tqdm(pixels.split(50), desc="real images", unit="batch")):
         x = x.to(recipe.device)
         made["real"].append(_seen(judge, x))
         cosines = similarities(vq, x)
@@ -184,9 +184,9 @@ def measure_real(recipe: Recipe, data: DataSet, vq: VQModel, judge: Judge, file:
 
 
 def make_gallery(recipe: Recipe, data: DataSet, judge: Judge) -> Gallery:
-    """The mean features of a few views of every picture whose concept the judge knows, on different backgrounds."""
+    """The mean features of a few views of every image whose concept the judge knows, on different backgrounds."""
     indices = [i for side in (False, True) for i in data.split(side, recipe.judge_groups)]
-    concepts = np.array([_labels(data.pictures[i], judge.config)[0] for i in indices])
+    concepts = np.array([_labels(data.emoji[i], judge.config)[0] for i in indices])
     rng, total = random.Random(5), torch.zeros(len(indices), judge.config.features)
     for _ in range(_GALLERY_VIEWS):
         asked = [(Caption("", background=rng.choice(list(BACKGROUNDS))), index) for index in indices]
@@ -197,14 +197,14 @@ def make_gallery(recipe: Recipe, data: DataSet, judge: Judge) -> Gallery:
 
 
 def real_views(recipe: Recipe, data: DataSet, prompts: list[tuple[Caption, int]], seed: int) -> Tensor:
-    """Fresh views [n, 3, H, W] in [-1, 1] of the prompts' pictures on their backgrounds, as far off as training's.
+    """Fresh views [n, 3, H, W] in [-1, 1] of the prompts' images on their backgrounds, as far off as training's.
 
-    At least a little off: equal pictures would have no distance to their neighbours.
+    At least a little off: equal images would have no distance to their neighbours.
     """
     own = recipe.augment
     augment = replace(own, shift=max(0.02, own.shift), scale=max(0.02, own.scale))
     indices = [index for _, index in prompts]
-    moves = random_moves([data.pictures[i] for i in indices], random.Random(seed), augment)
+    moves = random_moves([data.emoji[i] for i in indices], random.Random(seed), augment)
     return compose(torch.from_numpy(data.rgba[indices]), [asked.background or "white" for asked, _ in prompts], moves)
 
 

@@ -1,6 +1,6 @@
 """Trains the target: a LlamaGen text-to-image transformer, with its text encoder.
 
-Every step sees fresh views of random pictures, encoded on the fly, with some of the codes hidden (`hide`). An
+Every step sees fresh views of random images, encoded on the fly, with some of the codes hidden (`hide`). An
 exponential average of the weights is what gets shipped.
 """
 
@@ -74,11 +74,11 @@ def train_target(recipe: Recipe, data: DataSet, vq: VQModel, tokenizer: Tokenize
         grain = recipe.grain if step >= recipe.grain_start * recipe.target_steps else 0.0
         chosen, ids, mask, uncond, codes = batch(recipe, data, vq, prices, tokenizer, train, rng, grain)
         left = 1 - step / recipe.target_steps
-        hidden = hide(codes, recipe.hidden * min(1.0, left / 0.4), rng)  # the last 40 % go over to whole pictures
+        hidden = hide(codes, recipe.hidden * min(1.0, left / 0.4), rng)  # the last 40 % go over to whole images
         with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
             logits, middle = forward(ids, mask, uncond, codes, hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-        named = probe(middle.float(), [data.pictures[i].concept for i in chosen], ~uncond)
+        named = probe(middle.float(), [data.emoji[i].concept for i in chosen], ~uncond)
         optimizer.update(loss + _PROBE * named, cosine_rate(step, recipe.target_steps, 100), clip=1.0)
         update_average(average, model, min(_AVERAGE, (step + 1) / (step + 10)))
         if (step + 1) % _EVERY == 0 or step + 1 == recipe.target_steps:
@@ -96,7 +96,7 @@ def make_parts(recipe: Recipe, data: DataSet, vocab_size: int) -> tuple[dict[str
     torch.manual_seed(0)
     model = TextToImage(recipe, vocab_size).to(recipe.device)
     average = TextToImage(recipe, vocab_size).to(recipe.device)
-    concepts = [data.pictures[i].concept for i in data.split(held_out=False, groups=recipe.target_groups)]
+    concepts = [data.emoji[i].concept for i in data.split(held_out=False, groups=recipe.target_groups)]
     probe = Probe(concepts, recipe.dim).to(recipe.device)
     optimizer = Optimizers((model.target, probe), recipe.target_lr, weight_decay=0.05)
     return {"model": model, "average": average, "probe": probe}, optimizer
@@ -107,11 +107,11 @@ def batch(
     recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, pool: list[int],
     rng: random.Random, grain: float,
 ) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
-    """Picture numbers, ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views from the pool."""
+    """Emoji numbers, ids [B, T], mask [B, T], uncond [B] and codes [B, HW] of random views from the pool."""
     chosen = [rng.choice(pool) for _ in range(recipe.target_batch)]
-    pictures = [data.pictures[i] for i in chosen]
-    pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), pictures, rng, recipe.augment)
-    texts = [caption(p, b, rng) for p, b in zip(pictures, backgrounds, strict=True)]
+    images = [data.emoji[i] for i in chosen]
+    pixels, backgrounds = views(torch.from_numpy(data.rgba[chosen]).to(recipe.device), images, rng, recipe.augment)
+    texts = [caption(p, b, rng) for p, b in zip(images, backgrounds, strict=True)]
     ids, mask = encode(tokenizer, texts, recipe.prefix_len)
     uncond = torch.tensor([rng.random() < recipe.caption_dropout for _ in chosen])
     codes = draw_codes(similarities(vq, pixels), prices, grain, rng.getrandbits(40))
@@ -120,10 +120,10 @@ def batch(
 
 
 def hide(codes: Tensor, share: float, rng: random.Random) -> Tensor:
-    """Which codes are hidden from the model, bool [B, HW - 1]: in `share` of the pictures any part, in others none.
+    """Which codes are hidden from the model, bool [B, HW - 1]: in `share` of the images any part, in others none.
 
-    Who sees a third of a known picture knows the rest of it, and never learns what the caption means: of the nats of
-    a picture, a caption that names one of 545 is worth 6 in 300. Where codes are hidden the caption is all there is.
+    Who sees a third of a known image knows the rest of it, and never learns what the caption means: of the nats of
+    an image, a caption that names one of 545 is worth 6 in 300. Where codes are hidden the caption is all there is.
     """
     parts = torch.tensor([rng.random() if rng.random() < share else 0.0 for _ in codes])
     noise = torch.rand(codes.shape[0], codes.shape[1] - 1, generator=torch.Generator().manual_seed(rng.getrandbits(40)))
@@ -140,9 +140,9 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 def validate(
     recipe: Recipe, data: DataSet, vq: VQModel, prices: Tensor, tokenizer: Tokenizer, model: TextToImage, grain: float
 ) -> dict[str, float]:
-    """Nats per token of the averaged model on seen and on held-out pictures, in fresh views.
+    """Nats per token of the averaged model on seen and on held-out images, in fresh views.
 
-    Also with another picture's caption: the difference is what the model has learned of captions.
+    Also with another image's caption: the difference is what the model has learned of captions.
     """
     figures = {}
     for name, held_out in (("train_nats", False), ("held_out_nats", True)):

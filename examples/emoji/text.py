@@ -24,8 +24,8 @@ def train_text_tokenizer(data: DataSet, out: Path) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     rng = random.Random(0)
     backgrounds = list(BACKGROUNDS)
-    texts = [caption(p, rng.choice(backgrounds), rng) for p in data.pictures for _ in range(4)]
-    texts += [tag for p in data.pictures for tag in p.tags]
+    texts = [caption(p, rng.choice(backgrounds), rng) for p in data.emoji for _ in range(4)]
+    texts += [tag for p in data.emoji for tag in p.tags]
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]

@@ -67,9 +67,9 @@ def train_tokenizer(recipe: Recipe, data: DataSet, out: Path) -> VQModel:
 
 
 def batch_views(recipe: Recipe, data: DataSet, indices: list[int], rng: random.Random) -> Tensor:
-    """Random views float32 [B, 3, H, W] of the given pictures."""
+    """Random views float32 [B, 3, H, W] of the given images."""
     rgba = torch.from_numpy(data.rgba[indices]).to(recipe.device)
-    return views(rgba, [data.pictures[i] for i in indices], rng, Augment())[0]
+    return views(rgba, [data.emoji[i] for i in indices], rng, Augment())[0]
 
 
 def crop(x: Tensor, side: int, rng: random.Random) -> Tensor:
@@ -126,7 +126,7 @@ def revive(model: VQModel, x: Tensor, used: Tensor) -> None:
 
 @torch.no_grad()
 def psnr(model: VQModel, recipe: Recipe, data: DataSet) -> float:
-    """Mean PSNR in dB (range 255) over the held-out pictures, plain on white, or over all when none is held out."""
+    """Mean PSNR in dB (range 255) over the held-out images, plain on white, or over all when none is held out."""
     held = data.split(held_out=True) or data.split(held_out=False)
     errors = []
     for begin in range(0, len(held), 64):

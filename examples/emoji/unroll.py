@@ -1,4 +1,4 @@
-"""The drafter as it drafts, unrolled over whole pictures at once: its own predictions in, pass by pass.
+"""The drafter as it drafts, unrolled over whole images at once: its own predictions in, pass by pass.
 
 Pass k predicts at every slot what a draft of depth k predicts there: its last k - 1 inputs are the drafter's own
 predictions, everything before them the target's states (the first k - 1 slots are shallower: nothing is drafted before

@@ -1,4 +1,4 @@
-"""Teaches the text encoder what captions say, before there are pictures.
+"""Teaches the text encoder what captions say, before there are images.
 
 LlamaGen's prefix slots have no rotary phase, so their keys are zero: what an image token sees of a caption is the
 mean of its words. A target that is trained from nothing with its encoder finds the background's colour in it, but
@@ -53,16 +53,16 @@ class WordsHead(nn.Module):
 def learn_words(
     recipe: Recipe, data: DataSet, tokenizer: Tokenizer, model: TextToImage, pool: Sequence[int], run: Run
 ) -> None:
-    """Trains model.text and the target's caption projection in place, on random captions of the pool's pictures."""
-    pictures = [data.pictures[i] for i in pool]
-    names = ([p.concept for p in pictures], [_UNSAID, *recipe.styles], list(BACKGROUNDS))
+    """Trains model.text and the target's caption projection in place, on random captions of the pool's images."""
+    images = [data.emoji[i] for i in pool]
+    names = ([p.concept for p in images], [_UNSAID, *recipe.styles], list(BACKGROUNDS))
     head = WordsHead(names, recipe.dim).to(recipe.device)
     parameters = [*model.text.parameters(), *model.target.cls_embedding.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
     backgrounds = list(BACKGROUNDS)
     for step in tqdm(range(recipe.text_steps), desc="words"):
         rng = random.Random(step)
-        chosen = [rng.choice(pictures) for _ in range(_BATCH)]
+        chosen = [rng.choice(images) for _ in range(_BATCH)]
         colours = [rng.choice(backgrounds) for _ in chosen]
         texts = [caption(p, colour, rng) for p, colour in zip(chosen, colours, strict=True)]
         said = (

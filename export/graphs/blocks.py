@@ -44,6 +44,11 @@ def of_prompt(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.reshape(x, [-1, 1, 1])
 
 
+def whole_blocks(slots: int) -> int:
+    """Cache slots filled up to a multiple of 8: fused attention on CUDA takes masks whose rows begin at 16 bytes."""
+    return -(-slots // 8) * 8
+
+
 def cache_positions(slots: int) -> np.ndarray:
     """int64 [1, S]: the index of every cache slot."""
     return np.arange(slots, dtype=np.int64)[None]

@@ -27,7 +27,7 @@ time: past_key.i becomes present_key.i in time i. All of them may be the same me
 |---|---|---|
 | tree_tokens | int64 [P, N] | tokens of the tree's nodes, the root first |
 | embeds | [R, N, D] | the target's embeddings of them, ready for `target` |
-| log_q | [P, I, V] | the drafter's law at the I nodes that have children, in node order |
+| log_q | [P, I, V] | the drafter's distribution at the I nodes that have children, in node order |
 | features | [R, M, D] | the predicted hidden states of the M pairs |
 | present_key.i, present_value.i | [R, Hkv, S, Dh] | the same memory as past_key.i, past_value.i |
 
@@ -104,7 +104,7 @@ def build_draft(d: DraftGraph, tree: AnyTree) -> None:
     embeds = g.op("Gather", d.embeddings, for_rows(drafted.tokens))
     g.output("tree_tokens", drafted.tokens, INT64, ["P", tree.size])
     g.output("embeds", embeds, g.dtype, ["R", tree.size, dim])
-    g.output("log_q", drafted.laws, FLOAT, ["P", tree.laws, plan.codes])
+    g.output("log_q", drafted.distributions, FLOAT, ["P", tree.distributions, plan.codes])
     g.output("features", features, g.dtype, ["R", "M", dim])
     cache.outputs()
     for name, value in drafted.chosen.items():

@@ -1,7 +1,7 @@
 """The drafter as graph parts: its one layer, the catch-up with the target, attention of drafted nodes.
 
 The drafter is one EAGLE layer: it reads the target's hidden state of a token with the embedding of the token
-that follows and predicts the next hidden state; the target's head turns that into the drafter's law q.
+that follows and predicts the next hidden state; the target's head turns that into the drafter's distribution q.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def draft_shape(target: TargetModel, drafted: Sequence[AnyTree], max_nodes: int)
     """
     levels, inner = (max(count(tree) for tree in drafted) for count in (lambda tree: tree.depth + 1, expanded))
     read, pairs = target.prefix_len - 1 + target.plan.length, max(max_nodes, levels)
-    return DraftShape(read + pairs + inner, read + pairs + levels)
+    return DraftShape(blocks.whole_blocks(read + pairs + inner), read + pairs + levels)
 
 
 def expanded(tree: AnyTree) -> int:
     """How many nodes behind the root the drafter's layer runs on: those with children."""
-    return tree.laws - 1
+    return tree.distributions - 1
 
 
 class DraftGraph:
@@ -69,7 +69,7 @@ class DraftGraph:
         return self.stack.layer(0, x, attend)
 
     def readout(self, rows_of_prompt: ir.Value, guidance: ir.Value) -> ReadoutGraph:
-        """The target's, which turns predicted states into the drafter's law."""
+        """The target's, which turns predicted states into the drafter's distribution."""
         return ReadoutGraph(self.g, self.target.readout, self.target.weights, rows_of_prompt, guidance)
 
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ...runtime.tree import DynamicTree
 from .builder import FLOAT, INT64, GraphBuilder
 from .drafter import DraftGraph, expanded
-from .walks import Drafted, Start, laws
+from .walks import Drafted, Start, distributions
 
 # A child is never as likely as its parent, though float32 may round its probability to 1: so the best nodes always
 # hold the parents of all of them, whatever a backend does with ties.
@@ -51,7 +51,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
         with g.scope(f"level.{level}"):
             logits = start.logits(state)  # [P, 1 or W, V]
             levels.append(logits)
-            ranked = laws(g, g.op("Add", logits, start.noise[level]), start.temperature)
+            ranked = distributions(g, g.op("Add", logits, start.noise[level]), start.temperature)
             values, ids = g.op("TopK", ranked, g.constant([tree.width]), outputs=2, axis=-1, largest=1, sorted=1)
             values = g.op("Min", values, g.constant(_LESS_LIKELY))
             if (forced := start.is_forced(g, level)) is not None:
@@ -68,7 +68,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
                 numbers.append(beams.numbers)
     with g.scope("keep"):
         chosen = keep(g, tree, start.root, g.concat(scores, axis=1), g.concat(tokens, axis=1), numbers)
-    return Drafted(chosen.pop("tokens"), laws(g, g.concat(levels, axis=1), start.temperature), chosen)
+    return Drafted(chosen.pop("tokens"), distributions(g, g.concat(levels, axis=1), start.temperature), chosen)
 
 
 def forced_children(
@@ -128,7 +128,7 @@ def keep(
 ) -> dict[str, ir.Value]:
     """The kept nodes as the graph's outputs, from the candidates' scores and tokens [P, C]."""
     width, count = tree.width, np.arange(tree.candidates)
-    source_of = np.where(count < width, 0, count // width)  # the law that a candidate was drafted from
+    source_of = np.where(count < width, 0, count // width)  # the distribution that a candidate was drafted from
     depth_of = np.where(count < width, 1, 2 + (count - width) // width**2)
     none = no_prompt_differs(g, root)
     nil = g.op("Sub", root, root)  # int64 [P, 1]

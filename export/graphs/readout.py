@@ -51,6 +51,7 @@ class ReadoutGraph:
 
 def cosine_similarity(g: GraphBuilder, states: ir.Value) -> ir.Value:
     """float32 [P, N, N]: cosines between states [P, N, F]."""
-    norm = g.op("ReduceL2", states, g.constant([-1]), keepdims=1)
+    # Not ReduceL2: on CUDA that one needs cuDNN, and nothing else in this graph does.
+    norm = g.op("Sqrt", g.op("ReduceSum", g.op("Mul", states, states), g.constant([-1]), keepdims=1))
     unit = g.op("Div", states, g.op("Max", norm, g.constant(np.float32(1e-12))))
     return g.op("MatMul", unit, g.op("Transpose", unit, perm=[0, 2, 1]))

@@ -54,8 +54,8 @@ class TargetShape:
 
 
 def target_shape(model: TargetModel, max_nodes: int, top_k: int) -> TargetShape:
-    """Cache slots for the prefix, the sequence and one tree past its end."""
-    slots = model.prefix_len + model.plan.length + max_nodes
+    """Cache slots for the prefix, the sequence and one tree past its end, filled up to whole blocks."""
+    slots = blocks.whole_blocks(model.prefix_len + model.plan.length + max_nodes)
     return TargetShape(max(max_nodes, model.prefix_len), min(top_k, model.plan.codes), slots)
 
 

@@ -63,10 +63,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Drafted:
-    """What a walk leaves: tokens int64 [P, N], laws float32 [P, I, V], and a dynamic tree's other outputs by name."""
+    """What a walk leaves: tokens int64 [P, N], q float32 [P, I, V], and a dynamic tree's other outputs by name."""
 
     tokens: ir.Value
-    laws: ir.Value
+    distributions: ir.Value
     chosen: dict[str, ir.Value] = field(default_factory=dict)
 
 
@@ -110,10 +110,10 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
             mask, positions = views[level]
             state = d.layer(x, lambda qkv, m=mask, at=positions: start.cache.attend(qkv, at, m))
             nodes = inner
-    return Drafted(g.concat(tokens, axis=1), laws(g, g.concat(levels, axis=1), start.temperature))
+    return Drafted(g.concat(tokens, axis=1), distributions(g, g.concat(levels, axis=1), start.temperature))
 
 
-def laws(g: GraphBuilder, logits: ir.Value, temperature: ir.Value) -> ir.Value:
+def distributions(g: GraphBuilder, logits: ir.Value, temperature: ir.Value) -> ir.Value:
     """log q float32 [P, n, V] of logits [P, n, V]; on a CPU cheaper for all levels at once."""
     return g.op("LogSoftmax", g.op("Div", logits, temperature), axis=-1)
 

@@ -35,22 +35,22 @@ class Source(Protocol):
 
     A round asks `draft` of the images that have gone through a round, `begin` of fresh ones, then `complete` of all:
     after it `tokens` and `origins` and the lane's buffer `embeds` are those of the trees, whose shapes are `trees`.
-    `law_rows[slot][node]` is the row of `log_q` [P, I, V] with the drafter's law behind a node, where it has one.
+    `q_rows[slot][node]` is the row of `log_q` [P, I, V] with the drafter's distribution behind a node, if it has one.
     Sequences are those of the slots at the front, None for a slot without an image.
     """
 
     tokens: np.ndarray  # int64 [P, N], the root first
     origins: np.ndarray  # int8 [P, N] (Origin)
     trees: list[Tree]
-    law_rows: list[dict[int, int]]
+    q_rows: list[dict[int, int]]
     log_q: np.ndarray
 
     def begin(self, slot: int, sequence: TokenSequence) -> None:
         """The first tree of a fresh image, whose prefix has just been read into `slot`."""
         ...
 
-    def draft(self, sequences: Sequences, states: States, with_laws: bool) -> None:
-        """What an engine has to say of the next trees. `with_laws`: `log_q` is read."""
+    def draft(self, sequences: Sequences, states: States, with_q: bool) -> None:
+        """What an engine has to say of the next trees. `with_q`: `log_q` is read."""
         ...
 
     def complete(self, sequences: Sequences) -> None:

@@ -59,7 +59,7 @@ class Eagle:
         self._engine, self._buffers = engine, buffers
         self.tokens = buffers.add("tree_tokens", (tree.size,), "int64", "out")
         self.origins = np.full((slots, tree.size), Origin.EAGLE, np.int8)
-        self.log_q = buffers.add("log_q", (tree.laws, manifest.model.vocab_size), "float32", "out")
+        self.log_q = buffers.add("log_q", (tree.distributions, manifest.model.vocab_size), "float32", "out")
         self._pairs: dict[int, Pairs] = {}
         self._calls: dict[tuple[int, int, SlotBuffers], BoundCall] = {}  # by pairs, slots, states
         self._first_calls: dict[int, BoundCall] = {}
@@ -67,16 +67,16 @@ class Eagle:
         if isinstance(tree, DynamicTree):
             self._chosen = _CHOSEN
             self.trees = [Tree(tree.name, (-1,))] * slots
-            self.law_rows: list[dict[int, int]] = [{}] * slots
+            self.q_rows: list[dict[int, int]] = [{}] * slots
             self._parents = buffers.add("parents", (tree.size,), "int64", "out")
             self._sources = buffers.add("sources", (tree.size,), "int64", "out")
             buffers.add("ancestors", (tree.size, tree.size), "bool", "out")
         else:
             self.trees = [tree] * slots
-            self.law_rows = [{node: row for row, node in enumerate(tree.internal)}] * slots
+            self.q_rows = [{node: row for row, node in enumerate(tree.internal)}] * slots
 
     # a round ------------------------------------------------------------------------------------------------
-    def draft(self, sequences: Sequences, states: States, with_laws: bool) -> None:
+    def draft(self, sequences: Sequences, states: States, with_q: bool) -> None:
         newest = {slot: sequence for slot, sequence in occupied(sequences) if sequence.newest is not None}
         most = max((len(s.newest.tokens) for s in newest.values() if s.newest is not None), default=1)
         pairs = next(size for size in self.workspace.backend.sizes(states.most) if size >= most)
@@ -84,7 +84,7 @@ class Eagle:
         given.path[:] = 0  # a slot without an image must not name a node that these states do not have
         for slot, sequence in newest.items():
             self._load(given, slot, sequence)
-        self._run(len(sequences), pairs, states, with_laws)
+        self._run(len(sequences), pairs, states, with_q)
         self._read_trees(newest)
 
     def _pairs_of(self, pairs: int) -> Pairs:
@@ -110,15 +110,15 @@ class Eagle:
     def run(self, slots: int, pairs: int, states: States) -> None:
         """The engine on whatever is in the buffers, for those who measure it."""
         self._pairs_of(pairs)
-        self._run(slots, pairs, states, with_laws=False)
+        self._run(slots, pairs, states, with_q=False)
 
-    def _run(self, slots: int, pairs: int, states: States, with_laws: bool) -> None:
+    def _run(self, slots: int, pairs: int, states: States, with_q: bool) -> None:
         def bind(_: tuple[int, int, SlotBuffers]) -> BoundCall:
             return self._bind(self._pairs_of(pairs), size, states)
 
         size = self.workspace.size_for(slots)
         call = bound_for(self._calls, (pairs, size, states.buffers), bind)
-        self.workspace.run(call, ("tree_tokens", *self._chosen, *(("log_q",) if with_laws else ())))
+        self.workspace.run(call, ("tree_tokens", *self._chosen, *(("log_q",) if with_q else ())))
 
     def _bind(self, given: Pairs, slots: int, states: States) -> BoundCall:
         inputs = given.bindings(slots) | states.buffers.part(("hidden",), 0, slots)
@@ -145,7 +145,7 @@ class Eagle:
         for p in slots:
             parents = self._parents[p].tolist()
             self.trees[p] = Tree(self.tree.name, tuple(parents))
-            self.law_rows[p] = dict(zip(parents[1:], self._sources[p, 1:].tolist(), strict=True))
+            self.q_rows[p] = dict(zip(parents[1:], self._sources[p, 1:].tolist(), strict=True))
 
     def complete(self, sequences: Sequences) -> None:
         """Nothing: the engine leaves tokens and embeddings."""

@@ -29,7 +29,7 @@ class Jacobi:
         self.tokens = np.zeros((slots, tree.size), np.int64)
         self.origins = np.zeros((slots, tree.size), np.int8)
         self.trees = [tree] * slots
-        self.law_rows: list[dict[int, int]] = [{}] * slots
+        self.q_rows: list[dict[int, int]] = [{}] * slots
         self.log_q = np.zeros((slots, 0, workspace.manifest.model.vocab_size), np.float32)
         self._calls: dict[int, BoundCall] = {}
         self._steps = steps(tree)
@@ -37,7 +37,7 @@ class Jacobi:
     def begin(self, slot: int, sequence: TokenSequence) -> None:
         """Nothing: there are no guesses yet."""
 
-    def draft(self, sequences: Sequences, states: States, with_laws: bool) -> None:
+    def draft(self, sequences: Sequences, states: States, with_q: bool) -> None:
         """Nothing: no engine is asked."""
 
     def complete(self, sequences: Sequences) -> None:

@@ -36,10 +36,10 @@ class Mixed(Jacobi):
         self._share(slot)
         self.eagle.begin(slot, sequence)
 
-    def draft(self, sequences: Sequences, states: States, with_laws: bool) -> None:  # noqa: ARG002 - guesses have none
+    def draft(self, sequences: Sequences, states: States, with_q: bool) -> None:  # noqa: ARG002 - guesses have none
         for slot, _ in occupied(sequences):
             self._share(slot)
-        self.eagle.draft(sequences, states, with_laws=False)
+        self.eagle.draft(sequences, states, with_q=False)
 
     def _share(self, slot: int) -> None:
         """Gives the draft engine its levels of the slot's noise and forced tokens."""

@@ -65,7 +65,7 @@ class Node:
 
     ids int64 [k] are the token ids that the sampler keeps, the likeliest first, logits float32 [k] their
     guided logits over temperature; tokens are the children's token ids in the drafter's order, nodes their
-    node numbers; log_q float32 [V] is the drafter's law here (None at a leaf), similarity float32 [N, N] the
+    node numbers; log_q float32 [V] is the drafter's distribution here (None at a leaf), similarity float32 [N, N] the
     cosines between the tree's guided states, `tree_states` float32 [N, F] the states themselves: the mixed features
     that the readout's linear map reads. What a rule does not name in its `needs` is None. tree and drafted int64 [N]
     are the whole tree and its tokens. `row_start`: the next token is the first of an image's row. `relaxed_run`: how
@@ -93,7 +93,7 @@ class Node:
 
     @cached_property
     def p(self) -> np.ndarray:
-        """float32 [k]: the sampler's law over `ids`."""
+        """float32 [k]: the sampler's distribution over `ids`."""
         return probabilities(self.logits)
 
     def place(self, token: int) -> int | None:

@@ -58,13 +58,13 @@ class Cascade(Relaxed):
         """Whether it wants a tree with siblings."""
         return self.tau_pos is not None
 
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         token, x = node.tokens[index], node.nodes[index]
-        p, q = law.probability(token), law.proposal(token)
+        p, q = residual.probability(token), residual.proposal(token)
         if self.tau_pos is None:
             return p, q
         lenders = {int(node.drafted[y]) for y in node.nodes if y != x and node.alike(x, y) >= self.tau_pos} - {token}
-        return p + sum(law.probability(y) for y in lenders), q
+        return p + sum(residual.probability(y) for y in lenders), q
 
     def last_chance(self, node: Node, supported: list[int], scores: np.ndarray) -> int | None:
         if self.tau_seq is None or not supported:

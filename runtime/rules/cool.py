@@ -36,6 +36,6 @@ class Cool(Relaxed):
         falling = [math.exp(-self.nu * i) for i in range(levels)]
         return self.delta * falling[depth] * levels / sum(falling)
 
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]
-        return self.weight(node.depth, node.tree.depth) * law.probability(token), law.proposal(token)
+        return self.weight(node.depth, node.tree.depth) * residual.probability(token), residual.proposal(token)

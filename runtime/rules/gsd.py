@@ -35,11 +35,11 @@ class Gsd(Relaxed):
         if self.children == "topk":
             raise CascadeError("gsd divides by the drafter's q, which top-k children lack: use children=sampled.")
 
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]
         at = node.place(token)
         assert at is not None  # only supported children are weighed
         window = np.arange(max(0, at - self.size // 2), min(len(node.ids), at - self.size // 2 + self.size))
         near = np.abs(node.p[window] - node.p[at]) < self.p_thr
         group = window[near | (window == at)]
-        return float(law.p[group].sum()), float(law.proposals()[group].sum())
+        return float(residual.p[group].sum()), float(residual.proposals()[group].sum())

@@ -44,13 +44,13 @@ class Neighbours(Relaxed):
         """How much the neighbours of a token with probability p may lend."""
         raise NotImplementedError
 
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]
-        p = law.probability(token)
-        lent = np.cumsum(law.dense(len(self._table))[self.near(token, self.k)])
+        p = residual.probability(token)
+        lent = np.cumsum(residual.dense(len(self._table))[self.near(token, self.k)])
         # A little above the budget, so that a sum that meets it exactly is not lost to rounding.
         count = int(np.searchsorted(lent, self.budget(p) * (1 + 1e-9), side="right"))
-        return p + (float(lent[count - 1]) if count else 0.0), law.proposal(token)
+        return p + (float(lent[count - 1]) if count else 0.0), residual.proposal(token)
 
 
 @dataclass(frozen=True)

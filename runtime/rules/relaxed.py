@@ -106,7 +106,7 @@ class Relaxed(ABC):
 
     # what a rule is -----------------------------------------------------------------------------------------
     @abstractmethod
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         """The relaxed p and q of child `index`."""
 
     @property
@@ -124,17 +124,17 @@ class Relaxed(ABC):
     def offers(self, node: Node, supported: list[int], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coupled children: what each of `supported` (indices) may cost for each token that it brings, and what it
         costs, both float64 [k]; here nats. scores [n], log p + g of the node's ids, decided the draw."""
-        law = Residual(node, sampled=node.log_q is not None)
+        residual = Residual(node, sampled=node.log_q is not None)
         places = np.array([node.places[i] for i in supported], np.int64)
-        weights = [self._weight(node, law, i) for i in supported]
+        weights = [self._weight(node, residual, i) for i in supported]
         with np.errstate(divide="ignore"):
             allowances = np.log(weights)
         return allowances, float(scores.max()) - scores[places].astype(np.float64)
 
-    def _weight(self, node: Node, law: Residual, index: int) -> float:
+    def _weight(self, node: Node, residual: Residual, index: int) -> float:
         """How many times as likely the relaxation makes child `index`, against its proposal."""
-        p, q = law.probability(node.tokens[index]), law.proposal(node.tokens[index])
-        wide_p, wide_q = self.weigh(node, law, index)
+        p, q = residual.probability(node.tokens[index]), residual.proposal(node.tokens[index])
+        wide_p, wide_q = self.weigh(node, residual, index)
         return (wide_p * q) / (wide_q * p) if wide_q > 0 else math.inf
 
     # the test -----------------------------------------------------------------------------------------------
@@ -154,23 +154,23 @@ class Relaxed(ABC):
     def _reject(self, node: Node, draws: Draws) -> Decision:
         """Recursive rejection with the relaxed weights."""
         supported = self.supported(node)
-        law = Residual(node, sampled=self.children == "sampled")
+        residual = Residual(node, sampled=self.children == "sampled")
         for index, token in enumerate(node.tokens):
-            u, p, q = draws.uniform(Stream.ACCEPT, token), law.probability(token), law.proposal(token)
+            u, p, q = draws.uniform(Stream.ACCEPT, token), residual.probability(token), residual.proposal(token)
             strict = u * q < p
             if index in supported:
-                wide_p, wide_q = self.weigh(node, law, index)
+                wide_p, wide_q = self.weigh(node, residual, index)
                 passed = u * wide_q < wide_p
             else:
                 passed = strict
             if passed:
                 return Decision(int(token), node.nodes[index], Cause.STRICT if strict else self.cause)
-            law.reject(token)
+            residual.reject(token)
         with np.errstate(divide="ignore"):
             last = self.last_chance(node, supported, np.log(node.p))
         if last is not None:
             return Decision(int(node.tokens[last]), node.nodes[last], Cause.CONVERGED)
-        return Decision(law.draw(draws), None)
+        return Decision(residual.draw(draws), None)
 
     def _race(self, node: Node, draws: Draws) -> Decision:
         """The target's own draw first; then the children that the relaxed weights would have let win it."""

@@ -1,4 +1,4 @@
-"""The target's law at a node while drafted children fail one after the other."""
+"""The target's distribution at a node while drafted children fail one after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Draws, Node
 class Residual:
     """p over the kept ids, and the matching q, as children are rejected.
 
-    Works in float64, so that the law survives many subtractions. p and q are [k] over the node's ids.
+    Works in float64, so that the distribution survives many subtractions. p and q are [k] over the node's ids.
     Sources: EAGLE (arXiv 2401.15077), recursive rejection sampling (Jeon et al., arXiv 2402.14160; Yang et al.,
     arXiv 2401.12202).
     """

@@ -1,4 +1,4 @@
-"""`strict`: recursive rejection, the law of plain decoding.
+"""`strict`: recursive rejection, the distribution of plain decoding.
 
 Children drafted without replacement from q are tried in the drafter's order: child x passes with probability
 p(x) / q_j(x), q_j being q without the earlier siblings, renormalised; a failure leaves the residual
@@ -27,9 +27,9 @@ class Strict:
         return frozenset({LOGITS} if self.noise is None else {LOGITS, LOG_Q})
 
     def decide(self, node: Node, draws: Draws) -> Decision:
-        law = Residual(node, sampled=self.noise is not None)
+        residual = Residual(node, sampled=self.noise is not None)
         for token, child in zip(node.tokens, node.nodes, strict=True):
-            if draws.uniform(Stream.ACCEPT, token) * law.proposal(token) < law.probability(token):
+            if draws.uniform(Stream.ACCEPT, token) * residual.proposal(token) < residual.probability(token):
                 return Decision(token, child, Cause.STRICT)
-            law.reject(token)
-        return Decision(law.draw(draws), None)
+            residual.reject(token)
+        return Decision(residual.draw(draws), None)

@@ -41,14 +41,14 @@ class Swap(Relaxed):
     cause: ClassVar[Cause] = Cause.SWAPPED
 
     def __post_init__(self) -> None:
+        if self.children != "coupled":
+            raise CascadeError(
+                f"swap: children must be coupled, not {self.children}: they are compared with the target's own draw, "
+                "which only a coupled tree shares."
+            )
         super().__post_init__()
         self.between("tau_draw", 0, 1)
         self.between("balance", 0, 1)
-        if self.children != "coupled":
-            raise CascadeError(
-                "swap compares children with the target's own draw, which only a coupled tree shares: "
-                f"use children=coupled, not {self.children}."
-            )
         if self.states is None:
             raise CascadeError(
                 "swap needs the bundle's table of states: run `cascade-trt calibrate states` on it first."
@@ -58,9 +58,9 @@ class Swap(Relaxed):
     def reweighs(self) -> bool:
         return self.tau_draw is not None
 
-    def weigh(self, node: Node, law: Residual, index: int) -> tuple[float, float]:
+    def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:
         token = node.tokens[index]
-        return law.probability(token), law.proposal(token)  # `offers` says what a child may cost
+        return residual.probability(token), residual.proposal(token)  # `offers` says what a child may cost
 
     def offers(self, node: Node, supported: list[int], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self.tau_draw is not None  # it reweighs

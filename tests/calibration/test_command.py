@@ -132,7 +132,7 @@ def test_watching_states_changes_nothing(small_vocabulary: Pipeline) -> None:
     seen = small_vocabulary.generate(**given, rule=watch, tree="naive_extend_57")
     plain = small_vocabulary.generate(**given, rule="exact", tree="naive_extend_57")
     np.testing.assert_array_equal(seen.codes, plain.codes)
-    # Each round's tokens are draws, but for those that the end of the picture cut off; prefill drew the first.
+    # Each round's tokens are draws, but for those that the end of the image cut off; prefill drew the first.
     assert watch.sums.used.sum() >= plain.codes.size - len(plain.codes)
     assert watch.sums.count.sum() > plain.codes.size
     table = watch.sums.table()
@@ -161,11 +161,11 @@ def test_a_signal_that_tells_everything_correlates_fully() -> None:
 
 
 def test_too_few_states_are_a_sentence() -> None:
-    with pytest.raises(CascadeError, match="draw more pictures"):
+    with pytest.raises(CascadeError, match="draw more images"):
         StateSums.empty(8, 4).table()
 
 
-def test_states_refuse_no_pictures(small_vocabulary: Pipeline) -> None:
+def test_states_refuse_no_images(small_vocabulary: Pipeline) -> None:
     command = ["calibrate", "states", "--bundle", str(small_vocabulary.folder), "--num-images", "0"]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 2

@@ -68,6 +68,6 @@ def test_the_fastest_within_the_tolerance() -> None:
     points = [point("none", 1.4, 0.03), point("breadth", 1.6, 0.01), point("depth", 1.9, 0.02), point("both", 2.5, 0.2)]
     assert operating_point(points, 0.02).signals == "depth"
     assert operating_point(points, 0.5).signals == "both"
-    assert operating_point([points[0], points[3]], 0.0).signals == "none"  # exact's own law needs no tolerance
+    assert operating_point([points[0], points[3]], 0.0).signals == "none"  # exact's own distribution needs no tolerance
     with pytest.raises(CascadeError, match="give a --judge"):
         operating_point([point("both", 2.0, None)], 0.1)

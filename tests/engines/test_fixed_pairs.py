@@ -46,8 +46,8 @@ def with_fixed(
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_outputs_and_caches_are_those_of_the_plain_call(pipe: Pipeline, tmp_path: Path, fixed: bool) -> None:
-    """Trees and laws, and every slot that a later call sees; steps have memory of their own. Padded or in pieces, and
-    where the call was recorded behind a target call of fewer nodes."""
+    """Trees and distributions, and every slot that a later call sees; steps have memory of their own. Padded or in
+    pieces, and where the call was recorded behind a target call of fewer nodes."""
     calls = [call for call in record(pipe, random_features(pipe, 2), 2, seed=0) if call.engine == ENGINE]
     length = pipe.manifest.model.condition.length  # of the prefix, which fills one slot
     shapes = {call.inputs["path"].shape for call in calls}

@@ -1,4 +1,4 @@
-"""A tiny random judge that knows the labels of the drawn shapes, with prompts and features of "real" pictures."""
+"""A tiny random judge that knows the labels of the drawn shapes, with prompts and features of "real" images."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ RELAXED = "cascade:children=coupled,tau_pos=0.1,tau_seq=0.1,guard=0"
 
 
 def bench(bundle: Path, folder: Path, *options: object) -> Result:
-    fixed = ("--pictures", folder / "pictures", "--json", folder / "bench.json", "--threads", 1)
+    fixed = ("--images", folder / "images", "--json", folder / "bench.json", "--threads", 1)
     return CliRunner().invoke(cli, ["bench", "--bundle", str(bundle), *map(str, (*fixed, *options))])
 
 
@@ -39,11 +39,11 @@ def test_every_row_is_judged(text_bundle: Path, judge_file: Path, tmp_path: Path
     lines = (tmp_path / "bench.md").read_text().splitlines()
     assert {line.count("|") for line in lines[:6]} == {13} and "8 prompts" in lines[-1]
     assert lines[4].startswith("| `exact` | pair_4 |") and "+0.0 [+0.0, +0.0]" in lines[4]
-    drawn = {file: file.stat().st_mtime_ns for file in (tmp_path / "pictures").rglob("*.png")}
+    drawn = {file: file.stat().st_mtime_ns for file in (tmp_path / "images").rglob("*.png")}
     assert len(drawn) == 5 * 8
 
     assert bench(text_bundle, tmp_path, *asked).exit_code == 0
-    assert {file: file.stat().st_mtime_ns for file in drawn} == drawn  # kept pictures are not drawn again
+    assert {file: file.stat().st_mtime_ns for file in drawn} == drawn  # kept images are not drawn again
     assert json.loads((tmp_path / "bench.json").read_text())["rows"][3]["quality"] == relaxed["quality"]
 
 

@@ -40,7 +40,7 @@ def test_plain_text(tmp_path: Path) -> None:
         ("a.jsonl", "{", "line 1 is not JSON"),
         ("a.jsonl", '{"prompt": "x", "file": "f"}\n{"file": "f"}', "line 2 has no `prompt`"),
         ("a.jsonl", '{"prompt": "x", "file": 3}', "`file` must be a text"),
-        ("a.jsonl", '{"prompt": "x"}', "entry 1 names no picture"),
+        ("a.jsonl", '{"prompt": "x"}', "entry 1 names no image"),
         ("a.csv", "file,text\n1.png,cat\n", "line 2 has no `prompt`"),
         ("a.txt", "\n", "holds no prompts"),
     ],

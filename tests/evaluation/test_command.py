@@ -1,4 +1,4 @@
-"""`cascade-trt eval` as a user runs it: drawn sets, folders of pictures, features of one's own, and every refusal."""
+"""`cascade-trt eval` as a user runs it: drawn sets, folders of images, features of one's own, and every refusal."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def report(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_rules_side_by_side(bundle: Path, judge_file: Path, tmp_path: Path) -> None:
-    """`exact` draws the pictures of `ar`, so every paired difference is nought; other seeds draw others."""
+    """`exact` draws the images of `ar`, so every paired difference is nought; other seeds draw others."""
     out = tmp_path / "eval"
     found = report("--bundle", bundle, "--judge", judge_file, "--rule", "ar", "--rule", "exact", "--tree", "pair_4",
                    "--num-images", 9, "--seed", 5, "--spread", "--out", out)  # fmt: skip
     rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["real pictures", "reconstructions", "ar", "exact", "ar, seed 1048581"]
+    assert list(rows) == ["real images", "reconstructions", "ar", "exact", "ar, seed 1048581"]
     assert [row["images"] for row in found["rows"]] == [9] * 5
     own = ("name", "tree", "tau", "tau_interval", "images_per_second")
     same = {name: value for name, value in rows["ar"].items() if name not in own}
@@ -113,14 +113,14 @@ def test_ctrl_c_keeps_what_is_drawn(bundle: Path, judge_file: Path, tmp_path: Pa
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     files = sorted((tmp_path / "ar-seed0").iterdir())
-    assert f"{len(files)} pictures are kept" in stderr and "Traceback" not in stderr
+    assert f"{len(files)} images are kept" in stderr and "Traceback" not in stderr
     assert all(file.suffix == ".png" for file in files)
     for file in files:
         Image.open(file).load()
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder, rng = tmp_path / "mine", np.random.default_rng(0)
     folder.mkdir()
     lines = ["file,prompt,concept"]
@@ -137,10 +137,10 @@ class Mean(torch.nn.Module):
 
 
 @pytest.mark.parametrize("judge", ["none", ""])
-def test_own_pictures_features_and_reference(pictures: Path, judge_file: Path, tmp_path: Path, judge: str) -> None:
+def test_own_images_features_and_reference(images: Path, judge_file: Path, tmp_path: Path, judge: str) -> None:
     torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))
-    found = report("--images", pictures, "--captions", pictures / "list.csv", "--judge", judge or judge_file,
-                   "--features", tmp_path / "mean.pt", "--reference", pictures, "--out", tmp_path / "out")  # fmt: skip
+    found = report("--images", images, "--captions", images / "list.csv", "--judge", judge or judge_file,
+                   "--features", tmp_path / "mean.pt", "--reference", images, "--out", tmp_path / "out")  # fmt: skip
     row = found["rows"][-1]
     assert (row["name"], row["kind"], row["images"]) == ("mine", "images", 6)
     assert row["frechet"] == pytest.approx(0, abs=1e-6)
@@ -164,7 +164,7 @@ def refused(result: Result, said: str) -> None:
         (["--judge", "none"], "nothing to measure"),
         (["--judge", "nowhere.safetensors"], "there is no judge"),
         (["--features", "nowhere.pt"], "no TorchScript module"),
-        (["--reference", "nowhere"], "there are no pictures"),
+        (["--reference", "nowhere"], "there are no images"),
         (["--images", "nowhere"], "cannot be read"),
         (["--bundle", "nowhere"], "there is no bundle"),
         (["--prompts", "nowhere.txt"], "cannot be read"),
@@ -178,7 +178,7 @@ def test_refusals(bundle: Path, judge_file: Path, tmp_path: Path, arguments: lis
     refused(evaluate(*arguments, *given, "--out", tmp_path / "out"), said)
 
 
-def test_a_missing_picture_is_named(pictures: Path, judge_file: Path, tmp_path: Path) -> None:
-    (pictures / "3.png").unlink()
-    call = ("--images", pictures, "--captions", pictures / "list.csv", "--judge", judge_file, "--out", tmp_path / "out")
+def test_a_missing_image_is_named(images: Path, judge_file: Path, tmp_path: Path) -> None:
+    (images / "3.png").unlink()
+    call = ("--images", images, "--captions", images / "list.csv", "--judge", judge_file, "--out", tmp_path / "out")
     refused(evaluate(*call), "3.png cannot be read")

@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_heads(judge: Judge) -> None:
     assert np.isnan(unknown.concept).all()
 
 
-def test_the_nearest_real_picture(judge: Judge) -> None:
+def test_the_nearest_real_image(judge: Judge) -> None:
     gallery = Gallery(np.eye(4)[:3] * 2, np.array([2, 0, 1]))
     captions = [Caption("x", concept="cat"), Caption("x", concept="cat"), Caption("x", concept="red")]
     own = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0.1, 1.9, 0, 0]])

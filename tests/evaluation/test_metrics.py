@@ -26,7 +26,7 @@ def test_frechet_turns_with_the_features_and_takes_singular_sets() -> None:
     turn, _ = np.linalg.qr(rng.normal(size=(8, 8)))
     assert frechet(first @ turn, second @ turn) == pytest.approx(frechet(first, second))
     assert frechet(first, second) == pytest.approx(frechet(second, first))
-    few = first[:3]  # fewer pictures than features: a singular covariance
+    few = first[:3]  # fewer images than features: a singular covariance
     assert frechet(few, few) == pytest.approx(0, abs=1e-6)
     assert frechet(few, few + 1) == pytest.approx(8)
 
@@ -40,7 +40,7 @@ def test_precision_and_recall_of_equal_and_of_disjoint_sets() -> None:
 
 
 def test_precision_and_recall_tell_narrow_from_strange() -> None:
-    """On a line: pictures of one half of the real ones are all good, and miss the other half."""
+    """On a line: images of one half of the real ones are all good, and miss the other half."""
     real = np.arange(100, dtype=float)[:, None]
     half = real[:50]
     assert precision_recall(real, half, k=1) == (1.0, 0.51)  # 50 reaches 49's neighbour's ball

@@ -23,7 +23,7 @@ from cascade_trt.examples.emoji.__main__ import main
 from cascade_trt.examples.emoji.augment import plain, views
 from cascade_trt.examples.emoji.captions import BACKGROUNDS, caption
 from cascade_trt.examples.emoji.config import RECIPES, Augment, Recipe
-from cascade_trt.examples.emoji.data import DataSet, Picture, is_held_out, render
+from cascade_trt.examples.emoji.data import DataSet, Emoji, is_held_out, render
 from cascade_trt.examples.emoji.drafter import make_samples, train_drafter
 from cascade_trt.examples.emoji.encode import draw_codes
 from cascade_trt.examples.emoji.model import TextToImage
@@ -55,10 +55,10 @@ def data() -> DataSet:
     return render(RECIPES["tiny"], names, icons)
 
 
-def test_rendered_pictures(data: DataSet) -> None:
+def test_rendered_images(data: DataSet) -> None:
     assert data.rgba.shape == (8, 32, 32, 4)
-    assert {(p.concept, p.style) for p in data.pictures} == {(c, s) for c in COLOURS for s in ("noto", "fluent")}
-    red = next(i for i, p in enumerate(data.pictures) if (p.concept, p.style) == ("red circle", "noto"))
+    assert {(p.concept, p.style) for p in data.emoji} == {(c, s) for c in COLOURS for s in ("noto", "fluent")}
+    red = next(i for i, p in enumerate(data.emoji) if (p.concept, p.style) == ("red circle", "noto"))
     assert data.rgba[red, 16, 16].tolist() == [221, 0, 0, 255]
     assert data.rgba[red, 0, 0, 3] == 0
 
@@ -72,28 +72,28 @@ def test_held_out_pairs_keep_their_concept_in_training() -> None:
 
 
 def test_captions_name_what_is_seen() -> None:
-    picture = Picture("red apple", "noto", 4, ("fruit",), True, False)
+    image = Emoji("red apple", "noto", 4, ("fruit",), True, False)
     rng = random.Random(0)
-    texts = {caption(picture, background, rng) for background in BACKGROUNDS for _ in range(100)}
+    texts = {caption(image, background, rng) for background in BACKGROUNDS for _ in range(100)}
     assert {"a red apple", "the red apple", "red apple on a pink background, noto style"} <= texts
     assert all("red apple" in text for text in texts)
-    assert all("background" in caption(picture, "black", rng) for _ in range(50))
+    assert all("background" in caption(image, "black", rng) for _ in range(50))
 
 
 def test_views(data: DataSet) -> None:
     rgba = torch.from_numpy(data.rgba)
-    pixels, backgrounds = views(rgba, data.pictures, random.Random(1), Augment(coloured=1.0))
+    pixels, backgrounds = views(rgba, data.emoji, random.Random(1), Augment(coloured=1.0))
     assert pixels.shape == (8, 3, 32, 32)
     assert pixels.abs().max() <= 1
-    for picture, name in zip(pixels, backgrounds, strict=True):
+    for image, name in zip(pixels, backgrounds, strict=True):
         wanted = torch.tensor(BACKGROUNDS[name]) / 127.5 - 1
-        torch.testing.assert_close(picture[:, 0, 0], wanted, atol=0.02, rtol=0)
-    still, _ = views(rgba, data.pictures, random.Random(1), Augment(0.0, 0.0, 0.0, 0.0))
+        torch.testing.assert_close(image[:, 0, 0], wanted, atol=0.02, rtol=0)
+    still, _ = views(rgba, data.emoji, random.Random(1), Augment(0.0, 0.0, 0.0, 0.0))
     torch.testing.assert_close(still, plain(rgba), atol=0.02, rtol=0)
 
 
 def test_codes_are_drawn_among_those_that_look_alike() -> None:
-    """exp(score / grain) is the law; without grain the best code; the same seed draws the same codes."""
+    """exp(score / grain) is the distribution; without grain the best code; the same seed draws the same codes."""
     scores = torch.tensor([0.9, 0.89, 0.5]).expand(1, 20_000, 3)
     prices = torch.tensor([0.0, 0.01 * np.log(3), 0.0])
     assert (draw_codes(scores, prices, 0.0, 0) == 1).all()
@@ -114,7 +114,7 @@ def train(recipe: Recipe, data: DataSet, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_pictures_to_a_drawn_picture(data: DataSet, tmp_path: Path) -> None:
+def test_from_images_to_a_drawn_image(data: DataSet, tmp_path: Path) -> None:
     """The steps, the shipped formats, the build that reads them as any checkpoint, and a prompt drawn."""
     recipe = RECIPES["tiny"]
     train(recipe, data, tmp_path)
@@ -211,7 +211,7 @@ def test_the_average_is_what_is_shipped(data: DataSet, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_samples_carry_the_states_that_reading_the_whole_picture_gives(data: DataSet, tmp_path: Path) -> None:
+def test_samples_carry_the_states_that_reading_the_whole_image_gives(data: DataSet, tmp_path: Path) -> None:
     recipe, words = RECIPES["tiny"], train_text_tokenizer(data, tmp_path)
     torch.manual_seed(0)
     model = TextToImage(recipe, words.get_vocab_size()).eval()

@@ -15,7 +15,7 @@ from cascade_trt.evaluation.real import judge_prompts, load_real
 from cascade_trt.evaluation.score import HELD_OUT
 from cascade_trt.examples.emoji import judge as step
 from cascade_trt.examples.emoji.config import RECIPES
-from cascade_trt.examples.emoji.data import DataSet, Picture
+from cascade_trt.examples.emoji.data import DataSet, Emoji
 from cascade_trt.examples.emoji.progress import Run
 from cascade_trt.export.models.vq import VQModel
 
@@ -26,28 +26,28 @@ RECIPE = replace(RECIPES["tiny"], judge_steps=6)
 def data() -> DataSet:
     """Eight concepts in two styles, squares of their own colour; the first is held out in one style."""
     rng = np.random.default_rng(0)
-    pictures, rgba = [], np.zeros((16, 32, 32, 4), np.uint8)
+    images, rgba = [], np.zeros((16, 32, 32, 4), np.uint8)
     for i in range(16):
         concept, style = divmod(i, 2)
         rgba[i, 4 + 4 * style : 28, 4:28] = (*rng.integers(0, 200, 3), 255)
         held_out = concept == 0 and style == 1
-        pictures.append(Picture(f"thing {concept}", ("noto", "fluent")[style], 3, (), True, held_out))
-    return DataSet(rgba, pictures)
+        images.append(Emoji(f"thing {concept}", ("noto", "fluent")[style], 3, (), True, held_out))
+    return DataSet(rgba, images)
 
 
-def test_prompts_say_what_their_picture_shows(data: DataSet) -> None:
+def test_prompts_say_what_their_image_shows(data: DataSet) -> None:
     prompts = step.make_prompts(RECIPE, data, 50, 0)
     assert {asked.group for asked, _ in prompts} == {HELD_OUT, "training", "background"}
     for asked, index in prompts:
-        picture = data.pictures[index]
-        assert picture.concept == asked.concept and asked.concept in asked.prompt
-        assert picture.held_out == (asked.group == HELD_OUT)
-        assert (asked.style is not None) == asked.prompt.endswith(f"{picture.style} style")
+        image = data.emoji[index]
+        assert image.concept == asked.concept and asked.concept in asked.prompt
+        assert image.held_out == (asked.group == HELD_OUT)
+        assert (asked.style is not None) == asked.prompt.endswith(f"{image.style} style")
         assert asked.style is not None or asked.group != HELD_OUT
         assert (asked.background == "white") or f"on a {asked.background} background" in asked.prompt
 
 
-def test_every_picture_comes_before_any_comes_again() -> None:
+def test_every_image_comes_before_any_comes_again() -> None:
     train = list(range(10))
     seen = [index for number in range(10) for index in step._turn(train, number, 7)]
     assert all(sorted(seen[begin : begin + 10]) == train for begin in range(0, 70, 10))
@@ -66,7 +66,7 @@ def test_the_step(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.manual_seed(1)
     vq = VQModel(RECIPE.vq())
     found = step.make_judge(RECIPE, data, vq, tmp_path)
-    assert set(found) >= {"real pictures/concept", "reconstructions/nearest/held-out", "target's codes/style"}
+    assert set(found) >= {"real images/concept", "reconstructions/nearest/held-out", "target's codes/style"}
     file = tmp_path / "weights" / "judge.safetensors"
     judge, real = load_judge(file), load_real(file)
     assert real is not None

@@ -98,7 +98,7 @@ def test_room_for_the_largest_call(
     assert manifest.target.slots == PREFIX + length + most
     drafted = [tree for name in draft_engines(manifest) if (tree := manifest.tree_of(name)) is not None]
     assert manifest.drafter is not None
-    assert manifest.drafter.slots == PREFIX - 1 + length + most + max(tree.laws - 1 for tree in drafted)
+    assert manifest.drafter.slots == PREFIX - 1 + length + most + max(tree.distributions - 1 for tree in drafted)
     assert manifest.tree(f"jacobi_{most - 1}").engine is None
     with pytest.raises(CascadeError, match=f"takes {most} in a call: build it again with --max-nodes {most + 1}"):
         manifest.tree(f"jacobi_{most}")

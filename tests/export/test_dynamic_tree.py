@@ -77,7 +77,7 @@ def test_the_graph_keeps_what_the_paper_keeps(bundle: Path, name: str, temperatu
             assert chosen.parents[0] == -1 and all(0 <= up < n for n, up in enumerate(chosen.parents) if n)
             np.testing.assert_array_equal(got["depths"][p], chosen.depths)
             np.testing.assert_array_equal(got["ancestors"][p], chosen.ancestors)
-            for node in chosen.internal:  # the children of one node come from one law, that of no other node
+            for node in chosen.internal:  # the children of one node come from one distribution, that of no other node
                 assert len({got["sources"][p, child] for child in chosen.children[node]}) == 1
             assert len({got["sources"][p, nodes[0]] for nodes in chosen.children if nodes}) == len(chosen.internal)
 

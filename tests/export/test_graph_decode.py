@@ -1,4 +1,4 @@
-"""The `decode` graph against the PyTorch decoder, and against the original code's picture."""
+"""The `decode` graph against the PyTorch decoder, and against the original code's image."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_random_decoders(export_graph, name, precision, tolerance):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3)])
-def test_fixture_picture(export_graph, llamagen_fixture, precision, tolerance):
-    """The original code's picture of the fixture's greedy tokens."""
+def test_fixture_image(export_graph, llamagen_fixture, precision, tolerance):
+    """The original code's image of the fixture's greedy tokens."""
     tensors = torch.load(llamagen_fixture / "vq.pt", weights_only=True)["model"]
     golden = np.load(llamagen_fixture / "golden.npz")
     config = VQConfig(codebook_size=512, z_channels=64, ch_mult=(1, 1))
@@ -65,7 +65,7 @@ def test_fixture_picture(export_graph, llamagen_fixture, precision, tolerance):
     assert np.abs(graph(codes=codes)[:1] - golden["image"]).max() <= tolerance
 
 
-def test_pictures_of_a_batch_do_not_mix(export_graph):
+def test_images_of_a_batch_do_not_mix(export_graph):
     config, grid = CONFIGS["vq8-like"]
     graph = export_graph(build_decode, random_model(config).state_dict(), config, grid, grid)
     codes = np.random.default_rng(0).integers(0, config.codebook_size, (4, grid * grid))

@@ -1,4 +1,4 @@
-"""The draft engine itself: the original drafter's states, and the laws of every node of a tree."""
+"""The draft engine itself: the original drafter's states, and the distributions of every node of a tree."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.tree import TREE_NAMES, DynamicTree, Tree, get_tree
 
 PREFIX, DIM, VOCAB, SCALE = 120, 128, 512, 3.0
-ROUNDING = 20 * np.finfo(np.float32).eps  # of a law, relative to its scale, for each level that it rests on
+ROUNDING = 20 * np.finfo(np.float32).eps  # of a distribution, relative to its scale, for each level that it rests on
 
 
 @pytest.fixture(scope="module")
 def reference() -> Drafter:
-    """PyTorch's drafter with the fixture's weights; its rotary grid is that of a 256 pixel picture (16)."""
+    """PyTorch's drafter with the fixture's weights; its rotary grid is that of a 256 pixel image (16)."""
     drafter = Drafter(DrafterConfig(DIM, 4, 256, VOCAB, 16, PREFIX))
     weights = torch.load(FIXTURE / "drafter.pt", weights_only=True)
     config = drafter.config
@@ -68,13 +68,13 @@ def guided(states: np.ndarray) -> np.ndarray:
 def test_laws_of_every_node(
     tiny_bundle: Path, reference: Drafter, head: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a catch-up with padding on a cache of an earlier call: each node's law is that of its path alone.
+    """After a catch-up with padding on a cache of an earlier call: each node's distribution is that of its path alone.
 
     The reference runs in float64 (its "float()" is "double()"), so what is judged is the engine's rounding alone:
-    by the law's scale and the node's depth, since rounding adds up from level to level.
+    by the distribution's scale and the node's depth, since rounding adds up from level to level.
     """
     tree, rng = get_tree(name), np.random.default_rng(1)
-    # full noise hides the laws, and a dynamic tree would end at its first level
+    # full noise hides the distributions, and a dynamic tree would end at its first level
     noise_scale = 0.3 if isinstance(tree, DynamicTree) else 1.0
     draft = Draft(tiny_bundle, tree, 2, np.array([[SCALE, 1 - SCALE]], np.float32))
     hidden = rng.normal(size=(2, PREFIX, DIM)).astype(np.float32)
@@ -115,9 +115,9 @@ def test_laws_of_every_node(
             out = reference(torch.from_numpy(given).double(), torch.from_numpy(np.tile(names, (2, 1)))).numpy()
         states[node] = out[:, -1]
         logits = head @ guided(states[node])
-        law = logits - np.logaddexp.reduce(logits)
-        rounding = ROUNDING * (1 + tree.depths[node]) * np.abs(law).max()
-        np.testing.assert_allclose(got["log_q"][0, at], law, rtol=0, atol=rounding)
+        distribution = logits - np.logaddexp.reduce(logits)
+        rounding = ROUNDING * (1 + tree.depths[node]) * np.abs(distribution).max()
+        np.testing.assert_allclose(got["log_q"][0, at], distribution, rtol=0, atol=rounding)
         children = list(tree.children[node])
         order = np.argsort(-(got["log_q"][0, at] + noise[0, tree.depths[node]]), kind="stable")
         assert got["tree_tokens"][0, children].tolist() == order[: len(children)].tolist()
@@ -135,8 +135,8 @@ def test_temperature_divides_the_law_and_not_the_noise(tiny_bundle: Path, name: 
     given = draft.inputs(hidden, np.arange(PREFIX)[None], tokens, np.array([PREFIX]), 0, noise)
     plain = draft.run(given)
     hot = draft.run(given | {"temperature": np.full(1, 2.5, np.float32)})
-    law = plain["log_q"][0, 0] / 2.5
-    np.testing.assert_allclose(hot["log_q"][0, 0], law - np.logaddexp.reduce(law), rtol=0, atol=2e-4)
+    distribution = plain["log_q"][0, 0] / 2.5
+    np.testing.assert_allclose(hot["log_q"][0, 0], distribution - np.logaddexp.reduce(distribution), rtol=0, atol=2e-4)
     order = np.argsort(-(hot["log_q"][0, 0] + given["noise"][0, 0]))
     parents = hot["parents"][0].tolist() if isinstance(tree, DynamicTree) else list(tree.parents)
     children = hot["tree_tokens"][0, [n for n, parent in enumerate(parents) if parent == 0]]
@@ -213,4 +213,4 @@ def test_padding_up_to_the_largest_call_changes_nothing(tiny_bundle: Path, name:
     limit = ROUNDING * (1 + tree.depth) * np.abs(alone["log_q"]).max()
     np.testing.assert_allclose(padded["log_q"], alone["log_q"], rtol=0, atol=limit)
     last = f"present_key.{tree.depth - 1}"
-    assert not alone[last][:, :, end + tree.laws - 1 :].any() and padded[last][:, :, end:].any()
+    assert not alone[last][:, :, end + tree.distributions - 1 :].any() and padded[last][:, :, end:].any()

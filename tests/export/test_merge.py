@@ -55,7 +55,7 @@ class Drafter:
     def __call__(self, rng: np.random.Generator, prompts: int, pairs: int, start: int) -> dict[str, np.ndarray]:
         """All outputs of one call, and the cache behind it."""
         engine, tree, model = self.engine, self.tree, self.manifest.model
-        rows, laws = 2 * prompts, tree.laws
+        rows, distributions = 2 * prompts, tree.distributions
         inputs = {
             "hidden": rng.normal(size=(rows, pairs, model.dim)),
             "path": np.tile(np.arange(pairs), (prompts, 1)),
@@ -70,7 +70,7 @@ class Drafter:
             "guidance": np.tile([2.0, -1.0], (prompts, 1)),
             "temperature": rng.uniform(0.5, 1.5, prompts),
         }
-        shapes = {"tree_tokens": (prompts, tree.size), "log_q": (prompts, laws, model.vocab_size),
+        shapes = {"tree_tokens": (prompts, tree.size), "log_q": (prompts, distributions, model.vocab_size),
                   "embeds": (rows, tree.size, model.dim), "features": (rows, pairs, model.dim)}  # fmt: skip
         if isinstance(tree, DynamicTree):
             shapes |= dict.fromkeys(("parents", "sources", "depths"), (prompts, tree.size))

@@ -58,7 +58,7 @@ def verified(tree: Tree, slots: int, rows: int = 2) -> Any:
     """A lane as the target and the source of guesses leave it; node n of slot p carries the token (n + p) % V."""
     rng = np.random.default_rng(0)
     source = SimpleNamespace(
-        law_rows=[{node: row for row, node in enumerate(tree.internal)}] * slots,
+        q_rows=[{node: row for row, node in enumerate(tree.internal)}] * slots,
         log_q=np.zeros((slots, len(tree.internal), VOCAB), np.float32),
         origins=np.tile(np.int8([0, *(1 + n % 3 for n in range(1, tree.size))]), (slots, 1)),
     )
@@ -118,7 +118,7 @@ def test_walk(tree: Tree, plan: TokenPlan, choices: list[int], data: st.DataObje
         assert node.blind == set(np.flatnonzero(new))
         if tree.children[index]:
             assert node.log_q is not None
-            assert node.log_q[0] == tree.internal.index(index)  # the law of this node, not of another
+            assert node.log_q[0] == tree.internal.index(index)  # the distribution of this node, not of another
         else:
             assert node.log_q is None
     assert next(asked, None) is None

@@ -9,7 +9,7 @@ from cascade_trt.runtime.noise import NoiseWindow, Stream, gumbel, uniform_of_to
 
 
 def test_known_values() -> None:
-    """The numbers are part of the product: a seed's picture must not change between versions."""
+    """The numbers are part of the product: a seed's image must not change between versions."""
     np.testing.assert_allclose(
         uniforms(0, 0, Stream.TOKEN, 4), [0.03474190831, 0.01154676080, 0.61195027828, 0.24154922366], rtol=1e-6
     )

@@ -75,7 +75,7 @@ def test_numbers_of_every_kind(small_vocabulary: Pipeline, kind: Any) -> None:
 
 @given(st.sampled_from(["guidance_scale", "temperature", "top_p"]), st.floats())
 def test_every_number_that_passes_is_one_in_float32(small_vocabulary: Pipeline, name: str, value: float) -> None:
-    """And so is what the engines make of it: the other row's weight, the law's division."""
+    """And so is what the engines make of it: the other row's weight, the distribution's division."""
     options = DrawOptions(**{name: value})  # type: ignore[arg-type]
     try:
         sampling = check_sampling(small_vocabulary.manifest, options)

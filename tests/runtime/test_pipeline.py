@@ -24,7 +24,7 @@ from cascade_trt.runtime.stats import STAGES
 
 
 def test_one_pipeline_in_several_threads(small_vocabulary: Pipeline) -> None:
-    """Calls wait for each other: every thread gets the pictures of its own seed and settings."""
+    """Calls wait for each other: every thread gets the images of its own seed and settings."""
     given = random_features(small_vocabulary, 2)
     settings = [("exact", "small_9"), ("ar", None), ("exact", "chain"), ("strict", "naive_extend_57")]
 

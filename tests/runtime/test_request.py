@@ -44,7 +44,7 @@ def with_value(value: float) -> np.ndarray:
         ({"features": with_value(1).astype(np.float64) * 1e300}, "float32 cannot hold"),
         ({"features": with_value(np.nan).astype(ml_dtypes.bfloat16)}, "NaN"),
         ({"features": FEATURES, "seed": -1}, "seed must"),
-        ({"features": FEATURES, "seed": 2**63 - 1}, "seed must"),  # the second picture's would be 2**63
+        ({"features": FEATURES, "seed": 2**63 - 1}, "seed must"),  # the second image's would be 2**63
         ({"features": FEATURES, "seed": [1]}, "1 seeds for 2"),
         ({"features": FEATURES, "seed": [1, -2]}, "seed must"),
         ({"features": FEATURES, "guidance_scale": -1}, "guidance_scale"),

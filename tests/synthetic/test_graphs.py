@@ -192,7 +192,7 @@ class Drafting:
             **{f"past_{kind}.{step}": cache for step in range(tree.depth) for kind in ("key", "value")},
         })  # fmt: skip
 
-    def law(self, slot: int, tree: Tree, node: int) -> np.ndarray:
+    def distribution(self, slot: int, tree: Tree, node: int) -> np.ndarray:
         """float64 log q [V] behind a node: both rows read their pairs, then their own predictions along the path."""
         path = [n for n in np.flatnonzero(tree.ancestors[node]) if n]
         last = []
@@ -216,8 +216,8 @@ class Drafting:
 
 def check_laws(drafting: Drafting, slot: int, tree: Tree, row_of: Callable[[int], int]) -> None:
     for node in tree.internal:
-        law = drafting.law(slot, tree, node)
-        close(drafting.got["log_q"][slot, row_of(node)], law, ROUNDING * (1 + tree.depths[node]))
+        distribution = drafting.distribution(slot, tree, node)
+        close(drafting.got["log_q"][slot, row_of(node)], distribution, ROUNDING * (1 + tree.depths[node]))
 
 
 @pytest.mark.parametrize("name", STATIC)

@@ -55,7 +55,7 @@ def rope_2d(grid: int, head_dim: int, prefix_len: int, tail: int = 0, base: floa
 
     Returns float32 [prefix_len + grid * grid + tail, head_dim / 2, 2] of (cos, sin), one entry for each pair
     of adjacent channels: the first half of the pairs turns with the row, the second with the column. The
-    prefix (and the tail, for tree slots past the picture) holds zeros, not identity: LlamaGen multiplies the
+    prefix (and the tail, for tree slots past the image) holds zeros, not identity: LlamaGen multiplies the
     queries and keys of its conditioning slots by zero.
     """
     quarter = head_dim // 4

@@ -133,7 +133,7 @@ def test_it_reads_what_was_accepted_and_sees_nothing_else(spec: str, rows: int, 
         if not data.draw(st.booleans()):
             continue  # a lane that does not draft
         nodes = 1 + max(one.newest.path[-1] for one in drawn)  # type: ignore[union-attr]
-        bench.source.draft(images, bench.states(most, nodes), with_laws=False)
+        bench.source.draft(images, bench.states(most, nodes), with_q=False)
         call = bench.engine.calls[-1]
         assert call["path"].max() < nodes  # also in slots without an image, whose numbers nobody reads
         pairs = call["path"].shape[1]
@@ -160,22 +160,22 @@ def test_a_slot_without_an_image_names_no_row_that_is_not_there() -> None:
     bench, images = Bench(get_tree("chain_1")), [sequence(), sequence()]  # type: ignore[arg-type]
     for one in images:
         accept(one, [0, 9])
-    bench.source.draft(images, bench.states(6, nodes=10), with_laws=False)
+    bench.source.draft(images, bench.states(6, nodes=10), with_q=False)
     accept(images[1], [0, 1])
-    bench.source.draft([None, images[1]], bench.states(2, nodes=2), with_laws=False)
+    bench.source.draft([None, images[1]], bench.states(2, nodes=2), with_q=False)
     assert bench.engine.calls[-1]["path"].tolist() == [[0, 0], [0, 1]]
 
 
 def test_only_what_is_asked_for_comes_back() -> None:
     bench, one = Bench(get_tree("small_9")), sequence()  # type: ignore[arg-type]
     accept(one, [0])
-    bench.source.draft([one], bench.states(4), with_laws=False)
-    bench.source.draft([one], bench.states(4), with_laws=True)
+    bench.source.draft([one], bench.states(4), with_q=False)
+    bench.source.draft([one], bench.states(4), with_q=True)
     assert [call["fetch"] for call in bench.engine.calls] == [("tree_tokens",), ("tree_tokens", "log_q")]
 
 
 def test_a_mixed_tree_drafts_its_top_with_its_own_levels_of_the_noise() -> None:
-    """The engine has one level less than the tree; whoever asks for laws gets none."""
+    """The engine has one level less than the tree; whoever asks for distributions gets none."""
     bench, one = Bench(get_tree("mixed_4")), sequence()  # type: ignore[arg-type]
     assert isinstance(bench.source, Mixed)
     bench.noise[:] = np.arange(SLOTS * 5 * VOCAB).reshape(SLOTS, 5, VOCAB)
@@ -183,11 +183,11 @@ def test_a_mixed_tree_drafts_its_top_with_its_own_levels_of_the_noise() -> None:
     forced[:] = np.arange(5)
     bench.workspace.forced = ("forced",)
     accept(one, [0, 1])
-    bench.source.draft([None, one], bench.states(5), with_laws=True)
+    bench.source.draft([None, one], bench.states(5), with_q=True)
     call = bench.engine.calls[-1]
     np.testing.assert_array_equal(call["noise"][1], bench.noise[1, :2])
     np.testing.assert_array_equal(call["forced"][1], [0, 1])
-    assert call["fetch"] == ("tree_tokens",) and bench.source.law_rows == [{}] * SLOTS
+    assert call["fetch"] == ("tree_tokens",) and bench.source.q_rows == [{}] * SLOTS
     one.tokens[: one.done] = [0, 3, 4]
     one.guesses[0, 3:] = 1
     bench.source.complete([None, one])

@@ -37,7 +37,7 @@ SEEDS = 20
 FEW = ("jacobi_16", "jacobi_12x8", "mixed_16", "mixed_6x6", "fork", "beside")
 
 
-# rules that ask for no law of the drafter
+# rules that ask for no distribution of the drafter
 SERVED = [one for one in SETTINGS if one.rule in (None, "ar", "strict-topk") or "coupled" in str(one.rule)]
 
 

@@ -52,7 +52,8 @@ def test_rules_that_read_the_drafters_law_are_refused_on_guesses(
     small_vocabulary: Pipeline, rule: str, tree: str
 ) -> None:
     """By both names, before anything is drawn, in a batch, too."""
-    said = rf"^rule {rule.replace('+', '.')} tests nodes against the drafter's law, .* the tree {tree} do not have"
+    named = rule.replace("+", ".")
+    said = rf"^rule {named} tests nodes against the drafter's distribution, .* the tree {tree} do not have"
     with pytest.raises(CascadeError, match=said) as caught:
         draw(small_vocabulary, rule, tree)
     assert "\n" not in str(caught.value) and "drafted whole (chain, small_9," in str(caught.value)
@@ -174,7 +175,7 @@ def test_stand_ins_for_the_draw_on_guesses(small_vocabulary: Pipeline) -> None:
 
 @dataclass(frozen=True)
 class Reading(Watching):
-    """A rule that asks for the drafter's law on top of what it needs."""
+    """A rule that asks for the drafter's distribution on top of what it needs."""
 
     @property
     def looks_at(self) -> frozenset[str]:

@@ -22,7 +22,7 @@ VOCAB = 6
 
 @dataclass
 class Drafted:
-    """A verified tree of random laws, drafts and noise, seen through `Node` as the loop shows it."""
+    """A verified tree of random distributions, drafts and noise, seen through `Node` as the loop shows it."""
 
     tree: Tree
     rng: np.random.Generator

@@ -1,4 +1,4 @@
-"""Both strict rules leave the target's law as it is, whatever the drafter proposes (chi-square)."""
+"""Both strict rules leave the target's distribution as it is, whatever the drafter proposes (chi-square)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def node(tokens: list[int], log_q: np.ndarray, p: np.ndarray = P) -> Node:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("children", [1, 2, 4])
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", LAWS)
 @pytest.mark.parametrize("name", ["strict", "strict-topk", "exact"])
-def test_law_of_the_next_token(name: str, law: str, children: int) -> None:
+def test_law_of_the_next_token(name: str, distribution: str, children: int) -> None:
     rule = get_rule(name)
-    log_q = np.log(LAWS[law]).astype(np.float32)
+    log_q = np.log(LAWS[distribution]).astype(np.float32)
     counts = np.zeros(VOCAB)
     for position in range(DRAWS):
         draws = Draws(11, position, VOCAB)
@@ -51,7 +51,7 @@ def test_a_perfect_drafter_is_always_accepted() -> None:
 
 
 def test_sampled_drafts_are_accepted_more_often_than_top_k() -> None:
-    """On a flat law a deterministic child has only its own probability, a sampled one 1 - TV(p, q)."""
+    """On a flat distribution a deterministic child has only its own probability, a sampled one 1 - TV(p, q)."""
     accepted = {"strict": 0, "strict-topk": 0}
     log_q = np.log(LAWS["near"]).astype(np.float32)
     for name in accepted:

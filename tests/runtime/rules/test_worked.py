@@ -1,7 +1,7 @@
 """Small cases worked by hand, one for each idea of each rule.
 
-The law is p = (.4, .3, .2, .1) over the tokens 0 to 3 and q is uniform, so that a first child x passes the strict
-test when u * 1/4 < p(x). `u` is replaced by a fixed number.
+The distribution is p = (.4, .3, .2, .1) over the tokens 0 to 3 and q is uniform, so that a first child x passes the
+strict test when u * 1/4 < p(x). `u` is replaced by a fixed number.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ def test_what_brings_more_may_cost_more() -> None:
 
 def test_lantern_budget() -> None:
     """Neighbours of 3 are 2 (.2), 1 (.3), 0 (.4): delta .25 lets the first lend, .55 the first two."""
-    node, law = case([3]), Residual(case([3]), sampled=True)
+    node, distribution = case([3]), Residual(case([3]), sampled=True)
     for delta, wide in ((0.1, 0.1), (0.25, 0.3), (0.55, 0.6), (1.0, 1.0)):
-        assert Lantern(delta=delta, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(wide)
-    assert Lantern(delta=1.0, k=1, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(0.3)
+        assert Lantern(delta=delta, table=TABLE).weigh(node, distribution, 0)[0] == pytest.approx(wide)
+    assert Lantern(delta=1.0, k=1, table=TABLE).weigh(node, distribution, 0)[0] == pytest.approx(0.3)
     decision = Lantern(delta=0.25, table=TABLE).decide(node, draws(0.9))
     assert (decision.token, decision.cause) == (3, Cause.RELAXED)
     assert Lantern(delta=0.1, table=TABLE).decide(node, draws(0.9)).child is None
@@ -176,17 +176,17 @@ def test_lantern_budget() -> None:
 
 def test_lantern_plus_budget() -> None:
     """lambda 3.1 lets the neighbours of 3 lend at most .21: token 2 alone."""
-    node, law = case([3]), Residual(case([3]), sampled=True)
+    node, distribution = case([3]), Residual(case([3]), sampled=True)
     for lambda_, wide in ((2.9, 0.1), (3.1, 0.3), (6.1, 0.6)):
-        assert LanternPlus(lambda_=lambda_, table=TABLE).weigh(node, law, 0)[0] == pytest.approx(wide)
+        assert LanternPlus(lambda_=lambda_, table=TABLE).weigh(node, distribution, 0)[0] == pytest.approx(wide)
 
 
 def test_gsd_sums_both_sides_over_the_group() -> None:
     """Size 2 around token 2 (rank 2) is ranks 1 and 2: p(G) = .5, q(G) = .5; p_thr .05 leaves x alone."""
-    node, law = case([2]), Residual(case([2]), sampled=True)
-    assert Gsd(size=2).weigh(node, law, 0) == pytest.approx((0.5, 0.5))
-    assert Gsd(size=2, p_thr=0.05).weigh(node, law, 0) == pytest.approx((0.2, 0.25))
-    assert Gsd(size=10, p_thr=0.9).weigh(node, law, 0) == pytest.approx((1.0, 1.0))
+    node, distribution = case([2]), Residual(case([2]), sampled=True)
+    assert Gsd(size=2).weigh(node, distribution, 0) == pytest.approx((0.5, 0.5))
+    assert Gsd(size=2, p_thr=0.05).weigh(node, distribution, 0) == pytest.approx((0.2, 0.25))
+    assert Gsd(size=10, p_thr=0.9).weigh(node, distribution, 0) == pytest.approx((1.0, 1.0))
     assert Gsd(size=2).decide(node, draws(0.9)).cause is Cause.RELAXED  # .2 / .25 alone would fail
 
 
@@ -195,5 +195,5 @@ def test_cool_relaxes_early_and_tightens_late() -> None:
     weights = [rule.weight(depth, 3) for depth in range(3)]
     assert np.mean(weights) == pytest.approx(1.5)
     assert weights[1] / weights[0] == pytest.approx(np.exp(-0.7))
-    node, law = case([2]), Residual(case([2]), sampled=True)
-    assert Cool(delta=1.2, nu=0.0).weigh(node, law, 0) == pytest.approx((0.24, 0.25))
+    node, distribution = case([2]), Residual(case([2]), sampled=True)
+    assert Cool(delta=1.2, nu=0.0).weigh(node, distribution, 0) == pytest.approx((0.24, 0.25))

@@ -16,7 +16,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BACKGROUND = "white"  # behind what is transparent
 
 
-def read_pictures(folder: Path, captions: Sequence[Caption]) -> list[Image.Image]:
+def read_images(folder: Path, captions: Sequence[Caption]) -> list[Image.Image]:
     """The images that the captions name, in their order, in RGB. Raises CascadeError for one that cannot be read."""
     return [_open(folder / (caption.file or "")) for caption in captions]
 
@@ -28,7 +28,7 @@ def read_folder(folder: Path) -> list[Image.Image]:
     """
     files = sorted(file for file in folder.glob("*") if _is_image(file)) if folder.is_dir() else []
     if not files:
-        raise CascadeError(f"there are no pictures in {folder}: give a folder of {', '.join(_ENDINGS)} files.")
+        raise CascadeError(f"there are no images in {folder}: give a folder of {', '.join(_ENDINGS)} files.")
     return [_open(file) for file in files]
 
 

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from cascade_trt.cli import cli
 from cascade_trt.evaluation.captions import Caption
-from cascade_trt.evaluation.pictures import read_folder, read_pictures
+from cascade_trt.evaluation.images import read_folder, read_images
 from cascade_trt.runtime.errors import CascadeError
 
 
@@ -108,9 +108,9 @@ def damaged(folder: Path) -> dict[str, str]:
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     for name, said in damaged(tmp_path).items():
         with pytest.raises(CascadeError, match=f"{name} cannot be read .*{said}|{name} {said}"):
-            read_pictures(tmp_path, [Caption("x", name)])
+            read_images(tmp_path, [Caption("x", name)])
     with pytest.raises(CascadeError, match="nowhere.png cannot be read .there is no such file"):
-        read_pictures(tmp_path, [Caption("x", "nowhere.png")])
+        read_images(tmp_path, [Caption("x", "nowhere.png")])
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "bomb.png", "text.png"])
