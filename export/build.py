@@ -272,7 +272,9 @@ def _manifest(
         tool=f"cascade-trt {__version__}",
         batch=options.batch,
         model=model,
-        target=TargetInfo(shapes.target.slots, shapes.target.window, shapes.target.top_k, options.max_top_k),
+        target=TargetInfo(
+            shapes.target.slots, shapes.target.window, options.most_nodes, shapes.target.top_k, options.max_top_k
+        ),
         sampling=replace(options.sampling, top_k=min(options.sampling.top_k, options.max_top_k)),
         engines=stage.engines,
         files=stage.files(),

@@ -41,7 +41,7 @@ __all__ = [
     "read_manifest",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 STATES = "states.npz"  # CASCADE's table of states
 MANIFEST = "manifest.json"
 _DEFAULT_WINDOW = 16  # guesses of the tree that a bundle without a drafter has first
@@ -112,8 +112,8 @@ class Manifest:
 
     @property
     def most_nodes(self) -> int:
-        """The most nodes of one target call, the root included, that leave room behind the longest sequence."""
-        return min(self.target.window, self.target.slots - self.model.condition.length - self.model.plan.length)
+        """The most nodes of an image in one target call, the root included."""
+        return self.target.most_nodes
 
     def tree_of(self, engine: str) -> AnyTree | None:
         """The tree that `engine` drafts; None for an engine that drafts none."""

@@ -41,8 +41,13 @@ def _sizes(m: Manifest) -> Iterator[str]:
         yield f"the token plan {of} has {model.plan.codes} codes, more than {_MOST_CODES}"
     if target.window < prefix:
         yield f"the target {of} takes {target.window} nodes a call, fewer than the {prefix} slots of its prefix"
-    if m.most_nodes < 2:
-        yield f"the target {of} has {target.slots} cache slots, too few for a prefix of {prefix} and {length} tokens"
+    if not 2 <= m.most_nodes <= target.window:
+        yield f"the target {of} takes {m.most_nodes} nodes of an image, not 2 to {target.window}"
+    if target.slots < prefix + length + m.most_nodes:
+        needs = f"a prefix of {prefix}, {length} tokens and {m.most_nodes} nodes"
+        yield f"the target {of} has {target.slots} cache slots, too few for {needs}"
+    if m.drafter is not None and m.drafter.slots < prefix - 1 + length + m.most_nodes:
+        yield f"the drafter {of} has {m.drafter.slots} cache slots, too few for what {m.most_nodes} nodes may bring"
     if target.top_k != min(target.max_top_k, model.vocab_size):
         yield f"the target {of} returns {target.top_k} logits, not the {target.max_top_k} or all that it was built for"
     for part, heads, few in [("target", model.n_head, model.n_kv_head)] + (

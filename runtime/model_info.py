@@ -80,13 +80,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Static sizes of the target's graph: S cache slots, W nodes a call, K kept logits.
+    """Static sizes of the target's graph: S cache slots, W rows of a call at most, K kept logits.
 
-    `max_top_k` is the largest top_k that the bundle serves; K is the same unless the vocabulary is smaller.
+    `most_nodes` are the most nodes of one image in a call, root included, that the bundle was built for. `max_top_k`
+    is the largest top_k that the bundle serves; K is the same unless the vocabulary is smaller.
     """
 
     slots: Slots
     window: Slots
+    most_nodes: Slots
     top_k: Annotated[int, Within(1, 1 << 24)]
     max_top_k: Annotated[int, Within(1, 1 << 62)]
 
