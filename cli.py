@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .commands.hints import usable
+from .commands.loader import with_loader
 from .commands.streams import lost, open_streams
 from .runtime.errors import CascadeError, CascadeWarning
 
@@ -173,7 +174,7 @@ def verify(**options: Any) -> None:
 @click.option("--out", type=PATH, default=Path("outputs"), show_default=True,
               help="Folder, where names that are taken get a number, or a .png file that is not there yet (several "
                    "images: with their seeds in its name).")
-@click.option("--threads", type=int, help="Threads of each engine. [default: one for each core]")
+@with_loader
 @click.option("--json", "as_json", is_flag=True, help="Print files and statistics as JSON.")
 def generate(**options: Any) -> None:
     """Draw PROMPTS; writes a PNG for each image and prints its name. No file that is there is written over."""
@@ -231,7 +232,7 @@ def trees(bundle: Path | None, as_json: bool) -> None:
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--num-images", type=int, default=4, show_default=True, help="Images of each setting that are timed.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int)
+@with_loader
 @click.option("--judge", help="Also judge images, of its prompts: 'demo', or a judge (.safetensors).")
 @click.option("--judged", type=int, default=100, show_default=True, help="Images of each setting that are judged.")
 @click.option("--images", type=PATH, default=Path("outputs/bench"), show_default=True,
@@ -261,7 +262,7 @@ def bench(**options: Any) -> None:
 @click.option("--reference", type=PATH, help="Folder of real images for the distances. [default: the judge's]")
 @click.option("--spread", is_flag=True, help="Also draw with 'ar' and other seeds: the yardstick for differences.")
 @click.option("--out", type=PATH, default=Path("outputs/eval"), show_default=True)
-@click.option("--threads", type=int)
+@with_loader
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def eval_(**options: Any) -> None:
     """Judge images: of a bundle's rules, or in folders; writes report.json and a contact sheet."""
@@ -281,7 +282,7 @@ def calibrate() -> None:
 @click.option("--num-images", type=int, default=256, show_default=True, help="Images to learn from.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int)
+@with_loader
 @click.option("--replace", "replace_better", is_flag=True, help="Also replace a table that rests on more images.")
 def calibrate_states(**options: Any) -> None:
     """Learn which tokens lead the target to similar states: the table that `swap` needs."""
@@ -298,7 +299,7 @@ def calibrate_states(**options: Any) -> None:
 @click.option("--repeats", type=int, default=9, show_default=True, help="Calls of each size; the medians count.")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int, help="Threads of each engine, as you will draw. [default: one for each core]")
+@with_loader
 def calibrate_costs(**options: Any) -> None:
     """Measure what rounds cost here and what each tree brings, so that tree `auto` chooses the fastest."""
     from .commands.calibrate_costs import run
@@ -317,7 +318,7 @@ def calibrate_costs(**options: Any) -> None:
                    "cost less than here. [default: the fastest number here]")
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int)
+@with_loader
 @click.option("--out", type=PATH, default=Path("tree.json"), show_default=True, help="The tree, for build --tree.")
 def calibrate_tree(**options: Any) -> None:
     """Choose the static tree that draws fastest: measured acceptance against the measured cost of a round."""
@@ -336,7 +337,7 @@ def calibrate_tree(**options: Any) -> None:
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
 @click.option("--judge", help="Judge (.safetensors), or 'none' (speed alone). [default: the demo's]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int)
+@with_loader
 @click.option("--write/--no-write", default=True, show_default=True, help="Write the operating point into the bundle.")
 @click.option("--replace", "replace_better", is_flag=True, help="Also replace a point that was found with more images.")
 @click.option("--out", type=PATH, default=Path("outputs/calibrate"), show_default=True, help="Folder of the report.")

@@ -27,6 +27,7 @@ from ..runtime.tree import AUTO
 from .demo import bundle_or_demo
 from .files import check_file, check_writable
 from .judge import judge_with
+from .loader import Loader
 from .progress import progress
 from .tables import Rows
 
@@ -75,7 +76,7 @@ class Setting:
 
 def run(
     *, bundle: Path | None, rules: tuple[str, ...], trees: tuple[str, ...], prompts: tuple[str, ...], num_images: int,
-    seed: int, threads: int | None, judge: str | None, judged: int, images: Path, json_file: Path | None,
+    seed: int, loader: Loader, judge: str | None, judged: int, images: Path, json_file: Path | None,
     markdown: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
     """Measures, shows the table(s), and writes what was asked for. Images are judged where `judge` names one."""
@@ -88,14 +89,15 @@ def run(
     if plots is not None:
         check_plots(plots)
     means = None if judge is None else judge_with(None if judge == "demo" else judge)
-    pipe = Pipeline.load(bundle_or_demo(bundle), threads=threads)
+    pipe = loader.load(bundle_or_demo(bundle))
     settings = choose(pipe, rules, trees)
     asked = [] if means is None else captions(means, prompts, judged)
     shown = tuple(caption.prompt for caption in asked) or prompts
     with progress() as bar:
         measure(pipe, settings, shown, num_images, seed, bar)
     rows = [setting.figures(settings[0]) for setting in settings]
-    content = {"bundle": pipe.manifest.name, "images": num_images, "seed": seed, "rows": rows}
+    content = {"bundle": pipe.manifest.name, "backend": pipe.backend.name, "images": num_images, "seed": seed}
+    content |= {"rows": rows}
     show(rows)
     if means is not None:
         from ..benchmarks import quality
@@ -106,7 +108,7 @@ def run(
         from ..benchmarks.machine import describe_machine
         from ..benchmarks.markdown import to_markdown
 
-        content["machine"] = describe_machine(threads)
+        content["machine"] = describe_machine(loader.threads)
         if json_file is not None:
             write_file(json_file, f"{json.dumps(content, indent=1)}\n".encode())
         if markdown is not None:

@@ -21,6 +21,7 @@ from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
 from .demo import bundle_or_demo
 from .files import check_writable
+from .loader import Loader
 from .progress import progress
 from .tables import Rows
 
@@ -29,7 +30,7 @@ SLOTS = (1, 2, 4, 8)
 
 def run(
     *, bundle: Path | None, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
-    threads: int | None,
+    loader: Loader,
 ) -> None:  # fmt: skip
     """Draws images with each tree, measures rounds and calls, shows both, and writes them into the bundle. Figures that
     cannot be of an idle machine are written with a warning."""
@@ -39,7 +40,7 @@ def run(
     if sizes[0] < 1 or sizes[-1] > MOST_SLOTS:
         raise CascadeError(f"--slots must be from 1 to {MOST_SLOTS}, not {sizes[0] if sizes[0] < 1 else sizes[-1]}.")
     bundle = bundle_or_demo(bundle)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = loader.load(bundle)
     check_writable(bundle.resolve().parent)
     candidates = candidates_of(pipe.manifest)
     info = measure(pipe, candidates, sizes, num_images, repeats, prompts, seed)

@@ -16,10 +16,10 @@ from ..engines.publish import amend_bundle, check_replaceable
 from ..runtime.bundle import STATES, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
-from ..runtime.pipeline import Pipeline
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable
 from .demo import bundle_or_demo
+from .loader import Loader
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _ALIKE = 0.95  # of a table's draws count as as many: the last round of an image
 
 
 def run(
-    *, bundle: Path | None, tree: str | None, num_images: int, prompts: Path | None, seed: int, threads: int | None,
+    *, bundle: Path | None, tree: str | None, num_images: int, prompts: Path | None, seed: int, loader: Loader,
     replace_better: bool,
 ) -> None:  # fmt: skip
     """Draws images with `exact` and writes the mean states behind their tokens into the bundle.
@@ -41,7 +41,7 @@ def run(
         raise CascadeError(f"--num-images must be at least 1, not {num_images}.")
     texts = () if prompts is None else tuple(caption.prompt for caption in _read(prompts))
     bundle = bundle_or_demo(bundle)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = loader.load(bundle)
     model = pipe.manifest.model
     known = None if replace_better else _known(bundle, pipe.manifest)
     if known is not None and num_images * model.plan.image_tokens < _ALIKE * known.draws:

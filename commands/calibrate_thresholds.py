@@ -36,6 +36,7 @@ from ..runtime.stats import Stats
 from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
+from .loader import Loader
 from .progress import progress
 from .tables import Rows
 
@@ -61,7 +62,7 @@ class Tried:
 
 def run(
     *, bundle: Path | None, rule: str, tree: str | None, children: str, num_images: int, tolerance: float,
-    prompts: Path | None, judge: str | None, seed: int, threads: int | None, write: bool, replace_better: bool,
+    prompts: Path | None, judge: str | None, seed: int, loader: Loader, write: bool, replace_better: bool,
     out: Path,
 ) -> None:  # fmt: skip
     """Records similarities, sweeps the thresholds they suggest, writes the curve, and the point into the bundle.
@@ -80,7 +81,7 @@ def run(
     check_writable(out)
     means, asked = _judge(judge, prompts, num_images)
     bundle = bundle_or_demo(bundle)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = loader.load(bundle)
     write = write and means is not None
     if write:
         _check_write(bundle, pipe.manifest, rule, num_images, tolerance, replace_better)

@@ -22,17 +22,18 @@ from ..runtime.tree import Tree
 from .demo import bundle_or_demo
 from .files import check_file
 from .hints import program
+from .loader import Loader
 from .progress import progress
 from .tables import Rows
 
 
 def run(
     *, bundle: Path | None, rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None,
-    prompts: tuple[str, ...], seed: int, threads: int | None, out: Path,
+    prompts: tuple[str, ...], seed: int, loader: Loader, out: Path,
 ) -> None:  # fmt: skip
     """Measures, chooses, writes the tree as a JSON of paths and says what it promises."""
     _check(rule, num_images, most_nodes, most_depth, nodes, out)
-    pipe = Pipeline.load(bundle_or_demo(bundle), threads=threads)
+    pipe = loader.load(bundle_or_demo(bundle))
     watched = Watched(pipe.rule(rule))
     wanted = sizes(min(most_nodes + 1, pipe.manifest.most_nodes))
     with progress() as bar:

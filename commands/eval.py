@@ -17,6 +17,7 @@ from ..runtime.staging import write_file
 from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
+from .loader import Loader
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _IN_SHEET = 24
 def run(
     *, bundle: Path | None, rules: tuple[str, ...], tree: str | None, num_images: int, seed: int,
     prompts: Path | None, images: tuple[Path, ...], captions: tuple[Path, ...], judge: str | None,
-    features: Path | None, reference: Path | None, spread: bool, out: Path, threads: int | None, as_json: bool,
+    features: Path | None, reference: Path | None, spread: bool, out: Path, loader: Loader, as_json: bool,
 ) -> None:  # fmt: skip
     """Sets of images one after the other; the report is written when all of them are there."""
     try:
@@ -49,8 +50,8 @@ def run(
     if len(captions) > len(images):
         raise CascadeError("--captions belongs to --images: give a folder of images for each.")
     check_writable(out)
-    if threads:
-        torch.set_num_threads(threads)
+    if loader.threads:
+        torch.set_num_threads(loader.threads)
     means = judge_with(judge, features, reference)
     rows, shown = _real(means, num_images), []
     for number, folder in enumerate(images):
@@ -61,7 +62,7 @@ def run(
 
         asked = captions_to_draw(prompts, means, num_images)
         bundle = bundle_or_demo(bundle)
-        pipe = Pipeline.load(bundle, threads=threads)
+        pipe = loader.load(bundle)
         drawn = _draw(pipe, means, asked, rules or (PLAIN,), tree, seed, spread, out, shown)
     rows += drawn
     first = drawn[: len(drawn) - spread]

@@ -22,6 +22,7 @@ from ..runtime.stats import Stats
 from ..runtime.tree import AUTO
 from .demo import bundle_or_demo
 from .files import check_file, check_writable
+from .loader import Loader
 from .progress import progress
 from .streams import lost
 from .subjects import Subjects, choose
@@ -32,7 +33,7 @@ _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)  # of a file; "v1.5
 
 def run(
     *, prompts: tuple[str, ...], bundle: Path | None, class_ids: tuple[int, ...], features: Path | None, seed: int,
-    num_images: int, grid: bool, out: Path, threads: int | None, as_json: bool, **settings: Any,
+    num_images: int, grid: bool, out: Path, loader: Loader, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Draws, and writes every image as soon as it is done. `settings` are fields of `DrawOptions`.
 
@@ -44,7 +45,7 @@ def run(
     subjects = choose(prompts, class_ids, features, num_images)
     names = _Names(out, subjects.slugs, seed)
     names.check(grid)
-    with Pipeline.load(bundle_or_demo(bundle), threads=threads) as pipe:
+    with loader.load(bundle_or_demo(bundle)) as pipe:
         writer = _Writer(names, subjects, pipe.manifest, options)
         try:
             _draw(pipe, subjects, seed, options, writer)
@@ -188,6 +189,7 @@ def _print(writer: _Writer, as_json: bool) -> None:
         f"tau {stats.tau:.2f} ({stats.target_calls} target calls){_guesses(stats)}",
         err=True,
     )
+    click.echo(f"backend: {stats.backend} ({stats.backend_why})", err=True)
     if stats.tree is not None:
         rounds = ", ".join(f"{tree} {count}" for tree, count in stats.trees.items() if count)
         said = stats.why if stats.tree != AUTO else f"auto, rounds by tree: {rounds}; last choice: {stats.why}"

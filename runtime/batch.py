@@ -63,10 +63,9 @@ class Batch:
 
     def __init__(
         self, lanes: Lanes, chooser: Chooser, conditioner: Conditioner, decoder: Decoder,
-        check: Callable[[Request], Drawing], defaults: DrawOptions,
+        check: Callable[[Request], Drawing], defaults: DrawOptions, stats: Stats,
     ) -> None:  # fmt: skip
-        self.defaults = defaults
-        self.stats = Stats("mixed", chooser.asked)
+        self.defaults, self.stats = defaults, stats
         self._lanes, self._chooser, self._workspace = lanes, chooser, lanes.workspace
         self.lane = lanes[chooser.first]  # of the newest target call
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
@@ -343,7 +342,7 @@ class Batch:
             image = self._decoder.image(codes)
         rule = PLAIN if sequence.rule is None else sequence.rule.name
         tree, why = (None, "plain decoding") if sequence.rule is None else (self.stats.tree, self.stats.why)
-        stats = Stats(rule, tree, why)
+        stats = Stats(rule, tree, why, self.stats.backend, self.stats.backend_why)
         stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
         stats.tokens = sequence.plan.codes_of_rounds
         stats.total_seconds = job.progress.seconds

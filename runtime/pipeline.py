@@ -16,7 +16,9 @@ from typing import Unpack
 import numpy as np
 
 from .auto import Auto, candidates_of
-from .backends import Backend, Engine, Identity, open_backend
+from .backends import Backend, Engine, Identity
+from .backends.choice import AUTO as AUTO_BACKEND
+from .backends.choice import Chosen, choose_backend
 from .batch import Batch
 from .bundle import MOST_SLOTS, CostInfo, Manifest, read_manifest
 from .chooser import AutoTree, Chooser, FixedTree
@@ -50,8 +52,8 @@ class Pipeline:
     One pipeline may be shared by threads: calls wait for each other. Several pipelines run side by side.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
-        self.folder, self.manifest, self._backend = folder, manifest, backend
+    def __init__(self, folder: Path, manifest: Manifest, chosen: Chosen) -> None:
+        self.folder, self.manifest, self._chosen, self._backend = folder, manifest, chosen, chosen.backend
         self._lock = threading.Lock()
         self._drawing: int | None = None  # the thread that holds the lock
         self._engines = Engines(self._backend, folder, manifest)
@@ -70,22 +72,29 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, backend: str | Backend = "ort-cpu", threads: int | None = None, warm: bool = True
-    ) -> Pipeline:
+        cls, folder: str | Path, backend: str | Backend = AUTO_BACKEND, threads: int | None = None,
+        device: int | None = None, warm: bool = True,
+    ) -> Pipeline:  # fmt: skip
         """Loads the bundle in `folder` into a backend, given by name or as one of your own (`runtime/backends`).
 
-        threads is per engine (None: one for each core). `warm` loads every engine of the usual calls and runs them
-        once, so that the first image is not slower than the others. Drafters of further trees are loaded with the
-        first tree's, whose weights they share, and bound when a call first asks for them. Raises CascadeError for a
-        missing, changed or outdated bundle, and for a backend that is not installed or cannot take the bundle's
-        precision.
+        The default "auto" takes a GPU where one can be used (`runtime/backends/choice.py`); `Pipeline.backend` and
+        every `stats` say what it took and why. threads is per engine, on the CPU (None: one for each core), device
+        the number of a GPU. `warm` loads every engine of the usual calls and runs them once, so that the first image
+        is not slower than the others. Drafters of further trees are loaded with the first tree's, whose weights they
+        share, and bound when a call first asks for them. Raises CascadeError for a missing, changed or outdated
+        bundle, and for a backend that is not installed or cannot take the bundle's precision.
         """
-        if not isinstance(backend, str) and (threads is not None or not hasattr(backend, "load")):
-            raise CascadeError("backend must be a name, or a backend that was made with its own threads.")
+        own = not isinstance(backend, str)
+        if own and (threads is not None or device is not None or not hasattr(backend, "load")):
+            raise CascadeError("backend must be a name, or a backend that was made with its own threads or device.")
         folder = Path(folder)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
-        pipeline = cls(folder, manifest, open_backend(backend, threads) if isinstance(backend, str) else backend)
+        if isinstance(backend, str):
+            chosen = choose_backend(backend, manifest.backends, threads, device)
+        else:
+            chosen = Chosen(backend, backend.identity.backend, "given by the caller")
+        pipeline = cls(folder, manifest, chosen)
         if warm:
             pipeline._warm_up()
         return pipeline
@@ -108,6 +117,11 @@ class Pipeline:
     def engines(self) -> Mapping[str, Engine]:
         """The engines by their names in the manifest; each is loaded when it is first looked up."""
         return self._engines
+
+    @property
+    def backend(self) -> Chosen:
+        """The backend, its name and the reason for it."""
+        return self._chosen
 
     @property
     def loaded(self) -> list[str]:
@@ -241,7 +255,8 @@ class Pipeline:
 
     def _new_batch(self, lanes: Lanes, chooser: Chooser, defaults: DrawOptions) -> Batch:
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, defaults)
+        stats = Stats("mixed", chooser.asked, backend=self._chosen.name, backend_why=self._chosen.why)
+        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
 
     def generate(
         self,
@@ -346,7 +361,8 @@ class _Run:
             raise CascadeError(f"callback must be a function of (done, total), not {callback!r}.")
         self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
         first = drawings[0]
-        self.stats = Stats(PLAIN if first.rule is None else first.rule.name, first.tree)
+        rule, chosen = PLAIN if first.rule is None else first.rule.name, pipeline.backend
+        self.stats = Stats(rule, first.tree, backend=chosen.name, backend_why=chosen.why)
         self._jobs: dict[Job, int] = {}
 
     @property
@@ -364,10 +380,8 @@ class _Run:
         with pipe._exclusive():
             lanes = pipe._shared_lanes(first.sampling.rows)
             chooser = pipe._chooser(first.tree, first.why, lanes)
-            batch = Batch(
-                lanes, chooser, pipe._conditioner, pipe._shared_decoder(), pipe._checker.one, DrawOptions()
-            )
-            batch.stats = self.stats
+            decoder, options = pipe._shared_decoder(), DrawOptions()
+            batch = Batch(lanes, chooser, pipe._conditioner, decoder, pipe._checker.one, options, self.stats)
             jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             handed: set[int] = set()
             tokens = 0  # of the jobs that have ended

@@ -29,12 +29,14 @@ class Stats:
     decoding rounds that was spent inside engines; the rest of them is the host's. `causes` counts tokens by how
     they came (rules.Cause), `origins` by who said them first (drafting.Origin). `tree` is what was asked for: "auto"
     chooses anew for each round, so `trees` counts rounds of images by their trees ("none": plain decoding), and `why`
-    is the reason for the newest choice.
+    is the reason for the newest choice. `backend` is what the engines ran on, `backend_why` the reason for it.
     """
 
     rule: str
     tree: str | None
     why: str = ""
+    backend: str = ""
+    backend_why: str = ""
     images: int = 0
     tokens: int = 0
     rounds: int = 0

@@ -149,8 +149,9 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(name: str, threads: int | None = None) -> Backend:
-    """The backend called `name`; its library is imported here and nowhere earlier.
+def open_backend(name: str, threads: int | None = None, device: int | None = None) -> Backend:  # noqa: ARG001 - ort-cuda
+    """The backend called `name`; its library is imported here and nowhere earlier. `threads` are those of an engine on
+    the CPU, `device` is the number of a GPU (None: the first).
 
     Raises CascadeError for an unknown name or a library that is not installed.
     """

@@ -122,7 +122,7 @@ def _usable_threads(threads: Any) -> int:
     most = cores()
     if threads > most:
         asked = f"{short(threads)} threads were asked for"
-        warnings.warn(f"{asked}, this machine lets us use {most} cores: {most} are used.", CascadeWarning, stacklevel=5)
+        warnings.warn(f"{asked}, this machine lets us use {most} cores: {most} are used.", CascadeWarning, stacklevel=7)
     return min(int(threads), most)
 
 
