@@ -1,0 +1,87 @@
+"""The kernels' own source, compiled for the CPU (shim.h), and arrays for them between guards."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from cascade_trt.runtime.backends import kernels
+from cascade_trt.runtime.backends.kernels.layout import ARRAYS, Cache, Round, letters
+
+SOURCES = Path(kernels.__file__).parent
+FLAGS = ("-O2", "-g", "-std=c++17", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
+         "-Werror", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")  # fmt: skip
+_GUARD = 256  # bytes on either side of an array
+
+
+def compile_library(folder: Path) -> ctypes.CDLL:
+    """Compiles shim.cpp with the kernels in it."""
+    out = folder / "kernels.so"
+    here = Path(__file__).parent
+    subprocess.run(["g++", *FLAGS, f"-I{SOURCES}", here / "shim.cpp", "-o", out], check=True)
+    return ctypes.CDLL(str(out))
+
+
+class Guarded:
+    """An array, zeros at first, between guards that say whether anybody wrote beside it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self._size, self._bytes = size, np.full(size + 2 * _GUARD, 0xA5, np.uint8)
+        self._bytes[_GUARD : _GUARD + size] = 0
+        self.array = self._bytes[_GUARD : _GUARD + size].view(dtype).reshape(shape)
+
+    def check(self) -> bool:
+        return bool((self._bytes[:_GUARD] == 0xA5).all() and (self._bytes[_GUARD + self._size :] == 0xA5).all())
+
+
+class Device:
+    """Arrays of one round (`a.done`, ...) and the kernels on them. `without` names arrays that are not there."""
+
+    def __init__(self, library: ctypes.CDLL, without: tuple[str, ...] = (), **sizes: int) -> None:
+        self._library, self.sizes, self.struct = library, sizes, Round(**sizes)
+        known = letters(sizes)
+        self._arrays: dict[str, Guarded] = {}
+        for array in ARRAYS:
+            if array.name in without:
+                continue
+            shape = array.sizes(known)
+            if array.name == "parents" and sizes["tree_stride"]:
+                shape = known["P"], known["N"]
+            guarded = self._arrays[array.name] = Guarded(shape, array.dtype)
+            setattr(self.struct, array.name, guarded.array.ctypes.data)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self._arrays[name].array
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def run(self, kernel: str, grid: tuple[int, int, int], threads: int, *more: ctypes.Structure) -> None:
+        """Runs a kernel, and fails if it wrote beside an array."""
+        arguments = [ctypes.byref(self.struct), *map(ctypes.byref, more)]
+        getattr(self._library, f"run_{kernel}")(*arguments, (ctypes.c_int * 3)(*grid), threads)
+        broken = [name for name, array in self._arrays.items() if not array.check()]
+        assert not broken, f"{kernel} wrote beside {broken}"
+
+    def each_slot(self, kernel: str, threads: int = 1) -> None:
+        """A kernel with one thread a slot."""
+        self.run(kernel, (-(-self.sizes["slots"] // threads), 1, 1), threads)
+
+    def noise_kernel(self, threads: int = 64) -> None:
+        blocks = -(-self.sizes["vocab"] // 8)
+        self.run("noise", (-(-blocks // threads), self.sizes["levels"], self.sizes["slots"]), threads)
+
+    def place(self, threads: int = 32) -> None:
+        self.run("place", (self.sizes["slots"], 1, 1), threads)
+
+    def commit(self, block: np.ndarray, threads: int = 128) -> None:
+        """On a cache [layers, 2, rows, heads, slots, head_dim]."""
+        layers, _, rows, heads, slots, dim = block.shape
+        cache = Cache.of(block.ctypes.data, layers, rows, heads, slots, dim * block.itemsize)
+        count = cache.planes * self.sizes["slots"] * self.sizes["rows"] * heads * cache.units
+        self.run("commit", (-(-count // threads), 1, 1), threads, cache)

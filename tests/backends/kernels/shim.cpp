@@ -1,0 +1,51 @@
+// The kernels as a library for ctypes.
+#include "shim.h"
+
+#include <stddef.h>
+
+#include "advance.cu"
+#include "commit.cu"
+#include "noise.cu"
+#include "pairs.cu"
+#include "place.cu"
+#include "walk.cu"
+
+static float no_log(float x) { return x; }
+
+extern "C" {
+void use_logarithms(int on) { log_in_use = on ? ::logf : no_log; }
+
+#define RUN(KERNEL) \
+    void run_##KERNEL(const Round* r, const int* grid, int threads) { run(grid, threads, false, [=] { KERNEL(*r); }); }
+RUN(noise)
+RUN(place)
+RUN(walk)
+RUN(advance)
+RUN(pairs)
+
+void run_commit(const Round* r, const Cache* c, const int* grid, int threads) {
+    run(grid, threads, false, [=] { commit(*r, *c); });
+}
+
+float uniform_of_half(u64 number, int half) {
+    const u64 block[4] = {number, 0, 0, 0};
+    return uniform_of(block, half);
+}
+
+int size_of_round() { return sizeof(Round); }
+int size_of_cache() { return sizeof(Cache); }
+#define OFFSET(FIELD) (int)offsetof(Round, FIELD)
+int offset_of_round(int i) {
+    const int offsets[] = {
+        OFFSET(slots), OFFSET(rows), OFFSET(nodes), OFFSET(levels), OFFSET(vocab), OFFSET(length), OFFSET(prefix),
+        OFFSET(pair_slots), OFFSET(drafted), OFFSET(tree_stride), OFFSET(seed), OFFSET(stream), OFFSET(rule),
+        OFFSET(end), OFFSET(first), OFFSET(plan_forced), OFFSET(plan_above), OFFSET(plan_left), OFFSET(parents),
+        OFFSET(depths), OFFSET(guessed), OFFSET(continuations), OFFSET(drafted_nodes), OFFSET(done), OFFSET(tokens),
+        OFFSET(guesses), OFFSET(read), OFFSET(noise), OFFSET(forced), OFFSET(drafted_tokens), OFFSET(tree_tokens),
+        OFFSET(origins), OFFSET(embed_ids), OFFSET(positions), OFFSET(write_index), OFFSET(drawn), OFFSET(runner_up),
+        OFFSET(path), OFFSET(path_tokens), OFFSET(count), OFFSET(record), OFFSET(pair_positions),
+        OFFSET(pair_write_index), OFFSET(pair_mask),
+    };
+    return i < (int)(sizeof(offsets) / sizeof(int)) ? offsets[i] : -1;
+}
+}
