@@ -35,7 +35,8 @@ class Engines(Mapping[str, Engine]):
         if self._merged is None or name not in self._merged.engines:
             return self._backend.load(self._files[name])
         if not self._of_merged:
-            self._of_merged = self._backend.load_merged(self._folder / self._merged.file, self._merged.engines)
+            files = {engine: self._files[engine] for engine in self._merged.engines}
+            self._of_merged = self._backend.load_merged(self._folder / self._merged.file, files)
         return self._of_merged[name]
 
     def check_open(self) -> None:

@@ -127,11 +127,13 @@ class Backend(Protocol):
         """Raises CascadeError when the backend refuses the graph."""
         ...
 
-    def load_merged(self, path: Path, names: Sequence[str]) -> Mapping[str, Engine]:
-        """The engines of a file that `export/graphs/merge.py` wrote, `names` in the order of its graphs.
+    def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, Engine]:
+        """The engines of a file that `export/graphs/merge.py` wrote: `files` are the graphs in it, in their order, each
+        with the file that it has for itself.
 
-        They behave like engines of graphs of their own; weights that they share are in memory once. Raises
-        CascadeError when the backend refuses the file, or the file holds other graphs.
+        A backend loads the one file or the others, whichever holds shared weights in its memory fewer times. The
+        engines behave the same either way. Raises CascadeError when the backend refuses a file that it loads, or the
+        merged one holds other graphs.
         """
         ...
 

@@ -61,7 +61,7 @@ class OrtBackend:
         """Raises CascadeError when ONNX Runtime refuses the graph."""
         return OrtEngine(self._ort, self._session(path), path.name)
 
-    def load_merged(self, path: Path, names: Sequence[str]) -> Mapping[str, OrtEngine]:
+    def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, OrtEngine]:
         """One session for all: ONNX Runtime packs weights once for each session, and sessions cannot share them.
 
         Raises CascadeError when ONNX Runtime refuses the file, or it holds other graphs or in another order.
@@ -69,11 +69,11 @@ class OrtBackend:
         session = self._session(path)
         given = [value.name for value in session.get_inputs()]
         held = list(dict.fromkeys(name.split("/")[0] for name in given if name != _CHOICE))
-        if held != list(names) or _CHOICE not in given:
+        if held != list(files) or _CHOICE not in given:
             raise CascadeError(
-                f"{path.name} holds the graphs {', '.join(held)}, not {', '.join(names)}: build the bundle again."
+                f"{path.name} holds the graphs {', '.join(held)}, not {', '.join(files)}: build the bundle again."
             )
-        return {name: OrtEngine(self._ort, session, path.name, f"{name}/", number) for number, name in enumerate(names)}
+        return {name: OrtEngine(self._ort, session, path.name, f"{name}/", number) for number, name in enumerate(files)}
 
     def _session(self, path: Path) -> Any:
         options = self._ort.SessionOptions()

@@ -73,8 +73,8 @@ class ApartBackend:
     def load(self, path: Path) -> ApartEngine:
         return ApartEngine(self._ort.load(path))
 
-    def load_merged(self, path: Path, names: Sequence[str]) -> dict[str, ApartEngine]:
-        return {name: ApartEngine(engine) for name, engine in self._ort.load_merged(path, names).items()}
+    def load_merged(self, path: Path, files: Mapping[str, Path]) -> dict[str, ApartEngine]:
+        return {name: ApartEngine(engine) for name, engine in self._ort.load_merged(path, files).items()}
 
     def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> ApartBuffer:
         return ApartBuffer(host_buffer(shape, dtype), host_buffer(shape, dtype), kind)

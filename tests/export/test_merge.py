@@ -37,9 +37,11 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def merged(bundle: Path) -> dict[str, Engine]:
-    info = read_manifest(bundle).merged
+    manifest = read_manifest(bundle)
+    info = manifest.merged
     assert info is not None
-    return dict(BACKEND.load_merged(bundle / info.file, info.engines))
+    files = {name: bundle / manifest.engines[name].file for name in info.engines}
+    return dict(BACKEND.load_merged(bundle / info.file, files))
 
 
 class Drafter:
@@ -130,7 +132,7 @@ def test_a_branch_does_not_copy_its_cache(tmp_path: Path) -> None:
     rows, slots = 2, (64 << 20) // (2 * HEADS * DIM * 4)
     graphs = {"sums": sums_graph(tmp_path), "scatter": scatter_graph(tmp_path, slots)}
     merge(graphs, tmp_path / "draft.onnx")
-    engine = BACKEND.load_merged(tmp_path / "draft.onnx", list(graphs))["scatter"]
+    engine = BACKEND.load_merged(tmp_path / "draft.onnx", graphs)["scatter"]
     cache = BACKEND.cache(1, rows, HEADS, slots, DIM, "float32")
     written, index = BACKEND.buffer((rows, HEADS, 1, DIM), "float32", "in"), BACKEND.buffer((rows,), "int64", "in")
     past, present = cache.bindings(0, rows)

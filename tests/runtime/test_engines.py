@@ -33,9 +33,9 @@ class Counting(OrtBackend):
         self.files.append(path.name)
         return super().load(path)
 
-    def load_merged(self, path: Path, names: Any) -> Any:
+    def load_merged(self, path: Path, files: Any) -> Any:
         self.files.append(path.name)
-        return super().load_merged(path, names)
+        return super().load_merged(path, files)
 
 
 @pytest.fixture(scope="module")
