@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..calibration.costs import doubt, measure_calls, measure_rounds, outside
 from ..calibration.subjects import conditioning
-from ..engines.publish import amend_bundle
+from ..engines.publish import amend_bundle, check_replaceable
 from ..runtime.auto import Auto, candidates_of
 from ..runtime.bundle import MOST_SLOTS, CostInfo, Manifest, TreeInfo
 from ..runtime.costs import Costs, to_info
@@ -20,7 +20,6 @@ from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
 from .demo import bundle_or_demo
-from .files import check_writable
 from .loader import Loader
 from .progress import progress
 from .tables import Rows
@@ -41,10 +40,10 @@ def run(
         raise CascadeError(f"--slots must be from 1 to {MOST_SLOTS}, not {sizes[0] if sizes[0] < 1 else sizes[-1]}.")
     bundle = bundle_or_demo(bundle)
     pipe = loader.load(bundle)
-    check_writable(bundle.resolve().parent)
+    check_replaceable(bundle)
     candidates = candidates_of(pipe.manifest)
     info = measure(pipe, candidates, sizes, num_images, repeats, prompts, seed)
-    amend_bundle(bundle, lambda _, manifest: with_costs(manifest, info))
+    amend_bundle(bundle, lambda _, manifest: with_costs(manifest, info), measured=pipe.manifest)
     show(info, candidates)
     click.echo(f"{bundle}: `auto` chooses by these costs on {info.machine} with {info.threads} threads")
     if (doubted := doubt(info)) is not None:

@@ -1,0 +1,255 @@
+"""`python -m cascade_trt.benchmarks.gpu PART BUNDLE`: what a GPU does with a bundle, one part a call, minutes each.
+
+| part | says |
+|---|---|
+| `parity` | whether the GPU draws what ONNX Runtime draws on the CPU, and whether `exact` draws the image of `ar` |
+| `speed` | plain decoding and `exact` by tree and images at a time: ms a round, the host's share, images a second |
+| `calls` | ms of a target call by nodes and images, and what reading weights and cache takes at a copy's bandwidth |
+| `torch` | the same target call on one node in PyTorch: eager in a CUDA graph, and torch.compile |
+
+Every part replaces its own entry in benchmarks/results/gpu.json. `torch` takes the name of a preset.
+
+    cascade-trt build llamagen-t2i-b --dummy-weights --precision fp16 --batch 8 --max-nodes 61 --out build/gpt_b
+    python -m cascade_trt.benchmarks.gpu speed build/gpt_b
+    python -m cascade_trt.benchmarks.gpu torch llamagen-t2i-b
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..calibration.subjects import request
+from ..runtime.costs import measure
+from ..runtime.errors import CascadeError
+from ..runtime.lane import Lane
+from ..runtime.pipeline import Pipeline
+from ..runtime.tree import NO_TREE
+from . import RESULTS
+from .machine import describe_machine
+
+FILE = RESULTS / "gpu.json"
+SLOTS = (1, 2, 4, 8)
+NODES = (1, 8, 17, 33, 60)
+TREES = ("jacobi_8", "jacobi_16", "jacobi_32", "jacobi_59", "mixed_8", "mixed_16", "mixed_32", "mixed_59", "small_6",
+         "chain_7")  # fmt: skip
+BACKEND = click.option("--backend", default="ort-cuda", show_default=True)
+
+
+@click.group()
+def main() -> None:
+    """Measures one part on this machine's GPU."""
+
+
+# whether it is right -----------------------------------------------------------------------------------------
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@BACKEND
+@click.option("--images", type=int, default=8, show_default=True)
+def parity(bundle: Path, backend: str, images: int) -> None:
+    """Codes of `ar` against the CPU's, and of `exact` against the GPU's own `ar`, with each tree."""
+    with Pipeline.load(bundle, backend) as pipe:
+        plain = draw(pipe, 1, {"rule": "ar"}, images)[1]
+        trees = {tree: _agreement(draw(pipe, 1, {"rule": "exact", "tree": tree}, images)[1], plain)
+                 for tree in served(pipe)}  # fmt: skip
+        together = _agreement(draw(pipe, min(images, 4), {"rule": "ar"}, images)[1], plain)
+        precision = pipe.manifest.engines["target"].precision
+        support = pipe.manifest.backends["ort-cpu"]
+    row: dict[str, Any] = {"precision": precision, "exact": trees, "ar_in_batches": together}
+    if support == "yes":
+        with Pipeline.load(bundle, "ort-cpu") as pipe:
+            row["cpu"] = _agreement(plain, draw(pipe, 1, {"rule": "ar"}, images)[1])
+    store("parity", bundle.name, backend, row)
+
+
+def _agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:
+    """Shares of images and of tokens that are equal; behind the first other token images go ways of their own."""
+    equal = [a == b for a, b in zip(found, wanted, strict=True)]
+    return {"images": float(np.mean([e.all() for e in equal])), "tokens": float(np.mean([e.mean() for e in equal]))}
+
+
+def served(pipe: Pipeline) -> list[str]:
+    """The trees that the bundle draws `exact` with."""
+    found = []
+    for tree in TREES:
+        try:
+            pipe.tree_for("exact", tree)
+            found.append(tree)
+        except CascadeError:
+            continue
+    return found
+
+
+# how fast it is ----------------------------------------------------------------------------------------------
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@BACKEND
+@click.option("--slots", "sizes", type=int, multiple=True, default=SLOTS, show_default=True)
+@click.option("--tree", "trees", multiple=True, help="Repeatable. [default: all that the bundle serves]")
+@click.option("--repeats", type=int, default=3, show_default=True)
+def speed(bundle: Path, backend: str, sizes: tuple[int, ...], trees: tuple[str, ...], repeats: int) -> None:
+    """Whole images, all settings in turn."""
+    with Pipeline.load(bundle, backend) as pipe:
+        settings = {NO_TREE: {"rule": "ar"}} | {tree: {"rule": "exact", "tree": tree} for tree in trees or served(pipe)}
+        rows = [row for slots in sizes for row in _speeds(pipe, slots, settings, repeats)]
+    store("speed", bundle.name, backend, {"repeats": repeats, "rows": rows})
+
+
+def _speeds(pipe: Pipeline, slots: int, settings: dict[str, dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
+    batches = {name: pipe.batch(slots, **options) for name, options in settings.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    for repeat in range(-1, repeats):
+        for name, batch in batches.items():
+            taken = _through(pipe, batch, slots, max(repeat, 0) * slots)[0]
+            if repeat >= 0:
+                seconds[name].append(taken)
+    rows = []
+    for name, batch in batches.items():
+        stats, ratios = batch.stats, [p / own for p, own in zip(seconds[NO_TREE], seconds[name], strict=True)]
+        calls = stats.target_calls
+        rows.append({
+            "tree": name, "slots": slots, "images_per_second": slots / statistics.median(seconds[name]),
+            "speed_up": statistics.median(ratios), "tau": stats.tau, "host_share": stats.host_share,
+            "ms_a_round": {stage: 1e3 * stats.seconds[stage] / calls
+                           for stage in ("draft", "verify", "accept", "commit", "emit")},
+            "ms_an_image": {stage: 1e3 * stats.seconds[stage] / stats.images
+                            for stage in ("condition", "prefill", "decode")},
+        })  # fmt: skip
+        show(rows[-1])
+    return rows
+
+
+def draw(pipe: Pipeline, slots: int, options: dict[str, Any], images: int) -> tuple[float, list[np.ndarray]]:
+    """Seconds and codes of images 0 ... images - 1 through a batch of their own."""
+    return _through(pipe, pipe.batch(slots, **options), images, 0)
+
+
+def _through(pipe: Pipeline, batch: Any, images: int, first: int) -> tuple[float, list[np.ndarray]]:
+    started = time.perf_counter()
+    jobs = [batch.submit(request(pipe.manifest, (), n, n)) for n in range(first, first + images)]
+    while not batch.idle:
+        batch.step()
+    return time.perf_counter() - started, [job.result().codes for job in jobs]
+
+
+# what a call takes -------------------------------------------------------------------------------------------
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@BACKEND
+@click.option("--slots", "sizes", type=int, multiple=True, default=SLOTS, show_default=True)
+@click.option("--bandwidth", type=float, help="GB/s of a copy. [default: measured with PyTorch]")
+def calls(bundle: Path, backend: str, sizes: tuple[int, ...], bandwidth: float | None) -> None:
+    """Target calls, and the least that reading weights and cache would take."""
+    rate = bandwidth or copy_bandwidth()
+    with Pipeline.load(bundle, backend) as pipe:
+        manifest = pipe.manifest
+        workspace = pipe.workspace(manifest.sampling.guidance_scale != 1, max(sizes))
+        nodes = sorted({min(count, manifest.most_nodes) for count in NODES})
+        found = measure(partial(Lane, workspace), list(sizes), nodes, {})
+        cache = workspace.memory.target.nbytes / workspace.memory.slots
+        weights = sum(manifest.files[name].bytes for name in manifest.engines["target"].weights)
+    rows = [
+        {"slots": slots, "nodes": nodes, "ms": times, "roofline_ms": 1e-6 * (weights + slots * cache) / rate}
+        for slots, times in zip(sizes, found.target, strict=True)
+    ]
+    for row in rows:
+        show(row)
+    store("calls", bundle.name, backend, {"copy_gb_per_second": rate, "rows": rows})
+
+
+def copy_bandwidth() -> float:
+    """GB/s, read and written together, of a copy of 1 GiB on the GPU: the median of ten."""
+    torch = _torch()
+    one = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(one)
+    return 2 * one.numel() / 1e6 / statistics.median(_timed(torch, lambda: other.copy_(one)))
+
+
+@main.command("torch")
+@click.argument("model")
+@click.option("--images", "sizes", type=int, multiple=True, default=(1, 8), show_default=True)
+def with_torch(model: str, sizes: tuple[int, ...]) -> None:
+    """The baselines: a decoding step of a preset's target in half precision, random weights, a full cache."""
+    torch = _torch()
+    from ..export.families.llamagen.family import preset_config
+    from ..export.families.llamagen.model import LlamaGen
+    from .nodes_gpu import capture, target_call
+
+    rows = []
+    with torch.inference_mode(), torch.device("cuda"):
+        target = LlamaGen(preset_config(model)).half().eval()
+        target.rope = target.rope.float()
+        for images in sizes:
+            call = target_call(target, 2 * images, 1)
+            fast = torch.compile(call, mode="reduce-overhead")
+            graph = capture(call)
+            rows.append({"images": images, "eager_in_a_graph_ms": statistics.median(_timed(torch, graph.replay)),
+                         "compiled_ms": statistics.median(_timed(torch, fast)),
+                         "eager_ms": statistics.median(_timed(torch, call))})  # fmt: skip
+            show(rows[-1])
+    store("torch", model, "pytorch", {"torch": torch.__version__, "rows": rows})
+
+
+def _timed(torch: Any, call: Callable[[], Any], times: int = 10) -> list[float]:
+    """Milliseconds of calls, by events, after three that warm up."""
+    taken = []
+    for number in range(-3, times):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 0:
+            taken.append(start.elapsed_time(end))
+    return taken
+
+
+def _torch() -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise click.UsageError("PyTorch sees no CUDA GPU here: run this on a machine that has one.")
+    return torch
+
+
+# results -----------------------------------------------------------------------------------------------------
+def show(row: dict[str, Any]) -> None:
+    """One line of a measurement."""
+    click.echo(", ".join(f"{name} {_short(value)}" for name, value in row.items()))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_short(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "/".join(map(_short, value))
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
+
+
+def store(part: str, subject: str, backend: str, found: dict[str, Any]) -> None:
+    """Puts an entry in the place of the one of the same part, subject, backend and GPU."""
+    entry = {"part": part, "subject": subject, "backend": backend, "gpu": _gpu(), "machine": describe_machine(None)}
+    entries = json.loads(FILE.read_text())["entries"] if FILE.is_file() else []
+    key = ("part", "subject", "backend", "gpu")
+    kept = [one for one in entries if any(one[name] != entry[name] for name in key)]
+    FILE.write_text(json.dumps({"entries": [*kept, entry | found]}, indent=1) + "\n")
+    click.echo(f"{part} of {subject} on {backend}: {_short(found) if part == 'parity' else FILE}")
+
+
+def _gpu() -> str | None:
+    from ..engines.gpu import find_gpu
+
+    gpu = find_gpu()
+    return None if gpu is None else f"{gpu.name}, driver {gpu.driver}"
+
+
+if __name__ == "__main__":
+    main()

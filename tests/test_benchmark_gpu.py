@@ -1,0 +1,52 @@
+"""`benchmarks/gpu.py` on the CPU: what does not need a GPU's clock is the same there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cascade_trt.benchmarks import gpu
+
+CPU = ("--backend", "ort-cpu")
+
+
+@pytest.fixture
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(gpu, "FILE", tmp_path / "gpu.json")
+    return lambda: json.loads(gpu.FILE.read_text())["entries"]
+
+
+def run(*arguments: object) -> None:
+    result = CliRunner().invoke(gpu.main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def test_parity_of_a_backend_with_itself(tiny_bundle: Path, entries: Any) -> None:
+    run("parity", tiny_bundle, *CPU, "--images", 2)
+    (found,) = entries()
+    equal = {"images": 1.0, "tokens": 1.0}
+    assert found["cpu"] == found["ar_in_batches"] == equal
+    assert found["exact"] and all(tree == equal for tree in found["exact"].values())
+
+
+def test_parts_stand_beside_each_other_and_replace_their_own(tiny_bundle: Path, entries: Any) -> None:
+    for _ in range(2):
+        run("speed", tiny_bundle, *CPU, "--slots", 2, "--tree", "jacobi_8", "--repeats", 1)
+    run("calls", tiny_bundle, *CPU, "--slots", 1, "--bandwidth", 10)
+    speed, calls = entries()
+    plain, tree = speed["rows"]
+    assert (plain["tree"], tree["tree"], plain["speed_up"], plain["tau"]) == ("none", "jacobi_8", 1.0, 1.0)
+    assert tree["tau"] > 1 and tree["slots"] == 2
+    (row,) = calls["rows"]
+    assert len(row["ms"]) == len(row["nodes"]) and row["roofline_ms"] > 0
+
+
+def test_agreement_counts_images_and_tokens() -> None:
+    import numpy as np
+
+    one, other = np.arange(4), np.array([0, 1, 2, 9])
+    assert gpu._agreement([one, one], [one, other]) == {"images": 0.5, "tokens": 0.875}
