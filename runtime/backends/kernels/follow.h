@@ -9,8 +9,8 @@ struct Step {
     bool finite;
 };
 
-// Follows `decide(node, count)` from the root and writes path, tokens and the record. `writes` is true for one thread
-// of the slot; the others go the same way with it. Entries of path and tokens behind the last repeat it, as the draft
+// Follows `decide(node, depth)` from the root and writes path, tokens and the record; `decide.took` hears each cause.
+// `writes` is true for one thread of the slot; the others go the same way with it. Entries of path and tokens behind the last repeat it, as the draft
 // graph wants them; a slot that is not drawn, or not finite, has the root's path of one entry, and accepts nothing.
 template <class Decide>
 __device__ void follow(const Round& r, int p, bool writes, Decide& decide) {
@@ -30,6 +30,7 @@ __device__ void follow(const Round& r, int p, bool writes, Decide& decide) {
         }
         finite = step.finite;
         if (!finite) break;
+        decide.took(step.cause);
         if (r.rule[p] == RULE_PLAIN) step.child = -1;
         if (writes) {
             path[count] = node;

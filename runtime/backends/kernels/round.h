@@ -55,7 +55,9 @@ struct Round {
     u8* pair_mask;             // [R, pair_slots]
 };
 
-enum RuleKind { RULE_PLAIN = 0, RULE_EXACT = 1, RULE_STRICT = 2, RULE_CASCADE = 3, RULE_LANTERN = 4 };
+enum RuleKind {
+    RULE_PLAIN = 0, RULE_EXACT = 1, RULE_STRICT = 2, RULE_CASCADE = 3, RULE_LANTERN = 4, RULE_LANTERN_PLUS = 5
+};
 enum Cause { FORCED = -1, DRAWN = 0, STRICT = 1, INTERCHANGEABLE = 2, CONVERGED = 3, RELAXED = 4 };
 enum Origin { BY_TARGET = 0, BY_EAGLE = 1, BY_JACOBI = 2, BY_NOBODY = 3 };
 enum Flag { NOT_FINITE = 1 };

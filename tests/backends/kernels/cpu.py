@@ -13,8 +13,11 @@ from cascade_trt.runtime.backends import kernels
 from cascade_trt.runtime.backends.kernels.layout import ARRAYS, Cache, Round, letters
 
 SOURCES = Path(kernels.__file__).parent
-FLAGS = ("-O2", "-g", "-std=c++17", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
-         "-Werror", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")  # fmt: skip
+FLAGS = (
+    "-O2", "-g", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing",
+    "-Wl,-Bsymbolic",  # the C library has an `advance`, too
+    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error",
+)  # fmt: skip
 _GUARD = 256  # bytes on either side of an array
 
 

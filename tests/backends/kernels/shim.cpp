@@ -9,6 +9,7 @@
 #include "pairs.cu"
 #include "place.cu"
 #include "walk.cu"
+#include "walk_by_rule.cu"
 
 static float no_log(float x) { return x; }
 
@@ -32,6 +33,12 @@ float uniform_of_half(u64 number, int half) {
     return uniform_of(block, half);
 }
 
+void run_walk_by_rule(const Round* r, const Rules* s, const int* grid, int threads) {
+    run(grid, threads, true, [=] { walk_by_rule(*r, *s); });
+}
+
+int size_of_rules() { return sizeof(Rules); }
+int size_of_setting() { return sizeof(RuleSetting); }
 int size_of_round() { return sizeof(Round); }
 int size_of_cache() { return sizeof(Cache); }
 #define OFFSET(FIELD) (int)offsetof(Round, FIELD)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from kernels.cpu import Device
 
+from cascade_trt.runtime.backends.kernels.rules import kind_of
 from cascade_trt.runtime.drafting import Origin
 from cascade_trt.runtime.plan import TokenPlan
 from cascade_trt.runtime.rules.base import Rule
@@ -17,7 +18,6 @@ from cascade_trt.runtime.sampling import Sampling
 from cascade_trt.runtime.slots import TokenSequence
 from cascade_trt.runtime.tree import EAGLE, JACOBI, Tree
 
-KINDS = {"ar": 0, "exact": 1, "strict": 2, "cascade": 3, "lantern": 4}
 PREFIX = 5
 
 
@@ -110,7 +110,7 @@ class World:
         self.sequences = [None] * slots
         self.pair_mask = d.pair_mask.copy()
 
-    def fill(self, slot: int, rule: Rule | None | str = "any", greedy: bool = False) -> TokenSequence:
+    def fill(self, slot: int, rule: Rule | str | None = "any", greedy: bool = False) -> TokenSequence:
         """A fresh image: its first token is there."""
         rng, plan, d = self.rng, self.plan, self.device
         if rule == "any":
@@ -125,7 +125,7 @@ class World:
         self.sequences[slot] = sequence
         d.seed[slot] = sequence.seed
         d.stream[slot] = -1 if greedy else 0
-        d.rule[slot] = KINDS["ar" if rule is None else rule.name.partition(":")[0]]
+        d.rule[slot] = kind_of(rule)
         d.end[slot], d.done[slot], d.read[slot] = plan.length, 1, PREFIX
         rows = self.rows_of(slot)
         d.first[rows] = sequence.first
@@ -137,7 +137,7 @@ class World:
         return slice(slot * self.rows, (slot + 1) * self.rows)
 
     def draw(self, broken: float = 0.0) -> None:
-        """Draws of the target at all nodes, often a child's token; a share `broken` of slots is not finite somewhere."""
+        """Draws of the target at all nodes, often a child's token; in a share `broken` of slots one is not finite."""
         d, rng = self.device, self.rng
         slots, nodes = d.drawn.shape
         d.drawn[:] = rng.integers(0, self.vocab, d.drawn.shape)
