@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import CascadeError
 
-BACKEND_NAMES: tuple[str, ...] = ("ort-cpu",)
+BACKEND_NAMES: tuple[str, ...] = ("ort-cpu", "ort-cuda")
 
 Kind = Literal["in", "out", "device"]
 """What a buffer is for: the host writes it ("in"), the host reads it ("out"), or engines alone use it ("device")."""
@@ -151,7 +151,7 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(name: str, threads: int | None = None, device: int | None = None) -> Backend:  # noqa: ARG001 - ort-cuda
+def open_backend(name: str, threads: int | None = None, device: int | None = None) -> Backend:
     """The backend called `name`; its library is imported here and nowhere earlier. `threads` are those of an engine on
     the CPU, `device` is the number of a GPU (None: the first).
 
@@ -161,4 +161,8 @@ def open_backend(name: str, threads: int | None = None, device: int | None = Non
         from .ort import OrtBackend
 
         return OrtBackend(threads)
+    if name == "ort-cuda":
+        from .ort_cuda import OrtCudaBackend
+
+        return OrtCudaBackend(device or 0)
     raise CascadeError(f"unknown backend {name!r}: choose one of {', '.join(BACKEND_NAMES)}.")

@@ -19,7 +19,7 @@ from ..schema import short
 from . import Buffer, Identity, Kind
 from .host import HostBuffer, HostCache, host_buffer
 
-_DTYPES = {
+DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool",
 }  # fmt: skip
@@ -34,23 +34,7 @@ class OrtBackend:
     each core that this process may use."""
 
     def __init__(self, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            if error.name == "onnxruntime":
-                raise CascadeError(
-                    "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`."
-                ) from None
-            reason = next(iter(str(error).splitlines()), "no reason given")
-            raise CascadeError(f"ONNX Runtime cannot be loaded ({reason}): install it again.") from error
-        if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two distributions was removed
-            raise CascadeError(
-                "ONNX Runtime's files are not whole, as after onnxruntime and onnxruntime-gpu were installed together: "
-                "uninstall both, then run `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
-            )
-        if (problem := version_problem(onnxruntime.__version__)) is not None:
-            raise CascadeError(f"ONNX Runtime {problem}.")
-        self._ort: Any = onnxruntime
+        self._ort = import_onnxruntime("cpu", LEAST_VERSION)
         self._threads = None if threads is None else _usable_threads(threads)
 
     @property
@@ -89,7 +73,7 @@ class OrtBackend:
             missing = "NOT_IMPLEMENTED" in str(error)  # kernels of half precisions
             advice = "build the bundle with --precision fp32 to use it here" if missing else "build the bundle again"
             raise CascadeError(
-                f"ONNX Runtime on this CPU cannot load {path.name} ({_reason(error)}): {advice}."
+                f"ONNX Runtime on this CPU cannot load {path.name} ({reason(error)}): {advice}."
             ) from error
 
     def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> HostBuffer:  # noqa: ARG002 - one memory here
@@ -102,15 +86,35 @@ class OrtBackend:
         return tuple(range(1, slots + 1))
 
 
-def version_problem(version: str) -> str | None:
+def import_onnxruntime(extra: str, least: str) -> Any:
+    """The module. `extra` of this package installs it, `least` is the first version that will do. Raises CascadeError
+    where it is missing, damaged or older."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if error.name == "onnxruntime":
+            raise CascadeError(f"ONNX Runtime is not installed: run `pip install 'cascade-trt[{extra}]'`.") from None
+        raise CascadeError(f"ONNX Runtime cannot be loaded ({reason(error)}): install it again.") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two distributions was removed
+        raise CascadeError(
+            "ONNX Runtime's files are not whole, as after onnxruntime and onnxruntime-gpu were installed together: "
+            "uninstall both, then run `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
+        )
+    if (problem := version_problem(onnxruntime.__version__, extra, least)) is not None:
+        raise CascadeError(f"ONNX Runtime {problem}.")
+    return onnxruntime
+
+
+def version_problem(version: str, extra: str = "cpu", least: str = LEAST_VERSION) -> str | None:
     """Why this version of ONNX Runtime cannot run any bundle, and what to do; None where it can."""
-    given, least = ([int(part) for part in text.split(".")[:2] if part.isdigit()] for text in (version, LEAST_VERSION))
-    if given >= least or not given:  # a build of somebody's own may be called anything
+    given, needed = ([int(part) for part in text.split(".")[:2] if part.isdigit()] for text in (version, least))
+    if given >= needed or not given:  # a build of somebody's own may be called anything
         return None
-    return f"{version} is too old, {LEAST_VERSION} is needed: run `pip install --upgrade 'cascade-trt[cpu]'`"
+    return f"{version} is too old, {least} is needed: run `pip install --upgrade 'cascade-trt[{extra}]'`"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of what it says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -134,7 +138,7 @@ class OrtEngine:
         self._ort, self._session, self._file, self._prefix = ort, session, file, prefix
         self._choice = None if number is None else ort.OrtValue.ortvalue_from_numpy(np.array(number, np.int64))
         self._inputs, self._outputs = (
-            {value.name.removeprefix(prefix): _DTYPES[value.type] for value in values if value.name.startswith(prefix)}
+            {value.name.removeprefix(prefix): DTYPES[value.type] for value in values if value.name.startswith(prefix)}
             for values in (session.get_inputs(), session.get_outputs())
         )
 
@@ -182,7 +186,7 @@ class OrtCall:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # as above
             raise CascadeError(
-                f"ONNX Runtime cannot run {self._file} ({_reason(error)}): build the bundle again."
+                f"ONNX Runtime cannot run {self._file} ({reason(error)}): build the bundle again."
             ) from error
 
 

@@ -1,0 +1,309 @@
+"""One GPU through CUDA's driver: a stream, memory, pinned memory, copies, events, graphs and kernels.
+
+cuda-bindings is all that is needed, and it is imported when the first device is made. The driver's interface is used
+rather than that of the CUDA runtime: it comes with the driver itself, and it works in the primary context, where ONNX
+Runtime, TensorRT and PyTorch work too. So addresses and the stream may be given to them as they are.
+
+Every refusal of CUDA is a CascadeError. Work is queued on `stream` and `synchronize` waits for it; memory is freed with
+the last reference to it. Sizes are in bytes, addresses and handles are integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..errors import CascadeError
+
+LEAST_CUDA = 13000  # as the driver counts: 1000 * major + 10 * minor
+_CPU_INSTEAD = "or draw with the backend ort-cpu"
+_DRIVER = f"install NVIDIA's driver 580 or newer, {_CPU_INSTEAD}"
+_SENTENCES = {
+    "NO_DEVICE": f"CUDA shows no GPU{{visible}}: give it one, {_CPU_INSTEAD}",
+    "SYSTEM_DRIVER_MISMATCH": "the NVIDIA driver's parts are of different versions: restart this machine",
+    "COMPAT_NOT_SUPPORTED_ON_DEVICE": f"the NVIDIA driver is too old for this CUDA: {_DRIVER}",
+    "INSUFFICIENT_DRIVER": f"the NVIDIA driver is too old for this CUDA: {_DRIVER}",
+    "STUB_LIBRARY": f"CUDA's stub library was found in the place of the NVIDIA driver: {_DRIVER}",
+    "DEVICE_UNAVAILABLE": "another process has this GPU for itself: end that process, or take another GPU",
+    "NO_BINARY_FOR_GPU": "this GPU cannot run these kernels: compile them for it",
+}
+_LOST = (  # after any of these nothing works any more in this process
+    "ILLEGAL_ADDRESS", "LAUNCH_TIMEOUT", "LAUNCH_FAILED", "ASSERT", "HARDWARE_STACK_ERROR", "ILLEGAL_INSTRUCTION",
+    "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "ECC_UNCORRECTABLE", "CONTEXT_IS_DESTROYED",
+    "CONTAINED", "MPS_CLIENT_TERMINATED", "EXTERNAL_DEVICE", "UNKNOWN",
+)  # fmt: skip
+
+
+class CudaDevice:
+    """GPU `index` of those that CUDA shows (`CUDA_VISIBLE_DEVICES` says which). `driver` is cuda.bindings.driver, or
+    what stands for it in tests. Raises CascadeError where there is no such GPU, no driver, or one that is too old."""
+
+    def __init__(self, index: int = 0, driver: Any = None) -> None:
+        self._cuda = cuda = driver or _bindings()
+        self._start()
+        count = self.check(cuda.cuDeviceGetCount())
+        if not 0 <= index < count:
+            shown = f"CUDA shows {count} GPU{'s' * (count != 1)}{_visible()}"
+            raise CascadeError(f"there is no GPU {index}: {shown}, counted from 0: choose another.")
+        self.index, self.synchronized = index, 0  # how often all work has been waited for
+        handle = self.check(cuda.cuDeviceGet(index))
+        self.name = self.check(cuda.cuDeviceGetName(256, handle)).split(b"\0")[0].decode()
+        kind = cuda.CUdevice_attribute
+        parts = kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+        major, minor = (self.check(cuda.cuDeviceGetAttribute(part, handle)) for part in parts)
+        self.capability: tuple[int, int] = major, minor
+        self._context = self.check(cuda.cuDevicePrimaryCtxRetain(handle))
+        self._use()
+        self.stream = int(self.check(cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)))
+        # Neither is given back before the process ends: what is still bound to them might need them until then.
+
+    def _start(self) -> None:
+        """Finds the driver, and whether it is new enough."""
+        try:
+            self.check(self._cuda.cuInit(0))
+            version = self.check(self._cuda.cuDriverGetVersion())
+        except RuntimeError:  # cuda-bindings finds no library, or it lacks a function
+            raise CascadeError(f"no NVIDIA driver was found on this machine: {_DRIVER}.") from None
+        if version < LEAST_CUDA:
+            known = f"it knows CUDA {version // 1000}.{version % 1000 // 10}, {LEAST_CUDA // 1000}.0 is needed"
+            raise CascadeError(f"the NVIDIA driver is too old ({known}): {_DRIVER}.")
+
+    def check(self, result: Sequence[Any]) -> Any:
+        """What a call of cuda-bindings returned: nothing, a value, or several. Raises CascadeError for an error."""
+        error, *values = result
+        if int(error):
+            raise CascadeError(_sentence(error.name.removeprefix("CUDA_ERROR_")))
+        return values[0] if len(values) == 1 else tuple(values) if values else None
+
+    def _use(self) -> None:
+        """Calls of this thread are for this GPU; others (PyTorch, say) may have chosen another one since."""
+        self.check(self._cuda.cuCtxSetCurrent(self._context))
+
+    # memory -------------------------------------------------------------------------------------------------
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes in all."""
+        self._use()
+        return self.check(self._cuda.cuMemGetInfo())
+
+    def allocate(self, size: int, what: str = "a buffer") -> DeviceMemory:
+        """Zeroed memory on the GPU. Raises CascadeError, which says `what` the memory was for."""
+        self._use()
+        error, address = self._cuda.cuMemAlloc(max(size, 1))
+        if error == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            free, _ = self.memory()
+            raise CascadeError(
+                f"{what} needs {_gib(size)} of the GPU's memory, and {_gib(free)} are free: draw fewer images at a "
+                "time, build the bundle with a smaller --batch, or end other programs on the GPU."
+            )
+        self.check((error,))
+        memory = DeviceMemory(int(address), size)
+        self._free_with(memory, self._cuda.cuMemFree, address)
+        self.zero(memory.address, max(size, 1))
+        return memory
+
+    def pinned(self, size: int) -> np.ndarray:
+        """Zeroed memory of the host that copies reach without the CPU, uint8 [size]; freed with its last view."""
+        self._use()
+        address = int(self.check(self._cuda.cuMemHostAlloc(max(size, 1), 0)))
+        block = (ctypes.c_uint8 * max(size, 1)).from_address(address)  # every view holds it
+        self._free_with(block, self._cuda.cuMemFreeHost, address)
+        array = np.ctypeslib.as_array(block)[:size]
+        array[:] = 0
+        return array
+
+    def _free_with(self, owner: Any, free: Any, handle: Any) -> None:
+        """Calls `free` when `owner` goes; not when the process ends, for then the driver does it."""
+
+        def release(use: Any, context: Any) -> None:
+            use(context)
+            free(handle)  # an error would be an earlier one, which was reported
+
+        weakref.finalize(owner, release, self._cuda.cuCtxSetCurrent, self._context).atexit = False
+
+    # work on the stream -------------------------------------------------------------------------------------
+    def upload(self, to: int, source: int, size: int) -> None:
+        """From the host; `source` must stay as it is until `synchronize`, if it is pinned."""
+        self._use()
+        self.check(self._cuda.cuMemcpyHtoDAsync(to, source, size, self.stream))
+
+    def download(self, to: int, source: int, size: int) -> None:
+        """To the host, which may read it after `synchronize`."""
+        self._use()
+        self.check(self._cuda.cuMemcpyDtoHAsync(to, source, size, self.stream))
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """On the GPU; the two parts may overlap."""
+        self._use()
+        for start, length in pieces(size, to - source):
+            self.check(self._cuda.cuMemcpyDtoDAsync(to + start, source + start, length, self.stream))
+
+    def copy_strided(
+        self, to: int, source: int, width: int, lines: int, pitch: int, planes: int = 1, plane: int = 0
+    ) -> None:
+        """On the GPU: `lines` pieces of `width` bytes, `pitch` apart, in each of `planes` planes that are `plane` lines
+        apart. Source and destination must not overlap."""
+        self._use()
+        cuda, copy = self._cuda, self._cuda.CUDA_MEMCPY3D()
+        copy.srcMemoryType = copy.dstMemoryType = cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcDevice, copy.dstDevice = source, to
+        copy.srcPitch = copy.dstPitch = pitch
+        copy.srcHeight = copy.dstHeight = plane or lines
+        copy.WidthInBytes, copy.Height, copy.Depth = width, lines, planes
+        self.check(cuda.cuMemcpy3DAsync(copy, self.stream))
+
+    def zero(self, to: int, width: int, lines: int = 1, pitch: int = 0) -> None:
+        """Zeroes `lines` pieces of `width` bytes, `pitch` apart."""
+        self._use()
+        if lines == 1:
+            self.check(self._cuda.cuMemsetD8Async(to, 0, width, self.stream))
+        else:
+            self.check(self._cuda.cuMemsetD2D8Async(to, pitch, 0, width, lines, self.stream))
+
+    def synchronize(self) -> None:
+        """Waits for all work on the stream."""
+        self._use()
+        self.check(self._cuda.cuStreamSynchronize(self.stream))
+        self.synchronized += 1
+
+    def event(self) -> Event:
+        return Event(self)
+
+    # graphs and kernels -------------------------------------------------------------------------------------
+    @contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """What is queued inside becomes the graph, and does not run. Nothing may wait or allocate inside."""
+        self._use()
+        cuda, graph = self._cuda, Graph(self)
+        self.check(cuda.cuStreamBeginCapture(self.stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
+        try:
+            yield graph
+        except BaseException:
+            cuda.cuStreamEndCapture(self.stream)  # what went wrong inside is the error to report
+            raise
+        recorded = self.check(cuda.cuStreamEndCapture(self.stream))
+        try:
+            graph.handle = self.check(cuda.cuGraphInstantiate(recorded, 0))
+        finally:
+            cuda.cuGraphDestroy(recorded)
+        self._free_with(graph, cuda.cuGraphExecDestroy, graph.handle)
+
+    def load(self, cubin: bytes) -> Kernels:
+        """The kernels of a file that was compiled for this GPU."""
+        return Kernels(self, cubin)
+
+
+class DeviceMemory:
+    """Memory on the GPU, for as long as this object is there."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+
+
+class Event:
+    """A mark on the stream."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        device._use()
+        self._device = device
+        self._handle = device.check(device._cuda.cuEventCreate(0))
+        device._free_with(self, device._cuda.cuEventDestroy, self._handle)
+
+    def record(self) -> None:
+        """Behind all work that is queued so far."""
+        self._device._use()
+        self._device.check(self._device._cuda.cuEventRecord(self._handle, self._device.stream))
+
+    def wait(self) -> None:
+        """Until the work before the mark is done."""
+        self._device._use()
+        self._device.check(self._device._cuda.cuEventSynchronize(self._handle))
+
+    def since(self, earlier: Event) -> float:
+        """Milliseconds on the GPU between two marks that have been waited for."""
+        self._device._use()
+        return self._device.check(self._device._cuda.cuEventElapsedTime(earlier._handle, self._handle))
+
+
+class Graph:
+    """Captured work, queued as a whole by `launch`."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device, self.handle = device, None
+
+    def launch(self) -> None:
+        self._device._use()
+        self._device.check(self._device._cuda.cuGraphLaunch(self.handle, self._device.stream))
+
+
+class Kernels:
+    """Kernels by their names in C."""
+
+    def __init__(self, device: CudaDevice, cubin: bytes) -> None:
+        device._use()
+        cuda = device._cuda
+        self._device, self._functions = device, {}
+        self._library = device.check(cuda.cuLibraryLoadData(cubin, None, None, 0, None, None, 0))
+        device._free_with(self, cuda.cuLibraryUnload, self._library)
+
+    def launch(
+        self, name: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any], shared: int = 0
+    ) -> None:
+        """`arguments` are ctypes values or structures, which the kernel gets by value; `shared` is dynamic shared
+        memory. `grid` and `block` have three numbers."""
+        device, cuda = self._device, self._device._cuda
+        device._use()
+        if name not in self._functions:
+            kernel = device.check(cuda.cuLibraryGetKernel(self._library, name.encode()))
+            self._functions[name] = device.check(cuda.cuKernelGetFunction(kernel))
+        places = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        function = self._functions[name]
+        device.check(
+            cuda.cuLaunchKernel(function, *grid, *block, shared, device.stream, ctypes.addressof(places), 0)
+        )
+
+
+def pieces(size: int, shift: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of parts that can be moved by `shift` in turn, though the whole may overlap where it goes."""
+    step = min(abs(shift), size)
+    starts = range(0, size, step) if step else ()
+    for start in starts if shift < 0 else reversed(starts):
+        yield start, min(step, size - start)
+
+
+def _bindings() -> Any:
+    try:
+        from cuda.bindings import driver  # pyright: ignore[reportMissingImports] - installed where there is a GPU
+    except ImportError as error:
+        raise CascadeError(
+            f"cuda-bindings cannot be loaded ({error}): run `pip install 'cascade-trt[cuda]'`, {_CPU_INSTEAD}."
+        ) from None
+    return driver
+
+
+def _sentence(name: str) -> str:
+    """About an error that CUDA calls CUDA_ERROR_<name>."""
+    if name in _SENTENCES:
+        return f"{_SENTENCES[name].format(visible=_visible())}."
+    if name == "OUT_OF_MEMORY":
+        return (
+            "the GPU has no memory left: draw fewer images at a time, build the bundle with a smaller --batch, or end "
+            "other programs on the GPU."
+        )
+    if name in _LOST:
+        return f"the GPU has stopped working for this process ({name}): start again, and see `nvidia-smi` if it recurs."
+    return f"CUDA refuses a call ({name}): start again, and see `cascade-trt doctor` if it recurs."
+
+
+def _visible() -> str:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if chosen is None else f" (CUDA_VISIBLE_DEVICES is {chosen!r})"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

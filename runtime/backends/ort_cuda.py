@@ -1,0 +1,220 @@
+"""ONNX Runtime on a GPU, through its CUDA provider.
+
+Everything is queued on one stream: uploads of what the host has written, the engines, cache moves, downloads. A run
+waits for the GPU once if it fetches something, else never. Buffers are bound by their addresses, once; a cache is one
+address for past and present, so TensorScatter updates it in place.
+
+The second run of a bound call captures it as a CUDA graph, and from then on a run is one launch. (A call that runs
+once, as the conditioning of an image, is not worth it.) While it captures, ONNX Runtime runs the engine several times.
+That is harmless for ours: their outputs depend on inputs alone, and their updates write the same slots again.
+
+It has not met a GPU yet (docs/gpu.md). Tests run it on a stand-in for CUDA, which computes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ..errors import CascadeError, CascadeWarning
+from . import Buffer, Identity, Kind
+from .cuda_memory import CudaBuffer, CudaCache, cuda_buffer
+from .device import CudaDevice
+from .ort import DTYPES, check_names, import_onnxruntime, reason
+
+LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
+ROUND_ENGINES = ("target", "draft", "embed")  # a node of theirs on the CPU would make every round wait for it
+_PROVIDER = "CUDAExecutionProvider"
+_LIBRARIES = "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"
+_ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
+_FATAL_ONLY = 4  # what is refused is said by us
+_NO_GRAPH = "-1"
+_NEEDS_BFLOAT16 = (8, 0)
+
+
+class OrtCudaBackend:
+    """Loads graphs into ONNX Runtime on GPU `device` of those that CUDA shows.
+
+    Raises CascadeError without a GPU, a driver for CUDA 13, cuda-bindings, or an ONNX Runtime with the CUDA provider.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        self._ort = import_onnxruntime("cuda", LEAST_VERSION)
+        if _PROVIDER not in self._ort.get_available_providers():
+            raise CascadeError(
+                "the installed ONNX Runtime has no CUDA provider: run `pip uninstall onnxruntime`, then `pip install "
+                "'cascade-trt[cuda]'`, or draw with the backend ort-cpu."
+            )
+        self.device = CudaDevice(device)
+        _load_libraries(self._ort)
+
+    @property
+    def identity(self) -> Identity:
+        return Identity("ort-cuda", self._ort.__version__, self.device.name, 1)
+
+    def load(self, path: Path) -> OrtCudaEngine:
+        """Raises CascadeError when ONNX Runtime refuses the graph, or would run a part of a round on the CPU. Warns
+        where other graphs have such a part."""
+        try:
+            session, graphs = self._session(path, graphs=True), True
+        except CascadeError:  # nodes on the CPU are one reason; without CUDA graphs we learn which, or that it was none
+            session, graphs = self._session(path, graphs=False), False
+        if (on_cpu := nodes_on_cpu(session)) or not graphs:
+            found = f"runs {on_cpu} on the CPU" if on_cpu else "makes no CUDA graph"
+            named = f"of {path.name} ONNX Runtime {self._ort.__version__} {found}"
+            if path.name.split(".")[0] in ROUND_ENGINES:
+                raise CascadeError(f"{named}, in every round: build the bundle again with this version of cascade-trt.")
+            warnings.warn(f"{named}: this is slower, and images are the same.", CascadeWarning, stacklevel=2)
+        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs)
+
+    def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, OrtCudaEngine]:  # noqa: ARG002
+        """Each graph from its own file: the merged one has If nodes, which no CUDA graph takes. Weights that they share
+        are in memory once for each."""
+        return {name: self.load(file) for name, file in files.items()}
+
+    def _session(self, path: Path, graphs: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = {
+            "device_id": str(self.device.index),
+            "has_user_compute_stream": "1",
+            "user_compute_stream": str(self.device.stream),
+            "enable_cuda_graph": str(int(graphs)),
+            "arena_extend_strategy": "kSameAsRequested",  # the default takes up to twice what is needed
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm in the first image's decoder
+            "use_tf32": "0",  # fp32 is for those who compare; who wants speed builds with half precision
+        }
+        try:
+            chosen = [(_PROVIDER, provider), "CPUExecutionProvider"]
+            session = self._ort.InferenceSession(str(path), options, providers=chosen)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise _refused(f"load {path.name}", error, "build the bundle again") from error
+        if _PROVIDER not in session.get_providers():  # it goes on without where the provider's libraries are missing
+            raise CascadeError(
+                "ONNX Runtime's CUDA provider cannot be loaded, for it lacks libraries of CUDA 13: run `pip install "
+                "'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas`, or draw with the backend ort-cpu."
+            )
+        return session
+
+    def buffer(self, shape: Sequence[int], dtype: str, kind: Kind) -> CudaBuffer:
+        return cuda_buffer(self.device, shape, dtype, kind)
+
+    def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> CudaCache:
+        return CudaCache(self.device, layers, rows, heads, slots, head_dim, dtype)
+
+    def sizes(self, slots: int) -> tuple[int, ...]:
+        return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
+
+
+def nodes_on_cpu(session: Any) -> str:
+    """The operators that a session runs on the CPU, as "21 InstanceNormalization, 1 Pad"; empty if there are none."""
+    parts = session.get_provider_graph_assignment_info()
+    found = Counter(node.op_type for part in parts if part.ep_name != _PROVIDER for node in part.get_nodes())
+    return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+
+
+def _load_libraries(ort: Any) -> None:
+    """CUDA's libraries as pip installed them (for PyTorch, say), where the system has none of its own."""
+    for name in _LIBRARIES:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            with redirect_stdout(io.StringIO()):  # it prints what it misses; whether that is needed shows in `load`
+                ort.preload_dlls()
+            return
+
+
+def _refused(what: str, error: Exception, advice: str) -> CascadeError:
+    text = str(error)
+    if "out of memory" in text or "Failed to allocate memory" in text or "BFCArena" in text:
+        return CascadeError(
+            f"the GPU has not enough memory to {what}: draw fewer images at a time, build the bundle with a smaller "
+            "--batch or in half precision, or end other programs on the GPU."
+        )
+    return CascadeError(f"ONNX Runtime on this GPU cannot {what} ({reason(error)}): {advice}.")
+
+
+class OrtCudaEngine:
+    """A session; `graphs` says whether it takes CUDA graphs. `file` is what it was loaded from.
+
+    Raises CascadeError for a graph of bfloat16 on a GPU that has none.
+    """
+
+    def __init__(self, ort: Any, session: Any, device: CudaDevice, file: str, graphs: bool) -> None:
+        self._ort, self._session, self.device, self._file = ort, session, device, file
+        self._inputs, self._outputs = (
+            {value.name: DTYPES[value.type] for value in values}
+            for values in (session.get_inputs(), session.get_outputs())
+        )
+        if device.capability < _NEEDS_BFLOAT16 and "bfloat16" in (self._inputs | self._outputs).values():
+            raise CascadeError(
+                f"{file} computes in bfloat16, which this GPU ({device.name}) does not: build the bundle with "
+                "--precision fp16."
+            )
+        self._numbers = itertools.count(1) if graphs else None  # of the session's CUDA graphs
+
+    def dtype(self, name: str) -> str:
+        return (self._inputs | self._outputs)[name]
+
+    def run(self, binding: Any, options: Any) -> None:
+        """Queues the engine on what is bound."""
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # as above
+            raise _refused(f"run {self._file}", error, "build the bundle again") from error
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OrtCudaCall:
+        check_names(self._inputs, self._outputs, inputs, outputs)
+        binding, bound = self._session.io_binding(), {}
+        for given, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, buffer in given.items():
+                if not isinstance(buffer, CudaBuffer):
+                    raise ValueError(f"{name} is a buffer of another backend")
+                if given is outputs and buffer.kind == "in":
+                    raise ValueError(f"{name} is an output, and its buffer is one that the host writes")
+                kind = _ONNX_TYPES[buffer.dtype]
+                bind(name, "cuda", self.device.index, kind, list(buffer.shape), buffer.address)
+                bound[name] = buffer
+        number = None if self._numbers is None else str(next(self._numbers))
+        options = [_run_options(self._ort, graph or _NO_GRAPH) for graph in (_NO_GRAPH, number)]
+        reads, writes = ({name: bound[name] for name in given} for given in (inputs, outputs))
+        return OrtCudaCall(self, binding, reads, writes, options)
+
+
+def _run_options(ort: Any, graph: str) -> Any:
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("gpu_graph_id", graph)
+    return options
+
+
+class OrtCudaCall:
+    """Keeps the bound buffers alive for as long as the binding, and its CUDA graph, point at them."""
+
+    def __init__(
+        self, engine: OrtCudaEngine, binding: Any, inputs: Mapping[str, CudaBuffer], outputs: Mapping[str, CudaBuffer],
+        options: Sequence[Any],
+    ) -> None:  # fmt: skip
+        self._engine, self._binding, self._bound, self._outputs = engine, binding, inputs, outputs
+        self._uploads = [buffer for buffer in inputs.values() if buffer.kind == "in"]
+        self._first, self._then = options
+
+    def run(self, fetch: Sequence[str] = ()) -> None:
+        if not self._outputs.keys() >= set(fetch):
+            raise ValueError(f"{sorted(set(fetch) - self._outputs.keys())} are not among the bound outputs")
+        for buffer in self._uploads:
+            buffer.upload()
+        self._engine.run(self._binding, self._first)
+        self._first = self._then
+        if fetch:
+            for name in fetch:
+                self._outputs[name].fetch()
+            self._engine.device.synchronize()
