@@ -100,3 +100,23 @@ class Cache(ctypes.Structure):
         if not unit:
             raise ValueError(f"a head of {vector} bytes has no whole numbers of 2 bytes")
         return cls(address, 2 * layers, rows, heads, slots, vector // unit, unit)
+
+
+THREADS = {
+    "noise": 128, "place": 64, "walk": 1, "walk_by_rule": 256, "commit": 256, "advance": 1, "pairs": 1,
+}  # fmt: skip
+"""The kernels, and how many threads a block has; `walk_by_rule` takes at most 256, the others any number."""
+
+
+def grid(kernel: str, sizes: Mapping[str, int], threads: int, cache: Cache | None = None) -> tuple[int, int, int]:
+    """The blocks of a launch with `threads` threads each. `cache` is that of `commit`."""
+    slots = sizes["slots"]
+    if kernel == "noise":
+        return -(-sizes["vocab"] // (8 * threads)), sizes["levels"], slots
+    if kernel in ("place", "walk_by_rule"):
+        return slots, 1, 1
+    count = slots
+    if kernel == "commit":
+        assert cache is not None  # the caller's cache
+        count *= cache.planes * sizes["rows"] * cache.heads * cache.units
+    return -(-count // threads), 1, 1

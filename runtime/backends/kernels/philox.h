@@ -24,7 +24,7 @@ __device__ inline u64 key_of(int stream, i64 position) { return (u64)stream << 3
 // Half `i` (0 .. 7) of a block as a number in (0, 1); the largest is 1 - 2^-24, as in float32 it would round to 1.
 __device__ inline float uniform_of(const u64 block[4], int i) {
     const u32 bits = (u32)(block[i >> 1] >> (32 * (i & 1))) >> 8;
-    return fminf(((float)bits + 0.5f) * 5.9604644775390625e-08f, 0.999999940395355224609375f);
+    return fminf(((float)bits + 0.5f) * 0x1p-24f, 1 - 0x1p-24f);
 }
 
 __device__ inline float gumbel_of(float uniform) { return -logf(-logf(uniform)); }

@@ -79,7 +79,7 @@ __device__ inline int block_argmax(double x, int index, double* largest) {
 __device__ inline double uniform_of_token(u64 seed, i64 position, int stream, i64 token) {
     u64 numbers[4];
     philox((u64)token + 2, seed, key_of(stream, position), numbers);
-    return (double)numbers[0] * 5.42101086242752217e-20;
+    return (double)numbers[0] * 0x1p-64;
 }
 
 __device__ inline float gumbel_of_token(u64 seed, i64 position, int stream, i64 token) {

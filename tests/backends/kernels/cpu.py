@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade_trt.runtime.backends import kernels
-from cascade_trt.runtime.backends.kernels.layout import ARRAYS, Cache, Round, letters
+from cascade_trt.runtime.backends.kernels.layout import ARRAYS, THREADS, Cache, Round, grid, letters
 
 SOURCES = Path(kernels.__file__).parent
 FLAGS = (
@@ -64,27 +64,17 @@ class Device:
         except KeyError:
             raise AttributeError(name) from None
 
-    def run(self, kernel: str, grid: tuple[int, int, int], threads: int, *more: ctypes.Structure) -> None:
-        """Runs a kernel, and fails if it wrote beside an array."""
+    def run(self, kernel: str, threads: int | None = None, *more: ctypes.Structure) -> None:
+        """Runs a kernel as a GPU would, or with another number of threads; fails if it wrote beside an array."""
+        threads = threads or THREADS[kernel]
+        blocks = grid(kernel, self.sizes, threads, *(struct for struct in more if isinstance(struct, Cache)))
         arguments = [ctypes.byref(self.struct), *map(ctypes.byref, more)]
-        getattr(self._library, f"run_{kernel}")(*arguments, (ctypes.c_int * 3)(*grid), threads)
+        getattr(self._library, f"run_{kernel}")(*arguments, (ctypes.c_int * 3)(*blocks), threads)
         broken = [name for name, array in self._arrays.items() if not array.check()]
         assert not broken, f"{kernel} wrote beside {broken}"
 
-    def each_slot(self, kernel: str, threads: int = 1) -> None:
-        """A kernel with one thread a slot."""
-        self.run(kernel, (-(-self.sizes["slots"] // threads), 1, 1), threads)
-
-    def noise_kernel(self, threads: int = 64) -> None:
-        blocks = -(-self.sizes["vocab"] // 8)
-        self.run("noise", (-(-blocks // threads), self.sizes["levels"], self.sizes["slots"]), threads)
-
-    def place(self, threads: int = 32) -> None:
-        self.run("place", (self.sizes["slots"], 1, 1), threads)
-
-    def commit(self, block: np.ndarray, threads: int = 128) -> None:
+    def commit(self, block: np.ndarray, threads: int | None = None) -> None:
         """On a cache [layers, 2, rows, heads, slots, head_dim]."""
         layers, _, rows, heads, slots, dim = block.shape
         cache = Cache.of(block.ctypes.data, layers, rows, heads, slots, dim * block.itemsize)
-        count = cache.planes * self.sizes["slots"] * self.sizes["rows"] * heads * cache.units
-        self.run("commit", (-(-count // threads), 1, 1), threads, cache)
+        self.run("commit", threads, cache)

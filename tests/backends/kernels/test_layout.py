@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels.cpu import SOURCES
 
+import cascade_trt
 from cascade_trt.runtime.backends.kernels.layout import ARRAYS, SIZES, Cache, Round
 
 
@@ -19,8 +22,6 @@ def test_structs_are_the_same(library: ctypes.CDLL) -> None:
 
 
 def test_dtypes_are_those_of_the_header() -> None:
-    from kernels.cpu import SOURCES
-
     spelt = {"u64": "uint64", "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8", "float": "float32"}
     fields = {}
     for line in (SOURCES / "round.h").read_text().split("struct Round {")[1].split("};")[0].splitlines():
@@ -34,3 +35,13 @@ def test_dtypes_are_those_of_the_header() -> None:
 def test_a_head_of_odd_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="9 bytes"):
         Cache.of(0, 1, 1, 1, 1, 9)
+
+
+def test_the_page_has_the_same_table() -> None:
+    page = (Path(cascade_trt.__file__).parent / "docs" / "kernels.md").read_text()
+    lines = page.split("| array | dtype |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][:4] for line in lines]
+    assert rows == [
+        [f"*{array.name}*" if array.optional else array.name, array.dtype, array.shape, array.writer]
+        for array in ARRAYS
+    ]  # fmt: skip

@@ -51,7 +51,7 @@ def test_the_bits_are_those_of_numpy(library: ctypes.CDLL) -> None:
             d.stream[:] = rng.integers(0, 4, len(d.stream))
             d.seed[:] = rng.integers(0, 2**63, len(d.seed)) >> rng.integers(0, 63, len(d.seed))
             d.noise[:] = 7
-            d.noise_kernel(threads=int(rng.choice([1, 5, 64])))
+            d.run("noise", int(rng.choice([1, 5, 64])))
             for p, sequence in enumerate(world.sequences):
                 for level, row in enumerate(d.noise[p]):
                     position = sequence.done + level
@@ -76,7 +76,7 @@ def test_logarithms_differ_in_the_last_places(library: ctypes.CDLL) -> None:
         world = make_world(library, rng, vocab=16384)
         d = world.device
         d.stream[:] = 0
-        d.noise_kernel()
+        d.run("noise")
         for p, sequence in enumerate(world.sequences):
             if sequence.room:
                 wanted = gumbel(sequence.seed, sequence.done, Stream.TOKEN, 16384)
@@ -98,7 +98,7 @@ def test_rounds_get_what_the_loop_gives(library: ctypes.CDLL, seed: int) -> None
             for p, sequence in enumerate(world.sequences):
                 if sequence.room:
                     loop.fill_noise(lane, p, sequence)
-            d.noise_kernel()
+            d.run("noise")
             for p, sequence in enumerate(world.sequences):  # an image that is drawn gets nothing anew
                 inside = min(d.noise.shape[1], sequence.room)
                 shared = slice(0, d.noise.shape[1] if sequence.sampling.greedy else inside)

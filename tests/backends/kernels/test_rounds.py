@@ -92,7 +92,7 @@ class Reference:
             tokens[p], origins[p] = filled, said
             ids[world.rows_of(p)] = tokens[p]
             loop.place(lane, p, sequence, tree.depths)
-        d.place(threads=int(world.rng.choice([1, 3, 64])))
+        d.run("place", int(world.rng.choice([1, 3, 64])))
         same(d.tree_tokens, tokens)
         same(d.origins, origins)
         same(d.embed_ids, ids)
@@ -103,20 +103,20 @@ class Reference:
         world, d = self.world, self.world.device
         accepted = loop.accept(world.lane(), world.sequences)
         assert set(accepted) == {p for p, _ in alive}
-        d.each_slot("walk", threads=int(world.rng.choice([1, 4])))
+        d.run("walk", int(world.rng.choice([1, 4])))
         compare_walks(world, accepted)
         for p, walked in accepted.items():
             if walked is not None:
                 rows, sequence = world.rows_of(p), world.sequences[p]
                 self.cache.move(range(rows.start, rows.stop), PREFIX + sequence.done - 1, walked.path)
-        d.commit(self.block, threads=int(world.rng.choice([1, 32, 100])))
+        d.commit(self.block, int(world.rng.choice([1, 32, 100])))
         same(self.block.view(np.uint16), self.cache._block.view(np.uint16))
         return accepted
 
     def emit(self, accepted: dict[int, Accepted | None]) -> None:
         world, d = self.world, self.world.device
         loop.emit(world.lane(), world.sequences, accepted)
-        d.each_slot("advance", threads=int(world.rng.choice([1, 4])))
+        d.run("advance", int(world.rng.choice([1, 4])))
         for p, sequence in enumerate(world.sequences):
             if sequence is not None:
                 assert d.done[p] == sequence.done
@@ -130,7 +130,7 @@ class Reference:
         for p, walked in accepted.items():
             if walked is not None:
                 Eagle._load(SimpleNamespace(workspace=workspace), self.pairs, p, world.sequences[p])
-        d.each_slot("pairs", threads=int(world.rng.choice([1, 4])))
+        d.run("pairs", int(world.rng.choice([1, 4])))
         same(d.pair_mask, world.pair_mask)
         same(d.pair_positions, self.pairs.positions)
         same(d.pair_write_index, self.pairs.write_index)
@@ -182,7 +182,7 @@ def test_walks_of_trees_of_their_own(library: ctypes.CDLL) -> None:
         for _ in range(6):
             world.draw(broken=0.05)
             accepted = loop.accept(world.lane(), [s if s.room else None for s in world.sequences if s is not None])
-            world.device.each_slot("walk", threads=32)
+            world.device.run("walk", 32)
             compare_walks(world, accepted)
             walks += len(accepted)
             long += sum(walked is not None and len(walked.path) > 3 for walked in accepted.values())
