@@ -123,7 +123,7 @@ def test_what_a_bundle_serves_beside_its_own_trees(small_vocabulary: Pipeline) -
     ):
         with pytest.raises(CascadeError, match=said):
             bare.tree(name)
-    narrow = replace(bare, target=replace(manifest.target, window=6))
+    narrow = replace(bare, target=replace(manifest.target, window=6, most_nodes=6))
     assert narrow.tree(None).name == "jacobi_5"
     assert {info.engine for info in manifest.trees if info.name in ("chain_1", "beside")} == {"draft.chain_1"}
     assert {info.name: info.engine for info in manifest.trees}["fork"] not in (None, "draft.chain_1")
