@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 from ..runtime.backends.ort import version_problem
+from ..runtime.backends.ort_cuda import LEAST_VERSION as LEAST_ON_CUDA
+from ..runtime.backends.ort_cuda import NEEDS_BFLOAT16
 from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
@@ -25,13 +27,15 @@ from .gpu import Gpu, find_gpu
 from .tensorrt.loader import installed_version, version_numbers
 
 USABLE, REBUILD, UNKNOWN, DAMAGED, ELSEWHERE = "usable", "rebuild", "cannot tell", "damaged", "not for here"
+_CUDA_PROVIDER = "CUDAExecutionProvider"
 _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their files
 
 
 @dataclass(frozen=True)
 class Machine:
     """What matters of this machine. `versions` maps "tensorrt-rtx" and "tensorrt" to installed versions; `onnxruntime`
-    is that of ONNX Runtime, None where it does not say; `runtimes` are the distributions that hold it."""
+    is that of ONNX Runtime, None where it does not say; `runtimes` are the distributions that hold it. `bindings`:
+    cuda-bindings is installed."""
 
     platform: str
     gpu: Gpu | None
@@ -41,6 +45,7 @@ class Machine:
     free_disk: int
     onnxruntime: str | None = None
     runtimes: tuple[str, ...] = ()
+    bindings: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def look_around(folder: Path = Path()) -> Machine:
     providers, version = _onnx_runtime()
     free_disk = shutil.disk_usage(folder).free
     memory, runtimes = free_memory() or 0, onnx_runtimes()
-    return Machine(this_platform(), find_gpu(), versions, providers, memory, free_disk, version, runtimes)
+    bindings = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+    return Machine(this_platform(), find_gpu(), versions, providers, memory, free_disk, version, runtimes, bindings)
 
 
 def onnx_runtimes() -> tuple[str, ...]:
@@ -106,6 +112,11 @@ def machine_sentences(machine: Machine) -> list[str]:
             f"{' and '.join(machine.runtimes)} are installed together and overwrite each other's files: run `pip "
             f"uninstall {' '.join(machine.runtimes)}`, then `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
         )
+    if gpu is not None and machine.providers and _CUDA_PROVIDER not in machine.providers:
+        sentences.append(
+            "The installed ONNX Runtime is the one for CPUs: to draw on the GPU run `pip uninstall onnxruntime`, then "
+            "`pip install 'cascade-trt[cuda]'`."
+        )
     sentences.append(f"ONNX Runtime providers: {providers or 'none (pip install cascade-trt[cpu])'}.")
     sentences.append(f"{machine.free_memory / 2**30:.1f} GiB memory and {machine.free_disk >> 30} GiB disk are free.")
     return sentences
@@ -142,14 +153,21 @@ def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
 
 def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
     """Nothing where ONNX Runtime has no CUDA provider."""
-    if "CUDAExecutionProvider" not in machine.providers:
+    if _CUDA_PROVIDER not in machine.providers:
         return []
-    support = manifest.backends.get("ort-cuda", "yes")
+    gpu, support = machine.gpu, manifest.backends.get("ort-cuda", "yes")
     if support != "yes":
         return [Verdict("ort-cuda", ELSEWHERE, support)]
-    if machine.gpu is None:
+    if machine.onnxruntime and (problem := version_problem(machine.onnxruntime, "cuda", LEAST_ON_CUDA)) is not None:
+        return [Verdict("ort-cuda", REBUILD, f"ONNX Runtime {problem}.")]
+    if not machine.bindings:
+        return [Verdict("ort-cuda", REBUILD, "cuda-bindings is not installed: run `pip install 'cascade-trt[cuda]'`.")]
+    if gpu is None:
         return [Verdict("ort-cuda", UNKNOWN, "the provider is installed, but there is no GPU here.")]
-    return [Verdict("ort-cuda", USABLE, f"runs on {machine.gpu.name}.")]
+    if manifest.engines["target"].precision == "bf16" and gpu.compute_capability < NEEDS_BFLOAT16:
+        sentence = f"{gpu.name} does not compute in bfloat16: build with --precision fp16."
+        return [Verdict("ort-cuda", ELSEWHERE, sentence)]
+    return [Verdict("ort-cuda", USABLE, f"runs on {gpu.name}.")]
 
 
 def _damage(bundle: Path, manifest: Manifest) -> dict[str, str]:

@@ -34,9 +34,9 @@ ROUND_ENGINES = ("target", "draft", "embed")  # a node of theirs on the CPU woul
 _PROVIDER = "CUDAExecutionProvider"
 _LIBRARIES = "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"
 _ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
-_FATAL_ONLY = 4  # what is refused is said by us
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4  # what is refused is said by us
 _NO_GRAPH = "-1"
-_NEEDS_BFLOAT16 = (8, 0)
+NEEDS_BFLOAT16 = (8, 0)
 
 
 class OrtCudaBackend:
@@ -52,6 +52,7 @@ class OrtCudaBackend:
                 "the installed ONNX Runtime has no CUDA provider: run `pip uninstall onnxruntime`, then `pip install "
                 "'cascade-trt[cuda]'`, or draw with the backend ort-cpu."
             )
+        self._ort.set_default_logger_severity(_ERRORS_ONLY)  # 1.31 warns of a plugin that nobody asked for
         self.device = CudaDevice(device)
         _load_libraries(self._ort)
 
@@ -149,12 +150,13 @@ class OrtCudaEngine:
     """
 
     def __init__(self, ort: Any, session: Any, device: CudaDevice, file: str, graphs: bool) -> None:
+        self.graphs = graphs
         self._ort, self._session, self.device, self._file = ort, session, device, file
         self._inputs, self._outputs = (
             {value.name: DTYPES[value.type] for value in values}
             for values in (session.get_inputs(), session.get_outputs())
         )
-        if device.capability < _NEEDS_BFLOAT16 and "bfloat16" in (self._inputs | self._outputs).values():
+        if device.capability < NEEDS_BFLOAT16 and "bfloat16" in (self._inputs | self._outputs).values():
             raise CascadeError(
                 f"{file} computes in bfloat16, which this GPU ({device.name}) does not: build the bundle with "
                 "--precision fp16."

@@ -36,6 +36,8 @@ PLAN = PlanInfo(
     "target", "rtx:sm89", "f.plan", "f.json", "key", "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp16",
     {}, [], {}, 1, "", 1.0, 1,
 )  # fmt: skip
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+CUDA = replace(MACHINE, providers=PROVIDERS, onnxruntime="1.31.1", bindings=True)
 AGAIN = "run `cascade-trt compile b --target rtx:sm89`."
 
 
@@ -81,8 +83,27 @@ def test_targets_for_other_gpus_are_no_fault_where_one_fits(
     assert found(MACHINE) == {"ort-cpu": USABLE, "rtx:sm89": USABLE, "rtx:sm86": ELSEWHERE}
     blackwell = replace(MACHINE, gpu=replace(ADA, compute_capability=(12, 0)))
     assert found(blackwell) == {"ort-cpu": USABLE, "rtx:sm89": REBUILD, "rtx:sm86": REBUILD}
-    cuda = replace(MACHINE, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    assert found(cuda)["ort-cuda"] == USABLE and found(replace(cuda, gpu=None))["ort-cuda"] == UNKNOWN
+    assert found(CUDA)["ort-cuda"] == USABLE and found(replace(CUDA, gpu=None))["ort-cuda"] == UNKNOWN
+
+
+def test_what_the_gpu_s_onnx_runtime_lacks(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verdict(machine: Machine) -> tuple[str, str]:
+        found = next(one for one in judge_bundle(plain_bundle, machine) if one.what == "ort-cuda")
+        return found.verdict, found.sentence
+
+    assert verdict(replace(CUDA, onnxruntime="1.30.0"))[0] == REBUILD
+    assert "1.31 is needed: run `pip install --upgrade 'cascade-trt[cuda]'`" in verdict(
+        replace(CUDA, onnxruntime="1.30.0")
+    )[1]
+    assert verdict(replace(CUDA, bindings=False)) == (
+        REBUILD, "cuda-bindings is not installed: run `pip install 'cascade-trt[cuda]'`."
+    )  # fmt: skip
+    turing, manifest = replace(CUDA, gpu=replace(ADA, compute_capability=(7, 5))), read_manifest(plain_bundle)
+    assert verdict(turing)[0] == USABLE
+    engines = {name: replace(engine, precision="bf16") for name, engine in manifest.engines.items()}
+    monkeypatch.setattr(doctor, "read_manifest", lambda _: replace(manifest, engines=engines))
+    monkeypatch.setattr(doctor, "check_files", lambda *_: None)  # which would see that the graphs are fp16
+    assert verdict(turing)[0] == ELSEWHERE and verdict(CUDA)[0] == USABLE
 
 
 def test_what_onnx_runtime_cannot_do_here(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +134,10 @@ def test_the_machine_in_sentences() -> None:
     assert any("RTX 4090, compute capability 8.9, driver 580.65.06, 20 of 24 GiB free" in s for s in here)
     assert any("tensorrt is not installed" in s for s in here)
     assert any("No NVIDIA GPU" in s for s in machine_sentences(replace(MACHINE, gpu=None)))
+    for_cpus = "The installed ONNX Runtime is the one for CPUs"
+    assert any(for_cpus in s for s in here)
+    for machine in (CUDA, replace(MACHINE, gpu=None)):
+        assert not any(for_cpus in s for s in machine_sentences(machine))
     both = replace(MACHINE, versions={"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0.106"})
     assert any("Both TensorRTs" in s for s in machine_sentences(both))
 
