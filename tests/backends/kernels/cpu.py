@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,26 +44,35 @@ class Guarded:
 
 
 class Device:
-    """Arrays of one round (`a.done`, ...) and the kernels on them. `without` names arrays that are not there."""
+    """Arrays of one round (`device.done`, ...) and the kernels on them. `without` names arrays that are not there,
+    `given` holds those that are somebody else's; all others are made."""
 
-    def __init__(self, library: ctypes.CDLL, without: tuple[str, ...] = (), **sizes: int) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, without: tuple[str, ...] = (), given: Mapping[str, np.ndarray] | None = None,
+        **sizes: int,
+    ) -> None:  # fmt: skip
         self._library, self.sizes, self.struct = library, sizes, Round(**sizes)
         known = letters(sizes)
         self._arrays: dict[str, Guarded] = {}
+        self._given = dict(given or {})
         for array in ARRAYS:
             if array.name in without:
                 continue
             shape = array.sizes(known)
             if array.name == "parents" and sizes["tree_stride"]:
                 shape = known["P"], known["N"]
-            guarded = self._arrays[array.name] = Guarded(shape, array.dtype)
-            setattr(self.struct, array.name, guarded.array.ctypes.data)
+            if array.name in self._given:
+                found = self._given[array.name]
+                assert (found.shape, found.dtype, found.flags.c_contiguous) == (shape, array.dtype, True), array.name
+            else:
+                guarded = self._arrays[array.name] = Guarded(shape, array.dtype)
+                found = guarded.array
+            setattr(self.struct, array.name, found.ctypes.data)
 
     def __getattr__(self, name: str) -> np.ndarray:
-        try:
-            return self._arrays[name].array
-        except KeyError:
-            raise AttributeError(name) from None
+        if name.startswith("_") or not (name in self._given or name in self._arrays):
+            raise AttributeError(name)
+        return self._given[name] if name in self._given else self._arrays[name].array
 
     def run(self, kernel: str, threads: int | None = None, *more: ctypes.Structure) -> None:
         """Runs a kernel as a GPU would, or with another number of threads; fails if it wrote beside an array."""

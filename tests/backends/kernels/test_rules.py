@@ -132,6 +132,7 @@ def test_walks(library: ctypes.CDLL, kind: str) -> None:
         d = world.device
         accepted = loop.accept(scene.lane(), [s if s.room else None for s in world.sequences if s is not None])
         d.run("walk")
+        assert not d.record[d.rule > 1].any()  # it leaves slots of other rules alone
         d.run("walk_by_rule", int(rng.choice([1, 3, 8])), scene.arguments())
         compare_walks(world, accepted)
         assert (scene.scratch[1] == -1).all()
