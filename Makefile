@@ -5,7 +5,7 @@
 #   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
 #                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
 #                                          [TARGET="rtx:sm86 rtx:sm89" (any machine) or TARGET=tensorrt (its GPU)]
-#   make test | lint | bench
+#   make test | test-stand-in | lint | bench
 
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -29,7 +29,7 @@ SEED      ?= 0
 # A value as one word of a shell's command, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
 
-.PHONY: help setup engines generate test test-fast lint bench clean
+.PHONY: help setup engines generate test test-fast test-stand-in lint bench clean
 help:
 	@sed -n '3,8p' Makefile | cut -c3-
 
@@ -80,6 +80,18 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# ONNX Runtime for GPUs on a stand-in for CUDA, on any machine with gcc: a quarter of a gigabyte, in a folder of its own.
+STAND_IN ?= build/stand-in
+STOOD_IN := onnxruntime-gpu==1.31.1 cuda-bindings==13.5.0 cuda-pathfinder==1.9.1
+
+$(STAND_IN)/.installed: $(VENV)/.dev
+	rm -rf $(STAND_IN)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(STAND_IN) $(STOOD_IN)
+	touch $@
+
+test-stand-in: $(STAND_IN)/.installed
+	CASCADE_STAND_IN=$(abspath $(STAND_IN)) $(BIN)/python -m pytest tests/stand_in
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

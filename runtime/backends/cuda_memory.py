@@ -30,11 +30,11 @@ _compare.argtypes, _compare.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.
 class _Memory:
     """One allocation: on the GPU, and beside it."""
 
-    def __init__(self, device: CudaDevice, size: int, kind: Kind) -> None:
+    def __init__(self, device: CudaDevice, size: int, kind: Kind, what: str = "a buffer") -> None:
         self.device, self.size = device, size
         self.kind: Kind = kind
-        self.on_device = device.allocate(size)
-        self._sent = device.pinned(size if kind == "in" else 0)
+        self.on_device = device.allocate(size, what)
+        self._sent = device.pinned(size) if kind == "in" else np.zeros(0, np.uint8)
         self.sent_address: int = self._sent.ctypes.data
         self.sent_at = -1  # device.synchronized when the newest upload was queued
 
@@ -56,8 +56,12 @@ class CudaBuffer:
     def kind(self) -> Kind:
         return self._memory.kind
 
-    @cached_property
+    @property
     def host(self) -> np.ndarray:
+        return self._host
+
+    @cached_property
+    def _host(self) -> np.ndarray:
         part = self._memory.host[self._start : self._start + self.nbytes]
         return part.view(host_dtype(self.dtype)).reshape(self.shape)
 
@@ -122,7 +126,7 @@ class CudaCache:
         self._entry = head_dim * host_dtype(dtype).itemsize
         self._line = slots * self._entry
         self.nbytes = self._planes * rows * heads * self._line
-        self._memory = _Memory(device, self.nbytes, "device")
+        self._memory = _Memory(device, self.nbytes, "device", f"the cache of {rows} rows")
 
     def bindings(
         self, start: int, stop: int, steps: int = 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import io
 import itertools
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from .ort import DTYPES, check_names, import_onnxruntime, reason
 
 LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
 ROUND_ENGINES = ("target", "draft", "embed")  # a node of theirs on the CPU would make every round wait for it
-_PROVIDER = "CUDAExecutionProvider"
+_PROVIDER, _MEMORY = "CUDAExecutionProvider", "Cuda"
 _LIBRARIES = "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"
 _ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # what is refused is said by us
@@ -67,13 +68,12 @@ class OrtCudaBackend:
             session, graphs = self._session(path, graphs=True), True
         except CascadeError:  # nodes on the CPU are one reason; without CUDA graphs we learn which, or that it was none
             session, graphs = self._session(path, graphs=False), False
-        if (on_cpu := nodes_on_cpu(session)) or not graphs:
-            found = f"runs {on_cpu} on the CPU" if on_cpu else "makes no CUDA graph"
+        if (found := _left_to_cpu(session) or ("" if graphs else "makes no CUDA graph")):
             named = f"of {path.name} ONNX Runtime {self._ort.__version__} {found}"
             if path.name.split(".")[0] in ROUND_ENGINES:
                 raise CascadeError(f"{named}, in every round: build the bundle again with this version of cascade-trt.")
             warnings.warn(f"{named}: this is slower, and images are the same.", CascadeWarning, stacklevel=2)
-        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs)
+        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs=not found)
 
     def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, OrtCudaEngine]:  # noqa: ARG002
         """Each graph from its own file: the merged one has If nodes, which no CUDA graph takes. Weights that they share
@@ -115,11 +115,20 @@ class OrtCudaBackend:
         return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
 
 
-def nodes_on_cpu(session: Any) -> str:
-    """The operators that a session runs on the CPU, as "21 InstanceNormalization, 1 Pad"; empty if there are none."""
+def _left_to_cpu(session: Any) -> str:
+    """What a session does on the CPU, as "runs 21 InstanceNormalization, 1 Pad on the CPU"; empty where nothing."""
     parts = session.get_provider_graph_assignment_info()
     found = Counter(node.op_type for part in parts if part.ep_name != _PROVIDER for node in part.get_nodes())
-    return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
+    if found:
+        return f"runs {', '.join(f'{count} {kind}' for kind, count in found.most_common())} on the CPU"
+    names = sorted(_read_on_host(session))
+    return f"reads {', '.join(names)} on the CPU" if names else ""
+
+
+def _read_on_host(session: Any) -> frozenset[str]:
+    """The inputs that a session needs in the host's memory."""
+    places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    return frozenset(value.name for value, place in places if place.name != _MEMORY)
 
 
 def _load_libraries(ort: Any) -> None:
@@ -135,6 +144,11 @@ def _load_libraries(ort: Any) -> None:
 
 def _refused(what: str, error: Exception, advice: str) -> CascadeError:
     text = str(error)
+    if kernel := re.search(r"Provider type for (\w+) node|Could not find an implementation for (\w+)", text):
+        return CascadeError(
+            f"ONNX Runtime cannot {what}, for it has no kernel for {kernel[1] or kernel[2]} in this precision: build "
+            "the bundle with --precision fp16 or fp32."
+        )
     if "out of memory" in text or "Failed to allocate memory" in text or "BFCArena" in text:
         return CascadeError(
             f"the GPU has not enough memory to {what}: draw fewer images at a time, build the bundle with a smaller "
@@ -144,7 +158,7 @@ def _refused(what: str, error: Exception, advice: str) -> CascadeError:
 
 
 class OrtCudaEngine:
-    """A session; `graphs` says whether it takes CUDA graphs. `file` is what it was loaded from.
+    """A session; `graphs` says whether its calls become CUDA graphs. `file` is what it was loaded from.
 
     Raises CascadeError for a graph of bfloat16 on a GPU that has none.
     """
@@ -161,6 +175,7 @@ class OrtCudaEngine:
                 f"{file} computes in bfloat16, which this GPU ({device.name}) does not: build the bundle with "
                 "--precision fp16."
             )
+        self._on_host = _read_on_host(session)
         self._numbers = itertools.count(1) if graphs else None  # of the session's CUDA graphs
 
     def dtype(self, name: str) -> str:
@@ -182,13 +197,15 @@ class OrtCudaEngine:
                     raise ValueError(f"{name} is a buffer of another backend")
                 if given is outputs and buffer.kind == "in":
                     raise ValueError(f"{name} is an output, and its buffer is one that the host writes")
-                kind = _ONNX_TYPES[buffer.dtype]
-                bind(name, "cuda", self.device.index, kind, list(buffer.shape), buffer.address)
+                place = "cuda", self.device.index, _ONNX_TYPES[buffer.dtype], list(buffer.shape), buffer.address
+                if given is inputs and name in self._on_host:  # from the GPU it would be copied now, and never again
+                    place = "cpu", 0, _ONNX_TYPES[buffer.dtype], list(buffer.shape), buffer.host.ctypes.data
+                bind(name, *place)
                 bound[name] = buffer
         number = None if self._numbers is None else str(next(self._numbers))
         options = [_run_options(self._ort, graph or _NO_GRAPH) for graph in (_NO_GRAPH, number)]
         reads, writes = ({name: bound[name] for name in given} for given in (inputs, outputs))
-        return OrtCudaCall(self, binding, reads, writes, options)
+        return OrtCudaCall(self, binding, reads, writes, self._on_host, options)
 
 
 def _run_options(ort: Any, graph: str) -> Any:
@@ -203,10 +220,11 @@ class OrtCudaCall:
 
     def __init__(
         self, engine: OrtCudaEngine, binding: Any, inputs: Mapping[str, CudaBuffer], outputs: Mapping[str, CudaBuffer],
-        options: Sequence[Any],
+        on_host: frozenset[str], options: Sequence[Any],
     ) -> None:  # fmt: skip
-        self._engine, self._binding, self._bound, self._outputs = engine, binding, inputs, outputs
-        self._uploads = [buffer for buffer in inputs.values() if buffer.kind == "in"]
+        self._engine, self._binding, self._inputs, self._outputs = engine, binding, inputs, outputs
+        self._uploads = [buffer for name, buffer in inputs.items() if buffer.kind == "in" and name not in on_host]
+        self._downloads = [inputs[name] for name in on_host if inputs[name].kind != "in"]
         self._first, self._then = options
 
     def run(self, fetch: Sequence[str] = ()) -> None:
@@ -214,9 +232,13 @@ class OrtCudaCall:
             raise ValueError(f"{sorted(set(fetch) - self._outputs.keys())} are not among the bound outputs")
         for buffer in self._uploads:
             buffer.upload()
+        self._fetch(self._downloads)
         self._engine.run(self._binding, self._first)
         self._first = self._then
-        if fetch:
-            for name in fetch:
-                self._outputs[name].fetch()
+        self._fetch([self._outputs[name] for name in fetch])
+
+    def _fetch(self, buffers: Sequence[CudaBuffer]) -> None:
+        for buffer in buffers:
+            buffer.fetch()
+        if buffers:
             self._engine.device.synchronize()

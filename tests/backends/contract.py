@@ -18,9 +18,10 @@ from cascade_trt.runtime.backends import Backend, Buffer, Engine
 from cascade_trt.runtime.errors import CascadeError
 
 LAYERS, ROWS, HEADS, SLOTS, DIM = 2, 6, 2, 12, 4
+computes = pytest.mark.computes  # left out where engines run and compute nothing (tests/stand_in)
 
 
-def _save(path: Path, nodes: list, inputs: list, outputs: list) -> Path:
+def save(path: Path, nodes: list, inputs: list, outputs: list) -> Path:
     graph = helper.make_graph(nodes, "contract", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     onnx.checker.check_model(model)
@@ -32,7 +33,7 @@ def sums_graph(folder: Path) -> Path:
     """x [R, N] and y [R, N] in, x + y and x - y out."""
     value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["R", "N"])  # noqa: E731
     nodes = [helper.make_node("Add", ["x", "y"], ["sum"]), helper.make_node("Sub", ["x", "y"], ["difference"])]
-    return _save(folder / "sums.onnx", nodes, [value("x"), value("y")], [value("sum"), value("difference")])
+    return save(folder / "sums.onnx", nodes, [value("x"), value("y")], [value("sum"), value("difference")])
 
 
 def scatter_graph(folder: Path, slots: int = SLOTS) -> Path:
@@ -45,7 +46,7 @@ def scatter_graph(folder: Path, slots: int = SLOTS) -> Path:
     ]
     node = helper.make_node("TensorScatter", ["past_key.0", "written", "write_index"], ["present_key.0"], axis=2)
     output = helper.make_tensor_value_info("present_key.0", TensorProto.FLOAT, cache)
-    return _save(folder / "scatter.onnx", [node], inputs, [output])
+    return save(folder / "scatter.onnx", [node], inputs, [output])
 
 
 def merged_graphs(folder: Path) -> tuple[Path, dict[str, Path]]:
@@ -98,6 +99,7 @@ class Contract:
         buffer.move(source, to, 2)
         np.testing.assert_array_equal(buffer.host, wanted)
 
+    @computes
     def test_a_moved_output_is_what_the_engine_wrote(self, backend: Backend, tmp_path: Path) -> None:
         """Also in a buffer that the host has not fetched."""
         engine = backend.load(sums_graph(tmp_path))
@@ -110,6 +112,7 @@ class Contract:
         np.testing.assert_array_equal(total.host, x.host[[3, 1, 2, 3]])
 
     # binding ------------------------------------------------------------------------------------------------
+    @computes
     def test_a_call_reads_what_was_written_before_each_run(self, backend: Backend, tmp_path: Path) -> None:
         engine = backend.load(sums_graph(tmp_path))
         x, y = (backend.buffer((2, 3), "float32", "in") for _ in range(2))
@@ -120,6 +123,7 @@ class Contract:
             call.run(fetch=("sum",))
             np.testing.assert_array_equal(total.host, np.full((2, 3), 3 * value, np.float32))
 
+    @computes
     def test_views_bind_like_buffers(self, backend: Backend, tmp_path: Path) -> None:
         """Neighbouring rows are left as they were."""
         engine = backend.load(sums_graph(tmp_path))
@@ -132,6 +136,7 @@ class Contract:
         np.testing.assert_array_equal(part.host, x.host[1:3])
         assert (total.host[[0, 3]] == -1).all()
 
+    @computes
     def test_only_named_outputs_need_come_back(self, backend: Backend, tmp_path: Path) -> None:
         """Nothing may rely on the others; a backend whose host memory is its own leaves it alone."""
         engine = backend.load(sums_graph(tmp_path))
@@ -148,6 +153,7 @@ class Contract:
 
     host_is_device = True  # whether the host's memory is where the engines compute
 
+    @computes
     def test_outputs_may_be_left_out(self, backend: Backend, tmp_path: Path) -> None:
         engine = backend.load(sums_graph(tmp_path))
         x, y = (backend.buffer((1, 2), "float32", "in") for _ in range(2))
@@ -156,6 +162,7 @@ class Contract:
         engine.bind({"x": x, "y": y}, {"difference": difference}).run(fetch=("difference",))
         np.testing.assert_array_equal(difference.host, [[4, 4]])
 
+    @computes
     def test_one_engine_feeds_another_without_the_host(self, backend: Backend, tmp_path: Path) -> None:
         engine = backend.load(sums_graph(tmp_path))
         x, y = (backend.buffer((2, 2), "float32", "in") for _ in range(2))
@@ -196,6 +203,7 @@ class Contract:
         assert list(engines) == list(files)
         return engines["draft.sums"], engines["draft.scatter"]
 
+    @computes
     @pytest.mark.parametrize("left_out", ["sum", "difference", None])
     def test_a_merged_engine_runs_alone(self, backend: Backend, tmp_path: Path, left_out: str | None) -> None:
         """The others are neither bound nor run."""
@@ -209,6 +217,7 @@ class Contract:
             for name, buffer in outputs.items():
                 np.testing.assert_array_equal(buffer.host, np.full((2, 3), {"sum": 3, "difference": -1}[name] * value))
 
+    @computes
     def test_merged_engines_take_turns_in_place(self, backend: Backend, tmp_path: Path) -> None:
         """Each call runs its own graph, whichever ran before; a cache's other rows are left as they were, and bound
         sizes differ from call to call."""
@@ -287,6 +296,7 @@ class Contract:
         assert len(stepwise) == 6 * LAYERS and stepwise["past_key.0"] is stepwise["past_key.2"]
         assert stepwise["past_key.2"] is not stepwise["past_key.3"]
 
+    @computes
     def test_an_update_is_in_place(self, backend: Backend, tmp_path: Path) -> None:
         """A call on some rows writes its slots of their memory and nothing else, call after call."""
         engine, cache = backend.load(scatter_graph(tmp_path)), backend.cache(1, ROWS, HEADS, SLOTS, DIM, "float32")
@@ -303,6 +313,7 @@ class Contract:
             wanted[2, :, step : step + 3] = wanted[3, :, step + 1 : step + 4] = value
         np.testing.assert_array_equal(self.keys(backend, cache, tmp_path), wanted)
 
+    @computes
     @pytest.mark.parametrize("path", [[0], [0, 2, 5], [0, 1, 2], [0, 3], [0, 1, 4, 6]])
     def test_move_equals_gather_then_write(self, backend: Backend, tmp_path: Path, path: list[int]) -> None:
         cache = backend.cache(1, ROWS, HEADS, SLOTS, DIM, "float32")
@@ -313,6 +324,7 @@ class Contract:
             wanted[row, :, 3 : 3 + len(path)] = before[row][:, [3 + node for node in path]]
         np.testing.assert_array_equal(self.keys(backend, cache, tmp_path), wanted)
 
+    @computes
     def test_rows_are_copied_and_cleared(self, backend: Backend, tmp_path: Path) -> None:
         cache = backend.cache(1, ROWS, HEADS, SLOTS, DIM, "float32")
         wanted = self.fill(backend, cache, tmp_path)
@@ -338,7 +350,7 @@ class Contract:
         """The keys of layer 0 as an engine reads them, float32 [rows, H, S, Dh]."""
         flat = helper.make_tensor_value_info("past_key.0", TensorProto.FLOAT, ["R", HEADS, SLOTS, DIM])
         read = helper.make_tensor_value_info("read", TensorProto.FLOAT, ["R", HEADS, SLOTS, DIM])
-        path = _save(folder / "read.onnx", [helper.make_node("Identity", ["past_key.0"], ["read"])], [flat], [read])
+        path = save(folder / "read.onnx", [helper.make_node("Identity", ["past_key.0"], ["read"])], [flat], [read])
         found: Buffer = backend.buffer((ROWS, HEADS, SLOTS, DIM), "float32", "out")
         past, _ = cache.bindings(0, ROWS)
         backend.load(path).bind({"past_key.0": past["past_key.0"]}, {"read": found}).run(fetch=("read",))
