@@ -13,6 +13,21 @@
 
 static float no_log(float x) { return x; }
 
+// What a block's threads find together, each thread having every blockDim-th of n numbers.
+static void together(const double* numbers, int n, double* sum, double* largest, int* index) {
+    double found = 0.0, best = 0.0;
+    int at = -1;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        found += numbers[i];
+        if (at < 0 || numbers[i] > best) best = numbers[i], at = i;
+    }
+    const double whole = block_sum(found), again = block_sum(found);
+    const int where = block_argmax(best, at, &best), twice = block_argmax(best, where, &best);
+    sum[threadIdx.x] = whole == again ? whole : NAN;
+    largest[threadIdx.x] = best;
+    index[threadIdx.x] = where == twice ? where : -2;
+}
+
 extern "C" {
 void use_logarithms(int on) { log_in_use = on ? ::logf : no_log; }
 
@@ -35,6 +50,11 @@ float uniform_of_half(u64 number, int half) {
 
 void run_walk_by_rule(const Round* r, const Rules* s, const int* grid, int threads) {
     run(grid, threads, true, [=] { walk_by_rule(*r, *s); });
+}
+
+void run_together(const double* numbers, int n, double* sum, double* largest, int* index, int threads) {
+    const int one[3] = {1, 1, 1};
+    run(one, threads, true, [=] { together(numbers, n, sum, largest, index); });
 }
 
 int size_of_rules() { return sizeof(Rules); }

@@ -87,6 +87,9 @@ class Scene:
             self.rows.append({node: row for row, node in enumerate(tree.internal)})
             for node, row in self.rows[p].items():
                 log_q[p, row] = near[p, node] - np.log(np.exp(near[p, node]).sum())
+                if rng.random() < 0.1:  # a drafter that is sure, and wrong: nothing may be left of p
+                    log_q[p, row] = -50
+                    log_q[p, row, rng.integers(vocab)] = 0
                 q_rows[p, list(tree.children[node])] = row
                 noise = gumbel(int(rng.integers(100)), node, Stream.DRAFT, vocab)
                 likely = np.argsort(-(log_q[p, row] + noise))
@@ -143,6 +146,20 @@ def test_walks(library: ctypes.CDLL, kind: str) -> None:
         "lantern++": {Cause.RELAXED},
     }[kind]  # fmt: skip
     assert {Cause.FORCED, Cause.DRAWN, Cause.STRICT} | wanted == set(seen)
+
+
+def test_threads_find_the_sum_and_the_first_of_the_largest(library: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        count, threads = int(rng.integers(1, 40)), int(rng.integers(1, 20))
+        numbers = rng.integers(-4, 4, count).astype(np.float64)  # many are equal
+        sums, largest, places = np.zeros(threads), np.zeros(threads), np.zeros(threads, np.int32)
+        library.run_together(
+            *(ctypes.c_void_p(x.ctypes.data) if isinstance(x, np.ndarray) else x
+              for x in (numbers, count, sums, largest, places, threads))
+        )  # fmt: skip
+        assert (sums == numbers.sum()).all()
+        assert (largest == numbers.max()).all() and (places == np.argmax(numbers)).all()
 
 
 def test_rules_that_no_kernel_knows() -> None:
