@@ -98,10 +98,10 @@ class OrtCudaBackend:
             session = self._ort.InferenceSession(str(path), options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise _refused(f"load {path.name}", error, "build the bundle again") from error
-        if _PROVIDER not in session.get_providers():  # it goes on without where the provider's libraries are missing
+        if _PROVIDER not in session.get_providers():  # it goes on without one that does not start
             raise CascadeError(
-                "ONNX Runtime's CUDA provider cannot be loaded, for it lacks libraries of CUDA 13: run `pip install "
-                "'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas`, or draw with the backend ort-cpu."
+                "ONNX Runtime's CUDA provider does not start: see `cascade-trt doctor`, or draw with the backend "
+                "ort-cpu."
             )
         return session
 
@@ -132,14 +132,27 @@ def _read_on_host(session: Any) -> frozenset[str]:
 
 
 def _load_libraries(ort: Any) -> None:
-    """CUDA's libraries as pip installed them (for PyTorch, say), where the system has none of its own."""
+    """CUDA's libraries: the system's, else as pip installed them (for PyTorch, say). Raises CascadeError where there
+    are none: ONNX Runtime would find out in the middle of an image, or go on without a GPU."""
+    if not _missing_libraries():
+        return
+    with redirect_stdout(io.StringIO()):  # it prints what it misses, needed or not
+        ort.preload_dlls()
+    if missing := _missing_libraries():
+        raise CascadeError(
+            f"ONNX Runtime needs {', '.join(missing)}: run `pip install 'onnxruntime-gpu[cuda,cudnn]'`, or draw with "
+            "the backend ort-cpu."
+        )
+
+
+def _missing_libraries() -> list[str]:
+    missing = []
     for name in _LIBRARIES:
         try:
             ctypes.CDLL(name)
         except OSError:
-            with redirect_stdout(io.StringIO()):  # it prints what it misses; whether that is needed shows in `load`
-                ort.preload_dlls()
-            return
+            missing.append(name)
+    return missing
 
 
 def _refused(what: str, error: Exception, advice: str) -> CascadeError:
@@ -153,6 +166,11 @@ def _refused(what: str, error: Exception, advice: str) -> CascadeError:
         return CascadeError(
             f"the GPU has not enough memory to {what}: draw fewer images at a time, build the bundle with a smaller "
             "--batch or in half precision, or end other programs on the GPU."
+        )
+    if failure := re.search(r"CUDA failure \d+: ([^;]+)", text):
+        return CascadeError(
+            f"the GPU failed when it had to {what} ({failure[1].strip()}): start again, and see `nvidia-smi` if it "
+            "recurs."
         )
     return CascadeError(f"ONNX Runtime on this GPU cannot {what} ({reason(error)}): {advice}.")
 
