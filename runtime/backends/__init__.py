@@ -7,6 +7,7 @@
 | aliasing | by buffer | one buffer (or the same view) as input and output is updated in place |
 | what a call uploads | `BoundCall.run` | every bound "in" buffer |
 | what a call brings back | `BoundCall.run(fetch=...)` | the named outputs; `host` of the others may hold anything |
+| how often a call computes | the backend | once or more: the second time must write what the first wrote |
 
 `tests/backends/contract.py` is this page as tests; every backend passes it.
 """
@@ -39,7 +40,7 @@ class Buffer(Protocol):
 
     @property
     def host(self) -> np.ndarray:
-        """The numpy view: the memory itself on a CPU, pinned memory beside it on a GPU. bfloat16 shows as uint16."""
+        """The numpy view: the memory itself on a CPU, memory beside it on a GPU. bfloat16 shows as uint16."""
         ...
 
     def view(self, start: int, stop: int) -> Buffer:
