@@ -33,6 +33,11 @@ def a_rule(kind: str, rng: np.random.Generator, table: np.ndarray) -> Rule:
     """With random settings."""
     if kind == "strict":
         return Strict() if rng.random() < 0.7 else Strict("strict-topk", None)
+    if kind == "stand-in":  # where several children may stand in for the draw
+        free = {"children": "coupled", "guard": 0.0, "cap": 0, "row_ends": False}
+        if rng.random() < 0.5:
+            return Cascade(tau_pos=float(rng.random()) / 2, tau_seq=None, **free)
+        return Lantern(k=table.shape[1], delta=1.0, table=table, **free)
     shared = {
         "children": str(rng.choice(["sampled", "topk", "coupled"])), "guard": float(rng.choice([0.0, 0.05, 0.5])),
         "cap": int(rng.integers(0, 3)), "row_ends": bool(rng.random() < 0.5),
@@ -126,7 +131,7 @@ class Scene:
         return lane
 
 
-@pytest.mark.parametrize("kind", ["strict", "cascade", "lantern", "lantern++"])
+@pytest.mark.parametrize("kind", ["strict", "cascade", "lantern", "lantern++", "stand-in"])
 def test_walks(library: ctypes.CDLL, kind: str) -> None:
     rng, walks, seen = np.random.default_rng(3), 0, []
     while walks < WALKS:
@@ -143,7 +148,7 @@ def test_walks(library: ctypes.CDLL, kind: str) -> None:
         seen += [cause for walked in accepted.values() if walked is not None for cause in walked.causes]
     wanted = {
         "strict": set(), "cascade": {Cause.INTERCHANGEABLE, Cause.CONVERGED}, "lantern": {Cause.RELAXED},
-        "lantern++": {Cause.RELAXED},
+        "lantern++": {Cause.RELAXED}, "stand-in": {Cause.INTERCHANGEABLE, Cause.RELAXED},
     }[kind]  # fmt: skip
     assert {Cause.FORCED, Cause.DRAWN, Cause.STRICT} | wanted == set(seen)
 
