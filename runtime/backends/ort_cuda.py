@@ -4,9 +4,9 @@ Everything is queued on one stream: uploads of what the host has written, the en
 waits for the GPU once if it fetches something, else never. Buffers are bound by their addresses, once; a cache is one
 address for past and present, so TensorScatter updates it in place.
 
-The second run of a bound call captures it as a CUDA graph, and from then on a run is one launch. (A call that runs
-once, as the conditioning of an image, is not worth it.) While it captures, ONNX Runtime runs the engine several times.
-That is harmless for ours: their outputs depend on inputs alone, and their updates write the same slots again.
+The second run of a bound call captures it as a CUDA graph, and from then on a run is one launch. What runs once an
+image is not worth it, and stays plain. While it captures, ONNX Runtime runs the engine several times. That is harmless
+for ours: their outputs depend on inputs alone, and their updates write the same slots again.
 
 It has not met a GPU yet (docs/gpu.md). Tests run it on a stand-in for CUDA, which computes nothing.
 """
@@ -31,7 +31,8 @@ from .device import CudaDevice
 from .ort import DTYPES, check_names, import_onnxruntime, reason
 
 LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
-ROUND_ENGINES = ("target", "draft", "embed")  # a node of theirs on the CPU would make every round wait for it
+ROUND_ENGINES = "target", "draft", "embed"  # a node of theirs on the CPU would make every round wait for it
+IMAGE_ENGINES = "condition", "text", "decode"  # these run once an image
 _PROVIDER, _MEMORY = "CUDAExecutionProvider", "Cuda"
 _LIBRARIES = "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"
 _ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
@@ -41,12 +42,14 @@ NEEDS_BFLOAT16 = (8, 0)
 
 
 class OrtCudaBackend:
-    """Loads graphs into ONNX Runtime on GPU `device` of those that CUDA shows.
+    """Loads graphs into ONNX Runtime on GPU `device` of those that CUDA shows. Without `graphs` no CUDA graph is made,
+    which is slower, and shows whether one is at fault.
 
     Raises CascadeError without a GPU, a driver for CUDA 13, cuda-bindings, or an ONNX Runtime with the CUDA provider.
     """
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, graphs: bool = True) -> None:
+        self._graphs = graphs
         self._ort = import_onnxruntime("cuda", LEAST_VERSION)
         if _PROVIDER not in self._ort.get_available_providers():
             raise CascadeError(
@@ -64,16 +67,18 @@ class OrtCudaBackend:
     def load(self, path: Path) -> OrtCudaEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph, or would run a part of a round on the CPU. Warns
         where other graphs have such a part."""
+        part = path.name.split(".")[0]
+        wanted = graphs = self._graphs and part not in IMAGE_ENGINES
         try:
-            session, graphs = self._session(path, graphs=True), True
+            session = self._session(path, graphs)
         except CascadeError:  # nodes on the CPU are one reason; without CUDA graphs we learn which, or that it was none
             session, graphs = self._session(path, graphs=False), False
-        if (found := _left_to_cpu(session) or ("" if graphs else "makes no CUDA graph")):
+        if found := _left_to_cpu(session) or ("makes no CUDA graph" if wanted and not graphs else ""):
             named = f"of {path.name} ONNX Runtime {self._ort.__version__} {found}"
-            if path.name.split(".")[0] in ROUND_ENGINES:
+            if part in ROUND_ENGINES:
                 raise CascadeError(f"{named}, in every round: build the bundle again with this version of cascade-trt.")
             warnings.warn(f"{named}: this is slower, and images are the same.", CascadeWarning, stacklevel=2)
-        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs=not found)
+        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs and not found)
 
     def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, OrtCudaEngine]:  # noqa: ARG002
         """Each graph from its own file: the merged one has If nodes, which no CUDA graph takes. Weights that they share

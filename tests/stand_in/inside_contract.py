@@ -7,6 +7,7 @@ import pytest
 from contract import Contract
 
 from cascade_trt.runtime.backends import Backend, open_backend
+from cascade_trt.runtime.backends.ort_cuda import OrtCudaBackend
 
 
 class TestOrtCuda(Contract):
@@ -16,3 +17,11 @@ class TestOrtCuda(Contract):
     @pytest.fixture
     def backend(self) -> Backend:
         return open_backend("ort-cuda")
+
+
+class TestWithoutGraphs(TestOrtCuda):
+    """Where only the class above fails, a CUDA graph is at fault."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return OrtCudaBackend(graphs=False)
