@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from kernels.test_rounds import compare_walks
+from kernels.test_kernel_rounds import compare_walks
 from kernels.worlds import World, random_plan, random_tree
 
 from cascade_trt.runtime import loop
