@@ -146,8 +146,11 @@ class Layers:
 
     def double(self, x: ir.Value) -> ir.Value:
         """Nearest-neighbour x2: [P, C, 2 * height, 2 * width]."""
-        scales = self.g.constant(np.array([1, 1, 2, 2], np.float32), "scales")
-        return self.g.op(
-            "Resize", x, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
+        g = self.g
+        scales = g.constant(np.array([1, 1, 2, 2], np.float32), "scales")
+        wide = g.dtype == ir.DataType.BFLOAT16  # in which ONNX Runtime has no Resize; float32 copies the same numbers
+        y = g.op(
+            "Resize", g.to_float(x) if wide else x, None, scales, mode="nearest",
+            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
         )  # fmt: skip
+        return g.from_float(y) if wide else y

@@ -38,9 +38,7 @@ def per_bundle(names: Any) -> Any:
 
 # placement ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("bundle", "name"), per_bundle(lambda manifest: manifest.engines))
-def test_all_nodes_are_on_the_gpu(bundle: Path, name: str, request: pytest.FixtureRequest) -> None:
-    if (bundle.name, name) == ("bf16", "decode"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="ONNX Runtime has no Resize in bfloat16"))
+def test_all_nodes_are_on_the_gpu(bundle: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", CascadeWarning)  # what names operators on the CPU
         engine = BACKEND.load(bundle / read_manifest(bundle).engines[name].file)

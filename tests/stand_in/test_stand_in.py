@@ -11,6 +11,7 @@ test-stand-in` does both.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ TREES = ("mc_sim_7b_63", "eagle2_60", "chain_2")
 pytestmark = [
     pytest.mark.stand_in,
     pytest.mark.skipif(FOLDER is None, reason="CASCADE_STAND_IN names no folder of packages: see make test-stand-in"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc to build the stand-in with"),
 ]
 
 
