@@ -15,6 +15,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -278,12 +279,11 @@ def pieces(size: int, shift: int) -> Iterator[tuple[int, int]]:
 
 def _bindings() -> Any:
     try:
-        from cuda.bindings import driver  # pyright: ignore[reportMissingImports] - installed where there is a GPU
+        return import_module("cuda.bindings.driver")  # by name: where there is no GPU it may not be installed
     except ImportError as error:
         raise CascadeError(
             f"cuda-bindings cannot be loaded ({error}): run `pip install 'cascade-trt[cuda]'`, {_CPU_INSTEAD}."
         ) from None
-    return driver
 
 
 def _sentence(name: str) -> str:
