@@ -11,7 +11,7 @@ import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..engines.publish import check_replaceable
-from ..export.request import MAX_NODES, BuildRequest
+from ..export.request import MAX_NODES, BuildRequest, check_request
 from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
@@ -31,6 +31,7 @@ DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 def run(model: str, *, text: str, **given: Any) -> None:
     """Opens the parts, builds the bundle, says what was built and what to do next. Takes the command's options."""
     request = BuildRequest(model, text=None if text == "none" else Path(text), **given)
+    check_request(request)
     trees, folder = chosen_trees(request), request.out or Path("build") / request.model
     digest = ""
     if request.targets:
@@ -188,10 +189,8 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
     for sentence in fp16_advice(manifest.parity):
         click.echo(sentence)
     classes = manifest.model.condition.kind == CLASS
-    what = "--class-id 1" if classes else '"a red apple"'
-    if classes or manifest.text is not None:
-        click.echo(f"next: {program()} generate {what} --bundle {out}")
-    else:
-        click.echo(f'next: Pipeline.load("{out}").generate(features=..., features_mask=...)')
+    what = "--class-id 1" if classes else "--features FILE.npz" if manifest.text is None else '"a red apple"'
+    on_cpu = manifest.backends.get("ort-cpu", "yes") == "yes"
+    click.echo(f"next: {program()} {f'generate {what} --bundle {out}' if on_cpu else f'doctor {out}'}")
 
 

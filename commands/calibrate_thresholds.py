@@ -86,6 +86,7 @@ def run(
     if write:
         _check_write(bundle, pipe.manifest, rule, num_images, tolerance, replace_better)
     priced = pipe.rule("swap:tau_draw=1") if rule == Swap.kind else None  # needs the bundle's table of states
+    tree = pipe.tree_for(priced or f"{rule}:children={children}", tree)  # that of the rule, not of what watches it
     watched = record(pipe, tree, children, priced, asked[:_RECORDED], seed)
     seen = watched.similarities
     foretold = {} if watched.swaps is None else watched.swaps.correlations()
@@ -104,7 +105,7 @@ def run(
         unclear = error  # the points are shown and written all the same
     plot_curve(points, chosen, out / "curve.png")
     report = {
-        "bundle": pipe.manifest.name, "tree": pipe.tree_for(watched, tree), "images": len(asked), "seed": seed,
+        "bundle": pipe.manifest.name, "tree": tree, "images": len(asked), "seed": seed,
         "foretold": foretold, "tolerance": tolerance, "plain_accuracy": _mean(tried[0].answers),
         "operating_point": None if chosen is None else chosen.to_dict(), "points": [p.to_dict() for p in points],
     }  # fmt: skip

@@ -240,6 +240,8 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        fits = "usable" if backend in BACKEND_NAMES else "takes these graphs; `generate` does not draw with it yet"
+        here = "`doctor` says whether it can be used here"
+        drawn_with = here if backend in BACKEND_NAMES else "`generate` does not draw with it yet"
+        fits = "usable" if backend == "ort-cpu" else f"takes these graphs; {drawn_with}"
         shown = Text.assemble((backend, "bold"), f": {fits if verdict == 'yes' else verdict}")
         console.print(shown, soft_wrap=True)

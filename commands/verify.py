@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from ..engines.verify import INTEGERS
+from ..runtime.backends.ort import OrtBackend
 from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
@@ -30,7 +31,10 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
         raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
     from ..engines.verify import compare_calls, compare_drawings, record, time_calls, use_plans
 
-    reference, other = (Pipeline.load(path, threads=1, warm=False) for path in (against or bundle, bundle))
+    reference, other = (Pipeline.load(path, OrtBackend(1), warm=False) for path in (against or bundle, bundle))
+    for pipe in (reference, other) if target is None else (reference,):
+        if (problem := pipe.manifest.backends.get("ort-cpu", "yes")) != "yes":
+            raise CascadeError(f"{pipe.folder} cannot be compared on ort-cpu: {problem}")
     _check_pair(reference.manifest, other.manifest)
     if target is not None:
         use_plans(other, target)

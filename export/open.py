@@ -9,10 +9,9 @@ from ..runtime.bundle import SamplingDefaults
 from ..runtime.errors import CascadeError
 from .families import family_of_preset, get_family, names
 from .parts import Parts
-from .request import BuildRequest
+from .request import DEMO_MODEL, BuildRequest
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
-DEMO_MODEL = "emoji"
 
 
 def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import CascadeError
+
+DEMO_MODEL = "emoji"
 MAX_NODES = 33  # of one target call, unless a build asks for another number: `mixed_32` with its root
 
 
@@ -45,3 +48,16 @@ class BuildRequest:
         """Everything given that weights or settings are read from."""
         given = [self.checkpoint, self.vq, self.drafter, self.config, self.text]
         return [path for path in given if path is not None]
+
+
+def check_request(request: BuildRequest) -> None:
+    """Raises CascadeError for options that this model has no use for: they would be dropped without a word."""
+    if request.model == DEMO_MODEL and request.dummy_weights:
+        raise CascadeError("emoji comes with its own weights: leave --dummy-weights away.")
+    if request.model != DEMO_MODEL and not request.dummy_weights:
+        return
+    what = "a model with --dummy-weights" if request.dummy_weights else "emoji, which comes with its own weights,"
+    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head") + (() if request.dummy_weights else ("grid",))
+    for name in unused:
+        if getattr(request, name) is not None:
+            raise CascadeError(f"{what} takes no --{name.replace('_', '-')}: leave it away.")

@@ -111,7 +111,8 @@ class Batch:
         return self.enqueue(self._check(replace(request, options=request.options.over(self.defaults))))
 
     def enqueue(self, drawing: Drawing) -> Job:
-        """Queues a checked drawing. Raises CascadeError when it needs another batch."""
+        """Queues a checked drawing. Raises CascadeError when it needs another batch, or the pipeline is closed."""
+        self._workspace.engines.check_open()
         if drawing.rule is not None and not self._chooser.serves(drawing.rule, drawing.tree):
             asked = self._chooser.asked
             raise CascadeError(

@@ -90,9 +90,10 @@ class Rulebook:
             use = "build the bundle with --drafter and --tree chain_7"
             if whole:
                 use = f"use a tree that is drafted whole ({', '.join(whole)})"
+            coupled = ", children=coupled" if getattr(rule, "children", "coupled") != "coupled" else ""
             return (
                 f"rule {rule.name} tests nodes against the drafter's distribution, which the guesses of the tree "
-                f"{info.name} do not have: {use}, or rule exact."
+                f"{info.name} do not have: {use}{coupled}, or rule exact."
             )
         at_random = rule.noise not in (None, Stream.TOKEN) and not sampling.greedy
         if info.dynamic is not None and at_random:

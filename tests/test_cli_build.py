@@ -85,7 +85,8 @@ def test_info(tiny_bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     for part in ("4 layers x 128", "8 x 8 tokens of 512", "naive_extend_57: 58 nodes", "ort-cpu: usable"):
         assert part in result.output
-    assert "ort-cuda: takes these graphs; `generate` does not draw with it yet" in result.output
+    assert "ort-cuda: takes these graphs; `doctor` says whether it can be used here" in result.output
+    assert "tensorrt-rtx: takes these graphs; `generate` does not draw with it yet" in result.output
     printed = CliRunner().invoke(cli, ["info", str(tiny_bundle), "--json"])
     assert json.loads(printed.output)["model"]["dim"] == 128
 
@@ -315,6 +316,19 @@ def test_presets_need_weights(tmp_path: Path) -> None:
     refused(run("llamagen-t2i-b", "--out", out), out, "--dummy-weights")
     refused(run("nonsense", "--dummy-weights", "--out", out), out, "cascade-trt models")
     refused(run("llamagen", "--out", out), out, "--checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("emoji", ("--checkpoint", "nothere.pt")), ("emoji", ("--vq", "nothere.pt")), ("emoji", ("--drafter", "nothere")),
+     ("emoji", ("--text", "flan")), ("emoji", ("--config", "nope.json")), ("emoji", ("--n-head", 7)),
+     ("emoji", ("--grid", 24)), ("emoji", ("--dummy-weights",)),
+     ("llamagen-t2i-b", ("--checkpoint", "x.pt", "--dummy-weights")),
+     ("llamagen-t2i-b", ("--text", "flan", "--dummy-weights"))],
+)  # fmt: skip
+def test_options_that_a_model_has_no_use_for(tmp_path: Path, model: str, options: tuple[object, ...]) -> None:
+    out = tmp_path / "out"
+    refused(run(model, *options, "--out", out), out, f"{'--dummy-weights' if len(options) == 1 else options[0]}")
 
 
 def test_rules_of_the_config(tmp_path: Path) -> None:

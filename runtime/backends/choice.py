@@ -39,8 +39,10 @@ def choose_backend(
     if device is not None and (isinstance(device, bool) or not isinstance(device, int) or device < 0):
         raise CascadeError(f"device must be the number of a GPU, 0 or more, not {short(device)}.")
     if name != AUTO:
+        _check(name, support)
         return Chosen(_opened(name, threads, device), name, "asked for")
     if threads is not None and device is None:
+        _check(_CPU, support)
         return Chosen(_opened(_CPU, threads, None), _CPU, "threads were asked for, which belong to the CPU")
     missing = _no_gpu(support)
     if missing is None:
@@ -51,7 +53,14 @@ def choose_backend(
             missing = f"{_CUDA} cannot be used here: {str(error).rstrip('.')}"
     if device is not None:
         raise CascadeError(f"device {device} was asked for, but {missing}.")
+    _check(_CPU, support, f", and {missing}")
     return Chosen(_opened(_CPU, threads, None), _CPU, missing)
+
+
+def _check(name: str, support: Mapping[str, str], besides: str = "") -> None:
+    """Raises CascadeError where a backend cannot take the bundle."""
+    if (problem := support.get(name, "yes")) != "yes":
+        raise CascadeError(f"{name} cannot draw this bundle{besides}: {problem}")
 
 
 def _opened(name: str, threads: int | None, device: int | None) -> Backend:

@@ -73,6 +73,12 @@ def test_a_bundle_that_the_gpu_cannot_take_is_drawn_on_the_cpu() -> None:
     assert (chosen.name, chosen.why) == ("ort-cpu", "ort-cuda cannot take this bundle: no kernel for it.")
 
 
+@pytest.mark.parametrize("name", ["auto", "ort-cpu"])
+def test_a_bundle_that_the_cpu_cannot_take_is_refused_in_its_own_words(name: str) -> None:
+    with pytest.raises(CascadeError, match=r"^ort-cpu cannot draw this bundle.*: no kernels\.$"):
+        choose_backend(name, YES | {"ort-cpu": "no kernels."})
+
+
 @pytest.mark.usefixtures("gpu")
 def test_threads_ask_for_the_cpu() -> None:
     chosen = choose_backend("auto", YES, threads=1)

@@ -233,12 +233,15 @@ def test_a_closed_pipeline_draws_no_more(small_vocabulary: Pipeline) -> None:
     with Pipeline.load(small_vocabulary.folder, threads=1) as pipe:
         batch = pipe.batch(1)
         assert len(pipe.generate(**given).images) == 1
-    for draw in (lambda: pipe.generate(**given), lambda: pipe.batch(1), lambda: next(pipe.stream(**given))):
-        with pytest.raises(CascadeError, match="this pipeline is closed: load the bundle again"):
-            draw()
-    job = batch.submit(Request(features=given["features"][0]))
+        job = batch.submit(Request(features=given["features"][0]))
     with pytest.raises(CascadeError, match="this pipeline is closed"):
         job.result()
+    for draw in (
+        lambda: pipe.generate(**given), lambda: pipe.batch(1), lambda: next(pipe.stream(**given)),
+        lambda: batch.submit(Request(features=given["features"][0])),
+    ):  # fmt: skip
+        with pytest.raises(CascadeError, match="this pipeline is closed: load the bundle again"):
+            draw()
     pipe.close()  # once more: without effect
 
 
