@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from support import build, fixture_arguments, random_features
+from support import build, fixture_arguments, random_features, save_checkpoints, save_text_encoder
 
 from cascade_trt.calibration.states import StateSums, StateWatch
 from cascade_trt.calibration.swaps import Swaps
@@ -193,6 +193,23 @@ def test_thresholds_are_swept_and_the_bare_rule_follows_the_bundle(text_bundle: 
     stats = Pipeline.load(own).generate(["red apple"], rule="cascade").stats
     assert stats.rule == "cascade:children=coupled,tau_pos=0.5,tau_seq=off"
     assert Pipeline.load(text_bundle).generate(["red apple"], rule="cascade").stats.rule == "cascade"
+
+
+def test_thresholds_are_found_on_the_tree_that_the_rule_draws_with(tmp_path: Path) -> None:
+    """One with siblings, although the bundle's first tree has none: else tau_pos would never be tried."""
+    arguments = save_checkpoints(tmp_path / "checkpoints", vocab=32, grid=4)
+    text = save_text_encoder(tmp_path / "encoder", width=16)
+    build(*arguments, "--text", text, "--tree", "chain_2", "--tree", "pair_4", "--out", tmp_path / "bundle")
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "report"
+    prompts.write_text("red apple\n")
+    result = CliRunner().invoke(cli, [
+        "calibrate", "thresholds", "--bundle", str(tmp_path / "bundle"), "--judge", "none", "--prompts", str(prompts),
+        "--num-images", "1", "--out", str(out),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "thresholds.json").read_text())
+    assert report["tree"] == Pipeline.load(tmp_path / "bundle", warm=False).tree_for("cascade") == "pair_4"
+    assert "breadth" in {entry["signals"] for entry in report["points"]}
 
 
 @pytest.mark.parametrize(
