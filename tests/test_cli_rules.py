@@ -92,6 +92,7 @@ def test_every_form_is_a_tree(form: str) -> None:
         (("bench", "--tree", "eagle2_06"), "did you mean 'eagle2_60'?"),
         (("build", "llamagn", "--checkpoint", "x", "--vq", "y"), "did you mean 'llamagen'?"),
         (("build", "llamagen-t2i-xl-stge1", "--dummy-weights"), "did you mean 'llamagen-t2i-xl-stage1'?"),
+        (("build", "emojii"), "did you mean 'emoji'?"),
         (("genrate", "x"), "Did you mean 'generate'?"),
         (("generate", "x", "--rul", "ar"), "--rule"),
         (("bench", "--rule", "zzzz"), "unknown rule 'zzzz': choose"),

@@ -62,5 +62,7 @@ def family_of_preset(preset: str) -> Family:
     for family in map(get_family, names()):
         if preset in family.presets:
             return family
-    known = [*names(), *(name for family in map(get_family, names()) for name in family.presets)]
+    from ..request import DEMO_MODEL
+
+    known = [DEMO_MODEL, *names(), *(name for family in map(get_family, names()) for name in family.presets)]
     raise CascadeError(f"unknown model {preset!r}{meant(preset, known)}: `cascade-trt models` lists the known ones.")
