@@ -16,7 +16,6 @@ from cascade_trt.engines.compile import add_plans
 from cascade_trt.engines.doctor import DAMAGED, USABLE, judge_bundle, look_around
 from cascade_trt.engines.tensorrt.target import parse_target
 from cascade_trt.engines.verify import compare_calls, record
-from cascade_trt.runtime.backends.ort import OrtBackend
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.pipeline import Pipeline
@@ -70,7 +69,7 @@ def test_doctor_and_info_check_the_merged_file(bundle: Path) -> None:
 def test_recorded_calls_of_every_tree_agree_with_the_single_graphs(bundle: Path) -> None:
     pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
     merged = Pipeline.load(bundle, threads=1, warm=False)
-    single = Pipeline(bundle, replace(merged.manifest, merged=None), OrtBackend(1))
+    single = Pipeline(bundle, replace(merged.manifest, merged=None), merged.backend)
     calls = record(merged, random_features(merged, 1), 2, seed=0)
     assert {call.engine for call in calls} == {"condition", "target", "embed", "decode", *DRAFTS}
     for item in compare_calls(calls, single, "fp32"):
