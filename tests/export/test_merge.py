@@ -118,8 +118,8 @@ def test_drafts_are_those_of_the_single_graph(bundle: Path, merged: dict[str, En
 
 def test_images_are_those_of_the_single_graphs(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    single = Pipeline(bundle, replace(manifest, merged=None), BACKEND)
     together = Pipeline.load(bundle, BACKEND)
+    single = Pipeline(bundle, replace(manifest, merged=None), together.backend)
     given = random_features(single, 3)
     for name in NAMES:
         wanted, got = (pipe.generate(**given, rule="exact", tree=name) for pipe in (single, together))
