@@ -153,7 +153,7 @@ def test_an_old_onnx_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cuda_bindings_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "1.31.1")
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     wanted = r"^cuda-bindings cannot be loaded \(.*\): run `pip install 'cascade-trt\[cuda\]'`, or draw with the"
     with pytest.raises(CascadeError, match=wanted):
         open_backend("ort-cuda")
