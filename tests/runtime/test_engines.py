@@ -166,5 +166,6 @@ def test_five_trees_cost_hardly_more_memory_than_one(tmp_path: Path, precision: 
     (tmp_path / "five" / MANIFEST).write_text(json.dumps(content | {"merged": None}))
     apart = memory(tmp_path / "five")
     print(f"{precision}, MiB loaded and used:", *([size >> 20 for size in sizes] for sizes in (one, five, apart)))
-    assert five[0] < 1.2 * one[0] and five[1] < 1.2 * one[1]
+    # 1.10 to 1.15, and in one of three processes 32 MiB more, which the allocator holds back.
+    assert five[0] < 1.4 * one[0] and five[1] < 1.4 * one[1]
     assert apart[1] > 1.8 * one[1]  # what is measured here is there to be saved
