@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CascadeError
+from ..errors import CascadeError, CascadeWarning
 from ..schema import short
 from . import Backend, open_backend
 
@@ -45,6 +46,7 @@ def choose_backend(
         _check(_CPU, support)
         return Chosen(_opened(_CPU, threads, None), _CPU, "threads were asked for, which belong to the CPU")
     missing = _no_gpu(support)
+    installed = missing is None
     if missing is None:
         try:
             backend = _opened(_CUDA, threads, device)
@@ -54,6 +56,8 @@ def choose_backend(
     if device is not None:
         raise CascadeError(f"device {device} was asked for, but {missing}.")
     _check(_CPU, support, f", and {missing}")
+    if installed:  # who has installed it for a GPU does not expect the CPU
+        warnings.warn(f"{missing}: images are drawn on the CPU.", CascadeWarning, stacklevel=3)
     return Chosen(_opened(_CPU, threads, None), _CPU, missing)
 
 

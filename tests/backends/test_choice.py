@@ -11,7 +11,7 @@ import pytest
 from cascade_trt.runtime.backends import Backend, Identity, choice
 from cascade_trt.runtime.backends.choice import choose_backend
 from cascade_trt.runtime.backends.ort import OrtBackend
-from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.errors import CascadeError, CascadeWarning
 from cascade_trt.runtime.pipeline import Pipeline
 
 YES = {"ort-cpu": "yes", "ort-cuda": "yes"}
@@ -59,7 +59,8 @@ def test_a_gpu_is_taken() -> None:
 @pytest.mark.parametrize("support", [{}, YES])
 def test_what_keeps_the_gpu_from_being_used_is_said(gpu: list[str], support: dict[str, str]) -> None:
     gpu.append("no driver was found: install one.")
-    chosen = choose_backend("auto", support)
+    with pytest.warns(CascadeWarning, match="no driver was found: install one: images are drawn on the CPU"):
+        chosen = choose_backend("auto", support)
     assert (chosen.name, chosen.why) == ("ort-cpu", "ort-cuda cannot be used here: no driver was found: install one")
     with pytest.raises(CascadeError, match="^device 0 was asked for, but ort-cuda cannot be used here: no driver"):
         choose_backend("auto", support, device=0)
