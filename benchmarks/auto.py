@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from ..calibration.subjects import request
 from ..runtime.auto import Auto
-from ..runtime.batch import Batch
 from ..runtime.bundle import CostInfo, TreeInfo
 from ..runtime.costs import Costs
-from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.tree import AUTO, Tree, get_tree
 from . import RESULTS, gpu_costs
 from .machine import describe_machine
+from .timing import served, through
 
 SLOTS = (1, 2, 4, 8)
 TREES = ("jacobi_8", "jacobi_16", "mixed_8", "mixed_16", "mixed_24", "chain_7", "small_6")
@@ -73,7 +70,7 @@ def _others(file: Path, rows: list[dict[str, Any]], machine: dict[str, Any]) -> 
 def measure(pipe: Pipeline, slots: int, trees: tuple[str, ...], images: int, repeats: int) -> dict[str, Any]:
     """Seconds of every setting, in turn; one batch of each setting draws all of its images."""
     settings = {PLAIN: {"rule": "ar"}, AUTO: {"rule": "exact", "tree": AUTO}} | {
-        tree: {"rule": "exact", "tree": tree} for tree in trees if _is_served(pipe, tree)
+        tree: {"rule": "exact", "tree": tree} for tree in served(pipe, trees)
     }  # fmt: skip
     batches = {name: pipe.batch(slots, **options) for name, options in settings.items()}  # type: ignore[arg-type]
     seconds: dict[str, list[float]] = {name: [] for name in settings}
@@ -81,7 +78,7 @@ def measure(pipe: Pipeline, slots: int, trees: tuple[str, ...], images: int, rep
     for repeat in range(-1, repeats):
         for name, batch in batches.items():
             first = max(repeat, 0) * slots * images  # other images each time
-            taken, codes[name] = draw(pipe, batch, range(first, first + slots * images))
+            taken, codes[name] = through(pipe, batch, range(first, first + slots * images))
             if repeat >= 0:  # the first warms up
                 seconds[name].append(taken)
     same = {name: all((a == b).all() for a, b in zip(own, codes[PLAIN], strict=True)) for name, own in codes.items()}
@@ -97,22 +94,6 @@ def measure(pipe: Pipeline, slots: int, trees: tuple[str, ...], images: int, rep
         "tau": {name: batch.stats.tau for name, batch in batches.items()}, "same_images": same,
         "auto_rounds": stats.trees, "why": stats.why,
     }  # fmt: skip
-
-
-def _is_served(pipe: Pipeline, tree: str) -> bool:
-    try:
-        return pipe.tree_for("exact", tree) is not None
-    except CascadeError:
-        return False
-
-
-def draw(pipe: Pipeline, batch: Batch, numbers: range) -> tuple[float, list[np.ndarray]]:
-    """Seconds of images `numbers`, and their codes."""
-    started = time.perf_counter()
-    jobs = [batch.submit(request(pipe.manifest, (), number, number)) for number in numbers]
-    while not batch.idle:
-        batch.step()
-    return time.perf_counter() - started, [job.result().codes for job in jobs]
 
 
 def show(row: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,13 @@ from typing import Any
 import click
 import numpy as np
 
-from ..calibration.subjects import request
 from ..runtime.costs import measure
-from ..runtime.errors import CascadeError
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
 from ..runtime.tree import NO_TREE
 from . import RESULTS
 from .machine import describe_machine
+from .timing import served, through
 
 FILE = RESULTS / "gpu.json"
 SLOTS = (1, 2, 4, 8)
@@ -57,16 +55,16 @@ def main() -> None:
 def parity(bundle: Path, backend: str, images: int) -> None:
     """Codes of `ar` against the CPU's, and of `exact` against the GPU's own `ar`, with each tree."""
     with Pipeline.load(bundle, backend) as pipe:
-        plain = draw(pipe, 1, {"rule": "ar"}, images)[1]
-        trees = {tree: _agreement(draw(pipe, 1, {"rule": "exact", "tree": tree}, images)[1], plain)
-                 for tree in served(pipe)}  # fmt: skip
-        together = _agreement(draw(pipe, min(images, 4), {"rule": "ar"}, images)[1], plain)
+        plain = _drawn(pipe, 1, {"rule": "ar"}, images)
+        trees = {tree: _agreement(_drawn(pipe, 1, {"rule": "exact", "tree": tree}, images), plain)
+                 for tree in served(pipe, TREES)}  # fmt: skip
+        together = _agreement(_drawn(pipe, min(images, 4), {"rule": "ar"}, images), plain)
         precision = pipe.manifest.engines["target"].precision
         support = pipe.manifest.backends["ort-cpu"]
     row: dict[str, Any] = {"precision": precision, "exact": trees, "ar_in_batches": together}
     if support == "yes":
         with Pipeline.load(bundle, "ort-cpu") as pipe:
-            row["cpu"] = _agreement(plain, draw(pipe, 1, {"rule": "ar"}, images)[1])
+            row["cpu"] = _agreement(plain, _drawn(pipe, 1, {"rule": "ar"}, images))
     store("parity", bundle.name, backend, row)
 
 
@@ -74,18 +72,6 @@ def _agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dic
     """Shares of images and of tokens that are equal; behind the first other token images go ways of their own."""
     equal = [a == b for a, b in zip(found, wanted, strict=True)]
     return {"images": float(np.mean([e.all() for e in equal])), "tokens": float(np.mean([e.mean() for e in equal]))}
-
-
-def served(pipe: Pipeline) -> list[str]:
-    """The trees that the bundle draws `exact` with."""
-    found = []
-    for tree in TREES:
-        try:
-            pipe.tree_for("exact", tree)
-            found.append(tree)
-        except CascadeError:
-            continue
-    return found
 
 
 # how fast it is ----------------------------------------------------------------------------------------------
@@ -98,7 +84,8 @@ def served(pipe: Pipeline) -> list[str]:
 def speed(bundle: Path, backend: str, sizes: tuple[int, ...], trees: tuple[str, ...], repeats: int) -> None:
     """Whole images, all settings in turn."""
     with Pipeline.load(bundle, backend) as pipe:
-        settings = {NO_TREE: {"rule": "ar"}} | {tree: {"rule": "exact", "tree": tree} for tree in trees or served(pipe)}
+        chosen = trees or served(pipe, TREES)
+        settings = {NO_TREE: {"rule": "ar"}} | {tree: {"rule": "exact", "tree": tree} for tree in chosen}
         rows = [row for slots in sizes for row in _speeds(pipe, slots, settings, repeats)]
     store("speed", bundle.name, backend, {"repeats": repeats, "rows": rows})
 
@@ -108,7 +95,8 @@ def _speeds(pipe: Pipeline, slots: int, settings: dict[str, dict[str, Any]], rep
     seconds: dict[str, list[float]] = {name: [] for name in settings}
     for repeat in range(-1, repeats):
         for name, batch in batches.items():
-            taken = _through(pipe, batch, slots, max(repeat, 0) * slots)[0]
+            first = max(repeat, 0) * slots
+            taken, _ = through(pipe, batch, range(first, first + slots))
             if repeat >= 0:
                 seconds[name].append(taken)
     rows = []
@@ -127,17 +115,9 @@ def _speeds(pipe: Pipeline, slots: int, settings: dict[str, dict[str, Any]], rep
     return rows
 
 
-def draw(pipe: Pipeline, slots: int, options: dict[str, Any], images: int) -> tuple[float, list[np.ndarray]]:
-    """Seconds and codes of images 0 ... images - 1 through a batch of their own."""
-    return _through(pipe, pipe.batch(slots, **options), images, 0)
-
-
-def _through(pipe: Pipeline, batch: Any, images: int, first: int) -> tuple[float, list[np.ndarray]]:
-    started = time.perf_counter()
-    jobs = [batch.submit(request(pipe.manifest, (), n, n)) for n in range(first, first + images)]
-    while not batch.idle:
-        batch.step()
-    return time.perf_counter() - started, [job.result().codes for job in jobs]
+def _drawn(pipe: Pipeline, slots: int, options: dict[str, Any], images: int) -> list[np.ndarray]:
+    """Codes of images 0 ... images - 1 through a batch of their own."""
+    return through(pipe, pipe.batch(slots, **options), range(images))[1]
 
 
 # what a call takes -------------------------------------------------------------------------------------------

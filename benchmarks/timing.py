@@ -9,9 +9,33 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.subjects import request
 from ..evaluation.paired import interval
+from ..runtime.batch import Batch
+from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
+
+
+def through(pipe: Pipeline, batch: Batch, numbers: range) -> tuple[float, list[np.ndarray]]:
+    """Seconds that images `numbers` take through a batch, each with its number as its seed, and their codes."""
+    started = time.perf_counter()
+    jobs = [batch.submit(request(pipe.manifest, (), number, number)) for number in numbers]
+    while not batch.idle:
+        batch.step()
+    return time.perf_counter() - started, [job.result().codes for job in jobs]
+
+
+def served(pipe: Pipeline, trees: Sequence[str]) -> list[str]:
+    """Those of `trees` that the bundle draws `exact` with."""
+
+    def fits(tree: str) -> bool:
+        try:
+            return pipe.tree_for("exact", tree) is not None
+        except CascadeError:
+            return False
+
+    return [tree for tree in trees if fits(tree)]
 
 
 def in_turn(

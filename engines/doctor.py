@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ..runtime.backends import CUDA_PROVIDER
 from ..runtime.backends.ort import version_problem
 from ..runtime.backends.ort_cuda import LEAST_VERSION as LEAST_ON_CUDA
 from ..runtime.backends.ort_cuda import NEEDS_BFLOAT16
@@ -27,7 +28,6 @@ from .gpu import Gpu, find_gpu
 from .tensorrt.loader import installed_version, version_numbers
 
 USABLE, REBUILD, UNKNOWN, DAMAGED, ELSEWHERE = "usable", "rebuild", "cannot tell", "damaged", "not for here"
-_CUDA_PROVIDER = "CUDAExecutionProvider"
 _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their files
 
 
@@ -112,7 +112,7 @@ def machine_sentences(machine: Machine) -> list[str]:
             f"{' and '.join(machine.runtimes)} are installed together and overwrite each other's files: run `pip "
             f"uninstall {' '.join(machine.runtimes)}`, then `pip install 'cascade-trt[cpu]'`, or [cuda] for a GPU."
         )
-    if gpu is not None and machine.providers and _CUDA_PROVIDER not in machine.providers:
+    if gpu is not None and machine.providers and CUDA_PROVIDER not in machine.providers:
         sentences.append(
             "The installed ONNX Runtime is the one for CPUs: to draw on the GPU run `pip uninstall onnxruntime`, then "
             "`pip install 'cascade-trt[cuda]'`."
@@ -153,7 +153,7 @@ def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
 
 def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
     """Nothing where ONNX Runtime has no CUDA provider."""
-    if _CUDA_PROVIDER not in machine.providers:
+    if CUDA_PROVIDER not in machine.providers:
         return []
     gpu, support = machine.gpu, manifest.backends.get("ort-cuda", "yes")
     if support != "yes":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from ..runtime.backends.kernels.info import KernelInfo, source_digest, sources
 from ..runtime.digests import whole_digest
 from ..runtime.errors import CascadeError
+from ..runtime.staging import write_file
 
 ARCHITECTURES = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 OPTIONS = ("--std=c++17", "--fmad=false")  # no fused multiply-add: what tests see on the CPU is what a GPU computes
@@ -44,7 +44,6 @@ def compile_kernels(
                 f"NVRTC {version} compiles nothing for {architecture!r}: choose among "
                 f"{', '.join(f'sm{number}' for number in known)}."
             )
-    (out / _FOLDER).mkdir(parents=True, exist_ok=True)
     source, found = kernel_source(), []
     compiler = f"nvrtc {version}"
     key = hashlib.sha256(f"{source} {compiler}".encode()).hexdigest()[:16]
@@ -52,7 +51,7 @@ def compile_kernels(
         progress(architecture)
         file = f"{_FOLDER}/round-{key}.{architecture}.cubin"
         code = _compile(nvrtc, architecture)
-        _write(out / file, code)
+        write_file(out / file, code)  # a new file: never through a hard link that a published bundle shares
         found.append(KernelInfo(file, architecture, compiler, source, len(code), whole_digest(out / file)))
     return found
 
@@ -105,10 +104,3 @@ def _check(answer: tuple[Any, ...]) -> Any:
     if int(status):
         raise CascadeError(f"NVRTC failed ({status.name}): install it anew with `pip install 'cascade-trt[cuda]'`.")
     return values[0] if len(values) == 1 else values
-
-
-def _write(path: Path, code: bytes) -> None:
-    """A new file: never through a hard link that a published bundle shares."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(code)
-    os.replace(part, path)

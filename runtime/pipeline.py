@@ -255,8 +255,11 @@ class Pipeline:
 
     def _new_batch(self, lanes: Lanes, chooser: Chooser, defaults: DrawOptions) -> Batch:
         decoder = Decoder(self._backend, self._engines, self.manifest)
-        stats = Stats("mixed", chooser.asked, backend=self._chosen.name, backend_why=self._chosen.why)
+        stats = self._new_stats("mixed", chooser.asked)
         return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
+
+    def _new_stats(self, rule: str, tree: str | None) -> Stats:
+        return Stats(rule, tree, backend=self._chosen.name, backend_why=self._chosen.why)
 
     def generate(
         self,
@@ -361,8 +364,7 @@ class _Run:
             raise CascadeError(f"callback must be a function of (done, total), not {callback!r}.")
         self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
         first = drawings[0]
-        rule, chosen = PLAIN if first.rule is None else first.rule.name, pipeline.backend
-        self.stats = Stats(rule, first.tree, backend=chosen.name, backend_why=chosen.why)
+        self.stats = pipeline._new_stats(PLAIN if first.rule is None else first.rule.name, first.tree)
         self._jobs: dict[Job, int] = {}
 
     @property

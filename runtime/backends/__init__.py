@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import CascadeError
 
 BACKEND_NAMES: tuple[str, ...] = ("ort-cpu", "ort-cuda")
+CUDA_PROVIDER = "CUDAExecutionProvider"  # what ONNX Runtime calls its part for NVIDIA GPUs
 
 Kind = Literal["in", "out", "device"]
 """What a buffer is for: the host writes it ("in"), the host reads it ("out"), or engines alone use it ("device")."""

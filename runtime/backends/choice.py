@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import CascadeError, CascadeWarning
 from ..schema import short
-from . import Backend, open_backend
+from . import BACKEND_NAMES, CUDA_PROVIDER, Backend, open_backend
 
 AUTO = "auto"
 _CPU, _CUDA = "ort-cpu", "ort-cuda"
-CHOICES = (AUTO, _CPU, _CUDA)
+CHOICES = (AUTO, *BACKEND_NAMES)
 
 
 @dataclass(frozen=True)
@@ -40,34 +40,32 @@ def choose_backend(
     if device is not None and (isinstance(device, bool) or not isinstance(device, int) or device < 0):
         raise CascadeError(f"device must be the number of a GPU, 0 or more, not {short(device)}.")
     if name != AUTO:
-        _check(name, support)
-        return Chosen(_opened(name, threads, device), name, "asked for")
+        return Chosen(_opened(name, support, threads, device), name, "asked for")
     if threads is not None and device is None:
-        _check(_CPU, support)
-        return Chosen(_opened(_CPU, threads, None), _CPU, "threads were asked for, which belong to the CPU")
+        why = "threads were asked for, which belong to the CPU"
+        return Chosen(_opened(_CPU, support, threads, None), _CPU, why)
     missing = _no_gpu(support)
     installed = missing is None
     if missing is None:
         try:
-            backend = _opened(_CUDA, threads, device)
+            backend = _opened(_CUDA, support, threads, device)
             return Chosen(backend, _CUDA, f"a GPU can be used: {backend.identity.machine}")
         except CascadeError as error:
             missing = f"{_CUDA} cannot be used here: {str(error).rstrip('.')}"
     if device is not None:
         raise CascadeError(f"device {device} was asked for, but {missing}.")
-    _check(_CPU, support, f", and {missing}")
+    backend = _opened(_CPU, support, threads, None, f", and {missing}")
     if installed:  # who has installed it for a GPU does not expect the CPU
         warnings.warn(f"{missing}: images are drawn on the CPU.", CascadeWarning, stacklevel=3)
-    return Chosen(_opened(_CPU, threads, None), _CPU, missing)
+    return Chosen(backend, _CPU, missing)
 
 
-def _check(name: str, support: Mapping[str, str], besides: str = "") -> None:
-    """Raises CascadeError where a backend cannot take the bundle."""
+def _opened(
+    name: str, support: Mapping[str, str], threads: int | None, device: int | None, besides: str = ""
+) -> Backend:
+    """Raises CascadeError where the backend cannot take the bundle, or has no use for `threads` or `device`."""
     if (problem := support.get(name, "yes")) != "yes":
         raise CascadeError(f"{name} cannot draw this bundle{besides}: {problem}")
-
-
-def _opened(name: str, threads: int | None, device: int | None) -> Backend:
     if name == _CPU and device is not None:
         raise CascadeError(f"{_CPU} runs on no GPU: leave device away, or take the backend {_CUDA}.")
     if name != _CPU and threads is not None:
@@ -85,4 +83,4 @@ def _no_gpu(support: Mapping[str, str]) -> str | None:
         providers: Any = onnxruntime.get_available_providers()
     except (ImportError, AttributeError):  # the CPU's backend says in full what is missing
         return "ONNX Runtime is not whole"
-    return None if "CUDAExecutionProvider" in providers else "the installed ONNX Runtime is the one for CPUs"
+    return None if CUDA_PROVIDER in providers else "the installed ONNX Runtime is the one for CPUs"

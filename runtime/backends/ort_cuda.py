@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CascadeError, CascadeWarning
-from . import Buffer, Identity, Kind
+from . import CUDA_PROVIDER, Buffer, Identity, Kind
 from .cuda_memory import CudaBuffer, CudaCache, cuda_buffer
 from .device import CudaDevice
 from .ort import DTYPES, check_names, import_onnxruntime, reason
@@ -33,7 +33,7 @@ from .ort import DTYPES, check_names, import_onnxruntime, reason
 LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
 ROUND_ENGINES = "target", "draft", "embed"  # a node of theirs on the CPU would make every round wait for it
 IMAGE_ENGINES = "condition", "text", "decode"  # these run once an image
-_PROVIDER, _MEMORY = "CUDAExecutionProvider", "Cuda"
+_MEMORY = "Cuda"
 _LIBRARIES = "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"
 _ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # what is refused is said by us
@@ -51,7 +51,7 @@ class OrtCudaBackend:
     def __init__(self, device: int = 0, graphs: bool = True) -> None:
         self._graphs = graphs
         self._ort = import_onnxruntime("cuda", LEAST_VERSION)
-        if _PROVIDER not in self._ort.get_available_providers():
+        if CUDA_PROVIDER not in self._ort.get_available_providers():
             raise CascadeError(
                 "the installed ONNX Runtime has no CUDA provider: run `pip uninstall onnxruntime`, then `pip install "
                 "'cascade-trt[cuda]'`, or draw with the backend ort-cpu."
@@ -99,11 +99,11 @@ class OrtCudaBackend:
             "use_tf32": "0",  # fp32 is for those who compare; who wants speed builds with half precision
         }
         try:
-            chosen = [(_PROVIDER, provider), "CPUExecutionProvider"]
+            chosen = [(CUDA_PROVIDER, provider), "CPUExecutionProvider"]
             session = self._ort.InferenceSession(str(path), options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise _refused(f"load {path.name}", error, "build the bundle again") from error
-        if _PROVIDER not in session.get_providers():  # it goes on without one that does not start
+        if CUDA_PROVIDER not in session.get_providers():  # it goes on without one that does not start
             raise CascadeError(
                 "ONNX Runtime's CUDA provider does not start: see `cascade-trt doctor`, or draw with the backend "
                 "ort-cpu."
@@ -123,7 +123,7 @@ class OrtCudaBackend:
 def _left_to_cpu(session: Any) -> str:
     """What a session does on the CPU, as "runs 21 InstanceNormalization, 1 Pad on the CPU"; empty where nothing."""
     parts = session.get_provider_graph_assignment_info()
-    found = Counter(node.op_type for part in parts if part.ep_name != _PROVIDER for node in part.get_nodes())
+    found = Counter(node.op_type for part in parts if part.ep_name != CUDA_PROVIDER for node in part.get_nodes())
     if found:
         return f"runs {', '.join(f'{count} {kind}' for kind, count in found.most_common())} on the CPU"
     names = sorted(_read_on_host(session))
