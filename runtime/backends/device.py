@@ -86,6 +86,10 @@ class CudaDevice:
         """Calls of this thread are for this GPU; others (PyTorch, say) may have chosen another one since."""
         self.check(self._cuda.cuCtxSetCurrent(self._context))
 
+    def make_current(self) -> None:
+        """For libraries that work on the GPU of the calling thread, as TensorRT does."""
+        self._use()
+
     # memory -------------------------------------------------------------------------------------------------
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes in all."""
@@ -145,16 +149,18 @@ class CudaDevice:
             self.check(self._cuda.cuMemcpyDtoDAsync(to + start, source + start, length, self.stream))
 
     def copy_strided(
-        self, to: int, source: int, width: int, lines: int, pitch: int, planes: int = 1, plane: int = 0
-    ) -> None:
+        self, to: int, source: int, width: int, lines: int, pitch: int, planes: int = 1, plane: int = 0,
+        to_pitch: int = 0, to_plane: int = 0,
+    ) -> None:  # fmt: skip
         """On the GPU: `lines` pieces of `width` bytes, `pitch` apart, in each of `planes` planes that are `plane` lines
-        apart. Source and destination must not overlap."""
+        apart; in the destination `to_pitch` and `to_plane`, where they differ. Source and destination must not
+        overlap."""
         self._use()
         cuda, copy = self._cuda, self._cuda.CUDA_MEMCPY3D()
         copy.srcMemoryType = copy.dstMemoryType = cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
         copy.srcDevice, copy.dstDevice = source, to
-        copy.srcPitch = copy.dstPitch = pitch
-        copy.srcHeight = copy.dstHeight = plane or lines
+        copy.srcPitch, copy.dstPitch = pitch, to_pitch or pitch
+        copy.srcHeight, copy.dstHeight = plane or lines, to_plane or plane or lines
         copy.WidthInBytes, copy.Height, copy.Depth = width, lines, planes
         self.check(cuda.cuMemcpy3DAsync(copy, self.stream))
 
