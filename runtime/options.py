@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import Any, TypedDict
 
 from .bundle import Manifest
 from .errors import CascadeError
+from .nearest import meant
 from .rules import Rule
 from .sampling import Sampling
 from .schema import short
@@ -64,16 +66,33 @@ class DrawOptions:
 
     def updated(self, settings: Mapping[str, Any]) -> DrawOptions:
         """With `settings` in place of the fields that they name. Raises CascadeError for a name that is no option."""
-        known = [field.name for field in fields(self)]
-        for name in settings:
-            if name not in known:
-                raise CascadeError(f"unknown option {short(name)}: choose among {', '.join(known)}.")
+        _check_names(settings)
         return replace(self, **settings)
 
     def over(self, defaults: DrawOptions) -> DrawOptions:
         """These options, and those of `defaults` where these are None."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check_names(settings: Iterable[str]) -> None:
+    """Raises CascadeError for a name that is no option, with the option that was meant."""
+    known = [field.name for field in fields(DrawOptions)]
+    for name in settings:
+        if name not in known:
+            raise CascadeError(f"unknown option {short(name)}{meant(str(name), known)}: choose among {', '.join(known)}.")
+
+
+_init = DrawOptions.__init__
+
+
+@wraps(_init)
+def _checked_init(self: DrawOptions, *values: Any, **settings: Any) -> None:
+    _check_names(settings)
+    _init(self, *values, **settings)
+
+
+DrawOptions.__init__ = _checked_init  # Python's own TypeError names no other option
 
 
 def as_options(options: DrawOptions | None, settings: Mapping[str, Any]) -> DrawOptions:

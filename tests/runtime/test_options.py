@@ -66,6 +66,20 @@ def test_what_are_no_options(value: Any) -> None:
         as_options(value, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("topk", " (did you mean 'top_k'?)"), ("guidance", " (did you mean 'guidance_scale'?)"), ("Rule", " (did you mean "
+     "'rule'?)"), ("colour", "")],
+)  # fmt: skip
+def test_a_misspelt_option(name: str, near: str) -> None:
+    """In the options themselves as in those laid over others."""
+    said = f"unknown option {name!r}{near}: choose among guidance_scale, temperature, top_k, "
+    assert refused(**{name: 1}).startswith(said)
+    with pytest.raises(CascadeError) as caught:
+        as_options(DrawOptions(top_k=2), {name: 1})
+    assert str(caught.value).startswith(said)
+
+
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8, np.float16, np.float64, Fraction])
 def test_numbers_of_every_kind(small_vocabulary: Pipeline, kind: Any) -> None:
     three, one, five = kind(3), kind(1), np.int16(5)
