@@ -80,7 +80,8 @@ def _check_names(settings: Iterable[str]) -> None:
     known = [field.name for field in fields(DrawOptions)]
     for name in settings:
         if name not in known:
-            raise CascadeError(f"unknown option {short(name)}{meant(str(name), known)}: choose among {', '.join(known)}.")
+            near = meant(str(name), known)
+            raise CascadeError(f"unknown option {short(name)}{near}: choose among {', '.join(known)}.")
 
 
 _init = DrawOptions.__init__
