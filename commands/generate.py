@@ -22,10 +22,10 @@ from ..runtime.stats import Stats
 from ..runtime.tree import AUTO
 from .demo import bundle_or_demo
 from .files import check_file, check_writable
+from .inputs import Inputs, choose
 from .loader import Loader
 from .progress import progress
 from .streams import lost
-from .subjects import Subjects, choose
 
 _PNG = ".png"
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)  # of a file; "v1.5" is a folder's name
@@ -42,13 +42,13 @@ def run(
     if num_images < 1:
         raise CascadeError("--num-images must be at least 1.")
     options = DrawOptions(**settings)
-    subjects = choose(prompts, class_ids, features, num_images)
-    names = _Names(out, subjects.slugs, seed)
+    inputs = choose(prompts, class_ids, features, num_images)
+    names = _Names(out, inputs.slugs, seed)
     names.check(grid)
     with loader.load(bundle_or_demo(bundle)) as pipe:
-        writer = _Writer(names, subjects, pipe.manifest, options)
+        writer = _Writer(names, inputs, pipe.manifest, options)
         try:
-            _draw(pipe, subjects, seed, options, writer)
+            _draw(pipe, inputs, seed, options, writer)
         finally:  # after Ctrl-C and after a failed image, too, for what was finished
             try:
                 if grid and len(writer.images) > 1:
@@ -101,8 +101,8 @@ class _Names:
 class _Writer:
     """Writes images as they are done, under names and in an order that do not depend on when that is."""
 
-    def __init__(self, names: _Names, subjects: Subjects, manifest: Manifest, options: DrawOptions) -> None:
-        self._names, self._subjects, self._manifest, self._options = names, subjects, manifest, options
+    def __init__(self, names: _Names, inputs: Inputs, manifest: Manifest, options: DrawOptions) -> None:
+        self._names, self._inputs, self._manifest, self._options = names, inputs, manifest, options
         self._files: dict[int, Path] = {}
         self._sheet: Path | None = None
         self.images: dict[int, Any] = {}
@@ -111,7 +111,7 @@ class _Writer:
 
     @property
     def files(self) -> list[Path]:
-        """In the order of the subjects, the contact sheet last."""
+        """In the order of the inputs, the contact sheet last."""
         return [self._files[place] for place in sorted(self._files)] + ([self._sheet] if self._sheet else [])
 
     def write(self, output: Output) -> None:
@@ -124,7 +124,7 @@ class _Writer:
             if place in self._files:
                 continue
             text = {
-                self._subjects.kind: self._subjects.labels[place], "seed": seed, **used, "rule": output.stats.rule,
+                self._inputs.kind: self._inputs.labels[place], "seed": seed, **used, "rule": output.stats.rule,
                 "tree": output.stats.tree or "", "model": self._manifest.name,
                 "Software": f"cascade-trt {__version__}",
             }  # fmt: skip
@@ -146,19 +146,19 @@ class _Writer:
 
     def sheet(self) -> None:
         images = [self.images[place] for place in sorted(self.images)]
-        text = {self._subjects.kind: "; ".join(dict.fromkeys(self._subjects.labels))}
+        text = {self._inputs.kind: "; ".join(dict.fromkeys(self._inputs.labels))}
         self._sheet = write_new_file(self._names.sheet, to_png(contact_sheet(images), text))
 
 
-def _draw(pipe: Pipeline, subjects: Subjects, seed: int, options: DrawOptions, writer: _Writer) -> None:
+def _draw(pipe: Pipeline, inputs: Inputs, seed: int, options: DrawOptions, writer: _Writer) -> None:
     """Draws; each image is on disk as soon as it is done."""
     with progress() as bar:
-        task = bar.add_task("tokens", total=len(subjects.labels) * pipe.manifest.model.plan.length)
+        task = bar.add_task("tokens", total=len(inputs.labels) * pipe.manifest.model.plan.length)
 
         def advance(done: int, _total: int) -> None:
             bar.update(task, completed=done)
 
-        for output in pipe.stream(**subjects.given, seed=seed, callback=advance, options=options):
+        for output in pipe.stream(**inputs.given, seed=seed, callback=advance, options=options):
             try:
                 writer.write(output)
             except KeyboardInterrupt:  # these images are drawn: they are written before it goes on

@@ -21,7 +21,7 @@ from PIL import Image
 from support import Golden, build, save_checkpoints
 
 from cascade_trt.cli import cli
-from cascade_trt.commands.subjects import choose
+from cascade_trt.commands.inputs import choose
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.staging import write_new_file

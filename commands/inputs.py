@@ -24,7 +24,7 @@ _UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, NotImplement
 
 
 @dataclass(frozen=True)
-class Subjects:
+class Inputs:
     """One entry of `labels` for each image; `given` is what `Pipeline.stream` takes."""
 
     labels: list[str]
@@ -37,7 +37,7 @@ class Subjects:
         return list(map(_slug, self.labels))
 
 
-def choose(prompts: Sequence[str], class_ids: Sequence[int], features: Path | None, count: int) -> Subjects:
+def choose(prompts: Sequence[str], class_ids: Sequence[int], features: Path | None, count: int) -> Inputs:
     """`count` images of each. Raises CascadeError unless one kind is given, and for a file that cannot be read."""
     kinds = sum(map(bool, (prompts, class_ids, features)))
     if kinds == 0:
@@ -51,12 +51,12 @@ def choose(prompts: Sequence[str], class_ids: Sequence[int], features: Path | No
         stem = os.fsencode(features.stem).decode(errors="replace")
         several = len(values) > count
         labels = [f"{stem}-{i // count}" if several else stem for i in range(len(values))]
-        return Subjects(labels, {"features": values, "features_mask": mask}, "features")
+        return Inputs(labels, {"features": values, "features_mask": mask}, "features")
     if prompts:
         texts = [_text(prompt) for prompt in prompts for _ in range(count)]
-        return Subjects(texts, {"prompts": texts}, "prompt")
+        return Inputs(texts, {"prompts": texts}, "prompt")
     ids = [one for one in class_ids for _ in range(count)]
-    return Subjects([str(one) for one in ids], {"class_ids": ids}, "class_id")
+    return Inputs([str(one) for one in ids], {"class_ids": ids}, "class_id")
 
 
 def read_features(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
