@@ -159,7 +159,8 @@ def verify(**options: Any) -> None:
 @click.option("--class-id", "class_ids", type=int, multiple=True, help="Class to draw; repeatable.")
 @click.option("--features", type=PATH,
               help="Text features to draw, of your own encoder: an .npz file with features [T, C] or [P, T, C], and "
-                   "perhaps mask, [T] or [P, T], true where they count.")
+                   "perhaps mask, [T] or [P, T], true where they count. T is the length of the model's prefix (`info`: "
+                   "slots): pad shorter ones, and mask the padding.")
 @click.option("--rule", help="A rule, perhaps with settings: `rules` lists them. [default: exact]")
 @click.option("--tree", help="A tree, or auto: `trees` lists them. [default: auto with exact, else the first to fit]")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -177,7 +177,8 @@ def _check_features(manifest: Manifest, given: object, mask: np.ndarray | None) 
     features = _numbers("features", given)
     if features.ndim != 3 or features.shape[1:] != (length, width) or not len(features):
         raise CascadeError(
-            f"features must have the shape [P, {length}, {width}], not {list(features.shape)}."
+            f"features must have the shape [P, {length}, {width}], not {list(features.shape)}: a prefix has {length} "
+            "slots, so pad shorter features, and let the mask hide the padding."
         )
     shown = _check_mask(mask, features.shape[:2])
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite

@@ -367,6 +367,7 @@ def test_features_that_cannot_be_drawn(tiny_bundle: Path, tmp_path: Path) -> Non
         refused(result, f"{name}.npz", "give")
     for name, arrays, said in (
         ("wide", {"features": np.zeros((120, 33), np.float32)}, "features must have the shape"),
+        ("short", {"features": good[:7]}, "[P, 120, 32], not [1, 7, 32]: a prefix has 120 slots, so pad shorter"),
         ("nan", {"features": np.full((120, 32), np.nan, np.float32)}, "NaN"),
         ("hidden", {"features": good, "mask": np.zeros(120, bool)}, "hides every slot"),
     ):  # fmt: skip
