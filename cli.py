@@ -301,6 +301,7 @@ def calibrate_states(**options: Any) -> None:
 @click.option("--prompt", "prompts", multiple=True, help="Prompts to draw; repeatable.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @with_loader
+@click.option("--keep-doubtful", is_flag=True, help="Also write figures that cannot be of an idle machine.")
 def calibrate_costs(**options: Any) -> None:
     """Measure what rounds cost here and what each tree brings, so that tree `auto` chooses the fastest."""
     from .commands.calibrate_costs import run

@@ -29,10 +29,12 @@ SLOTS = (1, 2, 4, 8)
 
 def run(
     *, bundle: Path | None, num_images: int, slots: tuple[int, ...], repeats: int, prompts: tuple[str, ...], seed: int,
-    loader: Loader,
+    loader: Loader, keep_doubtful: bool,
 ) -> None:  # fmt: skip
-    """Draws images with each tree, measures rounds and calls, shows both, and writes them into the bundle. Figures that
-    cannot be of an idle machine are written with a warning."""
+    """Draws images with each tree, measures rounds and calls, shows both, and writes them into the bundle.
+
+    Raises CascadeError for figures that cannot be of an idle machine, which are written only with `keep_doubtful`.
+    """
     sizes = sorted(set(slots or SLOTS))
     if min(num_images, repeats) < 1:
         raise CascadeError(f"{'--num-images' if num_images < 1 else '--repeats'} must be at least 1.")
@@ -43,11 +45,16 @@ def run(
     check_replaceable(bundle)
     candidates = candidates_of(pipe.manifest)
     info = measure(pipe, candidates, sizes, num_images, repeats, prompts, seed)
-    amend_bundle(bundle, lambda _, manifest: with_costs(manifest, info), measured=pipe.manifest)
     show(info, candidates)
-    click.echo(f"{bundle}: `auto` chooses by these costs on {info.machine} with {info.threads} threads")
     if (doubted := doubt(info)) is not None:
-        click.echo(f"Warning: {doubted}, as no idle machine does: run it again when nothing else runs.", err=True)
+        doubted = f"{doubted}, as no idle machine does"
+        if not keep_doubtful:
+            raise CascadeError(
+                f"{doubted}: nothing is written; run it again when nothing else runs, or with --keep-doubtful."
+            )
+        click.echo(f"Warning: {doubted}: `auto` may choose wrongly by these costs.", err=True)
+    amend_bundle(bundle, lambda _, manifest: with_costs(manifest, info), measured=pipe.manifest)
+    click.echo(f"{bundle}: `auto` chooses by these costs on {info.machine} with {info.threads} threads")
 
 
 def measure(
