@@ -90,13 +90,14 @@ def in_bundle(name: str, folder: Path, manifest: Manifest) -> Known:
 
 
 def describe(name: str) -> Known:
-    """What a rule says of itself: its module's first sentence, its fields, and what it answers to strange values."""
+    """What a rule says of itself: its sentence in its module's docstring, its fields, and what it answers to strange
+    values."""
     if name == PLAIN:
         return Known(name, "Plain decoding: a token in each call, no guesses.", [])
     rule = _made(name)
-    text = (sys.modules[type(rule).__module__].__doc__ or "").strip()
-    sentence = re.sub(r"\s+", " ", re.split(r"(?<=[.])\s", text.partition("\n\n")[0])[0])
-    says = re.sub("^`[^:]+: ", "", sentence)  # it begins with the rule's name
+    text = (sys.modules[type(rule).__module__].__doc__ or "").partition("\n\n")[0]
+    found = re.search(rf"`{re.escape(name)}`: (.+?[.])(?=\s|$)", text, re.DOTALL)
+    says = re.sub(r"\s+", " ", found[1] if found else text)
     return Known(name, says[:1].upper() + says[1:], _settings(name, rule))
 
 

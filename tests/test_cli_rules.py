@@ -41,6 +41,10 @@ def test_every_rule_and_its_settings(tiny_bundle: Path, tiny: Pipeline) -> None:
                 assert tiny.rule(f"{spelt}{setting['default']}") == tiny.rule(rule["name"])
             with pytest.raises(CascadeError):
                 tiny.rule(f"{spelt}?!")
+    says = {rule["name"]: rule["says"] for rule in rules}
+    assert len(set(says.values())) == len(says)  # none is described as another is
+    assert all(one[0].isupper() and one.endswith(".") and "`:" not in one for one in says.values())
+    assert "`delta`" in says["lantern"] and "`lambda`" in says["lantern++"]
     by_name = {rule["name"]: {setting["name"]: setting for setting in rule["settings"]} for rule in rules}
     assert by_name["exact"] == by_name["ar"] == {}
     assert by_name["cascade"]["tau_pos"]["allowed"] == "between 0 and 1, or off"

@@ -1,4 +1,6 @@
-"""`cool`: COOL-SD (AAAI 2026), one scalar by depth, the control that any rule with knowledge must beat.
+"""`cool`: COOL-SD (AAAI 2026): accepts more by depth in the tree alone, whichever the token is.
+
+A rule that looks at tokens is worth its cost only if it does better than this one.
 
 Child x passes with probability min(1, w_i p(x) / q(x)), w_i = delta * exp(-nu * i - mu) at depth i: relaxed early,
 tight late. mu is chosen so that the weights of a tree's depths have the mean delta (the paper leaves it free).

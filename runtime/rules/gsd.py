@@ -1,8 +1,9 @@
-"""`gsd`: Grouped Speculative Decoding (So et al., ICCV 2025), carried over from Jacobi decoding to trees.
+"""`gsd`: Grouped Speculative Decoding (So et al., ICCV 2025): tokens of like probability are tested as a group.
 
-Both sides of the ratio are summed over a group around x: the `size` tokens nearest in rank by the target's
-logits, without those whose probability differs by `p_thr` or more. Its distance test on input embeddings is
-left out: the released code applies it to one model's embedding rows. A rejection leaves the strict residual.
+Carried over from Jacobi decoding to trees. Both sides of the ratio are summed over a group around x: the `size`
+tokens nearest in rank by the target's logits, without those whose probability differs by `p_thr` or more. Its
+distance test on input embeddings is left out: the released code applies it to one model's embedding rows. A rejection
+leaves the strict residual.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`lantern` and `lantern++`: neighbours in the VQ codebook lend their probability.
+"""`lantern`: neighbours in the VQ codebook lend their probability to a token, at most `delta` in all.
+`lantern++`: neighbours in the VQ codebook lend their probability to a token, at most (`lambda` - 1) times its own.
 
 LANTERN (Jang et al., ICLR 2025): the k nearest codebook neighbours of x lend their probability, nearest first, as
 long as they lend at most delta. LANTERN++ (2025): at most (lambda - 1) p(x). A rejection leaves the strict residual.

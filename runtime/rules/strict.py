@@ -1,7 +1,8 @@
-"""`strict`: recursive rejection, the distribution of plain decoding.
+"""`strict`: tests guesses that were sampled from the drafter; the distribution is that of plain decoding.
+`strict-topk`: tests the drafter's likeliest tokens; the distribution is that of plain decoding.
 
-Children drafted without replacement from q are tried in the drafter's order: child x passes with probability
-p(x) / q_j(x), q_j being q without the earlier siblings, renormalised; a failure leaves the residual
+Recursive rejection. Children drafted without replacement from q are tried in the drafter's order: child x passes with
+probability p(x) / q_j(x), q_j being q without the earlier siblings, renormalised; a failure leaves the residual
 relu(p - q_j) as p. When all fail, the bonus token is drawn from the residual. Children that are the drafter's
 plain top-k have q = 1, and the residual is p without the child. Sources: residual.py.
 """
