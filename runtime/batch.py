@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -27,13 +27,15 @@ from .conditioner import Conditioner
 from .decoder import Decoder
 from .errors import CascadeError
 from .job import CANCELLED, CancelledError, Drawn, Job
-from .lane import Lane, Lanes
+from .lane import Lane
 from .options import DrawOptions
 from .request import Drawing, Request
+from .rounds import Rounds, Walked
 from .rules.exact import Exact
 from .rules.registry import PLAIN
-from .slots import Accepted, Sequences, TokenSequence
+from .slots import TokenSequence
 from .stats import ROUND, Stats
+from .workspace import Workspace
 
 _NOT_FINITE = (
     "this image left the range of the engines' numbers and was given up: check its features and settings, or build the "
@@ -56,24 +58,29 @@ class Entry:
 
 class Batch:
     """`slots` images at a time, any number of jobs; all are drawn with one tree, which `chooser` may change between
-    rounds, and with one guidance layout. An image that is bound to another tree than those in slots waits for them.
+    rounds, and with one guidance layout. An image that is bound to another tree than those in slots waits for them, and
+    so does one that needs other `rounds`: the first of them that serve an image's rule draw it.
 
     `step` may be called by one thread at a time; `submit` and `Job.cancel` by any.
     """
 
     def __init__(
-        self, lanes: Lanes, chooser: Chooser, conditioner: Conditioner, decoder: Decoder,
+        self, rounds: Sequence[Rounds], chooser: Chooser, conditioner: Conditioner, decoder: Decoder,
         check: Callable[[Request], Drawing], defaults: DrawOptions, stats: Stats,
     ) -> None:  # fmt: skip
         self.defaults, self.stats = defaults, stats
-        self._lanes, self._chooser, self._workspace = lanes, chooser, lanes.workspace
-        self.lane = lanes[chooser.first]  # of the newest target call
+        self._kinds, self._rounds, self._chooser = rounds, rounds[0], chooser
+        self.lane = self._rounds.lanes[chooser.first]  # of the newest target call
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
         self._queue: deque[Job] = deque()
         self._slots: list[Entry | None] = []
         self._alike = 0  # rounds in a row before this one that had its tree
         self._turn = threading.Lock()  # held by the thread that steps
         self._queued = threading.Lock()  # held while the queue is looked at or changed
+
+    @property
+    def _workspace(self) -> Workspace:
+        return self._rounds.lanes.workspace
 
     @property
     def slots(self) -> int:
@@ -133,7 +140,9 @@ class Batch:
         """
         with self._turn, self._timed():
             try:
-                ended = self._drop_due()
+                ended: list[Job] = []
+                self._settle(ended)
+                self._drop_due(ended)
                 self._seat()
                 if self._slots:
                     before = self.lane
@@ -147,11 +156,16 @@ class Batch:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started, engines = time.perf_counter(), self._engine_seconds
         try:
             yield
         finally:
             self.stats.total_seconds += time.perf_counter() - started
+            self.stats.engine_seconds += self._engine_seconds - engines
+
+    @property
+    def _engine_seconds(self) -> float:
+        return sum(rounds.lanes.workspace.engine_seconds for rounds in self._kinds)
 
     def _give_up(self, error: BaseException) -> None:
         """Ends the images in slots: a round that broke off leaves them in no state to go on from."""
@@ -160,6 +174,7 @@ class Batch:
             if entry is not None:
                 entry.job.end(reason)
         self._slots.clear()
+        self._rounds.forget()
 
     @property
     def idle(self) -> bool:
@@ -176,7 +191,8 @@ class Batch:
             for entry in self._slots:
                 if entry is not None:
                     entry.job.cancel()
-            self._drop_due()
+            self._settle([])
+            self._drop_due([])
 
     def drop_queued(self, job: Job) -> None:
         """Takes a cancelled job out of the queue, if it is still there; where the queue is in use, the next step will.
@@ -201,17 +217,24 @@ class Batch:
             return self._decoder.preview(sequence.codes, sequence.drawn)
 
     # one step -----------------------------------------------------------------------------------------------
-    def _drop_due(self) -> list[Job]:
+    def _settle(self, ended: list[Job]) -> None:
+        """Where images may change slots, first reads what is known of the rounds that are under way."""
+        holes = any(entry is None or entry.job.due() is not None for entry in self._slots)
+        if holes or (self._queue and len(self._slots) < self.slots):
+            self._take(self._rounds.settle(self.stats), None, ended)
+            self._finish(ended)
+
+    def _drop_due(self, ended: list[Job]) -> None:
         """Ends jobs that were cancelled or are out of time, in slots and in the queue."""
         with self._queued:
-            ended = [job.end(reason) for job in self._queue if (reason := job.due()) is not None]
-            for job in ended:
+            due = [job.end(reason) for job in self._queue if (reason := job.due()) is not None]
+            for job in due:
                 self._queue.remove(job)
+        ended += due
         for slot, entry in enumerate(self._slots):
             if entry is not None and (reason := entry.job.due()) is not None:
                 ended.append(entry.job.end(reason))
                 self._slots[slot] = None
-        return ended
 
     def _seat(self) -> None:
         """Gives free slots to queued jobs; with an empty queue closes holes with the last slot's image."""
@@ -222,6 +245,7 @@ class Batch:
                 if not entry.job.done:
                     if not self._suits(entry.job.drawing):
                         break  # it waits for its turn, and those behind it with it
+                    self._rounds = self._rounds_for(entry.job.drawing)
                     if None in slots:
                         slots[slots.index(None)] = entry
                     else:
@@ -231,43 +255,56 @@ class Batch:
             hole, entry = slots.index(None), slots[-1]
             if entry is not None:
                 if entry.sequence is not None:
-                    self.lane.move(len(slots) - 1, hole, entry.sequence.done)
+                    self._rounds.move(self.lane, len(slots) - 1, hole, entry.sequence)
                 slots[hole] = entry
             slots.pop()
 
     def _suits(self, drawing: Drawing) -> bool:
-        """Whether an image can be drawn beside those in slots: a round has one tree."""
-        others = {entry.job.drawing.bound for entry in self._slots if entry is not None}
-        return drawing.bound is None or others <= {None, drawing.bound}
+        """Whether an image can be drawn beside those in slots: a round has one tree, and is of one kind."""
+        others = [entry.job.drawing for entry in self._slots if entry is not None]
+        if others and self._rounds_for(drawing) is not self._rounds:
+            return False
+        return drawing.bound is None or {other.bound for other in others} <= {None, drawing.bound}
+
+    def _rounds_for(self, drawing: Drawing) -> Rounds:
+        return next(rounds for rounds in self._kinds if rounds.serves(drawing.rule))
 
     def _choose(self) -> None:
         """Takes the tree that suits the images in slots."""
         drawings = [entry.job.drawing for entry in self._slots if entry is not None]
         choice = self._chooser.choose(drawings, self.lane.tree.name)
-        self.lane, self.stats.why = self._lanes[choice.tree], choice.why
+        self.lane, self.stats.why = self._rounds.lanes[choice.tree], choice.why
 
     def _round(self, before: Lane, ended: list[Job]) -> None:
         """Draft, fill fresh slots, verify, accept, commit, emit; then images that are done leave.
 
         `before` is the lane of the newest target call, which may have verified another tree.
         """
-        stats, engines = self.stats, self._workspace.engine_seconds
+        stats = self.stats
         steady, started = self._alike >= _SETTLED and None not in self._sequences(), stats.of(ROUND)
         drafted = self._sequences()
         while drafted and drafted[-1] is None:
             drafted.pop()
         if drafted:
             with stats.stage("draft"):
-                loop.draft(self.lane, drafted, before.verified)
+                self._rounds.draft(self.lane, drafted, before)
         self._end_failed(self._fill(), ended)
         sequences = [None if s is None or not s.room else s for s in self._sequences()]
         if any(s is not None for s in sequences):
-            accepted = self._verify(sequences)
-            stats.target_calls += 1
-            self._observe(sequences, accepted, 1e3 * (stats.of(ROUND) - started) if steady else None)
-            failed = {slot: CascadeError(_NOT_FINITE) for slot, walked in accepted.items() if walked is None}
+            known = self._rounds.verify(self.lane, sequences, stats)
+            self._take(known, 1e3 * (stats.of(ROUND) - started) if steady and len(known) == 1 else None, ended)
+        self._finish(ended)
+
+    def _take(self, known: Sequence[Walked], milliseconds: float | None, ended: list[Job]) -> None:
+        """What is known of rounds: images that are not finite leave, the chooser hears of the others."""
+        for walked in known:
+            self.stats.target_calls += 1
+            self._observe(walked, milliseconds)
+            failed = {slot: CascadeError(_NOT_FINITE) for slot, found in walked.accepted.items() if found is None}
             self._end_failed(failed, ended)
-        stats.engine_seconds += self._workspace.engine_seconds - engines
+
+    def _finish(self, ended: list[Job]) -> None:
+        """Images that are done leave."""
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
                 try:
@@ -277,33 +314,17 @@ class Batch:
                 ended.append(entry.job.end(outcome))
                 self._slots[slot] = None
 
-    def _verify(self, sequences: Sequences) -> dict[int, Accepted | None]:
-        """The part of a round that advances the images; what each has accepted (None: its numbers are not finite)."""
-        lane, stats = self.lane, self.stats
-        with stats.stage("draft"):
-            loop.complete(lane, sequences)
-        with stats.stage("verify"):
-            loop.verify(lane, sequences)
-        with stats.stage("accept"):
-            accepted = loop.accept(lane, sequences)
-        with stats.stage("commit"):
-            loop.commit(lane, sequences, accepted)
-        with stats.stage("emit"):
-            loop.emit(lane, sequences, accepted)
-        return accepted
-
-    def _observe(
-        self, sequences: Sequences, accepted: Mapping[int, Accepted | None], milliseconds: float | None
-    ) -> None:
+    def _observe(self, walked: Walked, milliseconds: float | None) -> None:
         """Tells the chooser what `exact` has accepted, and what the round took, where it was like the next one; walks
         that the sequence's end has cut say too little."""
+        sequences, accepted = walked.sequences, walked.accepted
         counts = [
-            len(walked.tokens) for slot, walked in accepted.items()
-            if walked is not None and (s := sequences[slot]) is not None and isinstance(s.rule, Exact) and s.room
+            len(found.tokens) for slot, found in accepted.items()
+            if found is not None and (s := sequences[slot]) is not None and isinstance(s.rule, Exact) and s.room
         ]  # fmt: skip
         if counts:
             steady = milliseconds if len(accepted) == len(sequences) else None
-            self._chooser.observe(self.lane.tree.name, sum(counts), len(counts), len(accepted), steady)
+            self._chooser.observe(walked.tree, sum(counts), len(counts), len(accepted), steady)
 
     def _end_failed(self, failed: Failed, ended: list[Job]) -> None:
         """Takes images that cannot go on out of their slots."""
@@ -329,7 +350,7 @@ class Batch:
                 entry.sequence = TokenSequence(drawing.seed, drawing.sampling, drawing.rule, plan, prefix.first)
                 entry.job.start(entry.sequence)
                 with self.stats.stage("prefill"):
-                    loop.prefill(self.lane, slot, entry.sequence, prefix)
+                    self._rounds.fill(self.lane, slot, entry.sequence, prefix)
             except loop.NotFiniteError:
                 failed[slot] = CascadeError(_NOT_FINITE)
             except CascadeError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .backends import BoundCall
-from .drafting import States, open_source
+from .drafting import Pairs, States, open_source
 from .noise import NoiseWindow
 from .tree import NO_TREE, ROOT, AnyTree, DynamicTree, Tree
 from .workspace import SAMPLER, SETTINGS, Workspace, bound_for
@@ -28,25 +28,28 @@ class Lane:
         self.workspace, self.tree = workspace, tree
         self.manifest, self.plan, self.prefix_len = workspace.manifest, workspace.plan, workspace.prefix_len
         self.memory, self.rows = workspace.memory, workspace.rows
-        self._buffers = workspace.new_buffers()
+        self.buffers = workspace.new_buffers()
         self._calls: dict[int, BoundCall] = {}
         self._guesses_second = isinstance(tree, Tree) and tree.has_rivals
+        drawn = ("drawn", "runner_up") if self._guesses_second else ("drawn",)
+        self._always = () if workspace.on_device else drawn  # what comes back of every call
         self._allocate()
-        self.source = open_source(workspace, tree, self._buffers)
+        self.source = open_source(workspace, tree, self.buffers)
+        self.pairs = Pairs.allocate(workspace, tree.depth + 1) if workspace.on_device else None
 
     def _allocate(self) -> None:
-        tree, model, target, add = self.tree, self.manifest.model, self.manifest.target, self._buffers.add
+        tree, model, target, add = self.tree, self.manifest.model, self.manifest.target, self.buffers.add
         nodes, levels, k = tree.size, tree.depth + 1, target.top_k
         engine = self.workspace.engines["target"]
-        is_static = not isinstance(tree, DynamicTree)
-        self.noise = add("noise", (levels, model.vocab_size), "float32", "in")
+        written = self.workspace.written
+        self.noise = add("noise", (levels, model.vocab_size), "float32", written)
         self.window = NoiseWindow(self.noise)
-        self.forced = add("forced", (levels,), "int64", "in")
+        self.forced = add("forced", (levels,), "int64", written)
         add("embeds", (nodes, model.dim), engine.dtype("embeds"), "device", by_row=True)
-        self.positions = add("positions", (nodes,), "int64", "in", by_row=True)
-        self.write_index = add("write_index", (), "int64", "in", by_row=True)
-        self.tree_mask = add("tree_mask", (nodes, target.window + 1), "bool", "in", by_row=True)
-        self.depths = add("depths", (nodes,), "int64", "in" if is_static else "out")  # [P, N]
+        self.positions = add("positions", (nodes,), "int64", written, by_row=True)
+        self.write_index = add("write_index", (), "int64", written, by_row=True)
+        self.tree_mask = add("tree_mask", (nodes, target.window + 1), "bool", written, by_row=True)
+        self.depths = add("depths", (nodes,), "int64", "out" if isinstance(tree, DynamicTree) else written)  # [P, N]
         self.drawn = add("drawn", (nodes,), "int64", "out")
         self.second = add("runner_up", (nodes,), "int64", "out") if self._guesses_second else None
         self.logits = add("logits", (nodes, k), "float32", "out")
@@ -57,27 +60,28 @@ class Lane:
         if not isinstance(tree, DynamicTree):
             self.depths[:] = tree.depths
             self.tree_mask[:, :, :nodes] = tree.ancestors
+            if self.workspace.on_device:
+                self.buffers.send("depths", "tree_mask")
 
     # the target ---------------------------------------------------------------------------------------------
     def run_target(self, slots: int, fetch: Sequence[str]) -> None:
         """The target on the nodes of the first `slots` slots."""
         call = bound_for(self._calls, self.workspace.size_for(slots), self._bind)
-        always = ("drawn", "runner_up") if self._guesses_second else ("drawn",)
-        self.workspace.run(call, (*always, *fetch))
+        self.workspace.run(call, (*self._always, *fetch))
 
     def _bind(self, slots: int) -> BoundCall:
         workspace = self.workspace
-        inputs = self._buffers.part((*_INPUTS, *workspace.forced), 0, slots)
+        inputs = self.buffers.part((*_INPUTS, *workspace.forced), 0, slots)
         inputs |= workspace.part(("cache_mask", *SETTINGS, *SAMPLER), 0, slots)
         inputs["rows_of_prompt"] = workspace.rows_of_prompt(slots)
         past, present = self.memory.target.bindings(0, slots * self.rows)
-        outputs = self._buffers.part((*_OUTPUTS, *(("runner_up",) if self._guesses_second else ())), 0, slots)
+        outputs = self.buffers.part((*_OUTPUTS, *(("runner_up",) if self._guesses_second else ())), 0, slots)
         return workspace.engines["target"].bind({**inputs, **past}, {**outputs, **present})
 
     @property
     def verified(self) -> States:
         """What the newest target call left for a drafter, of whichever lane."""
-        return States(self.tree.depth + 1, self._buffers)
+        return States(self.tree.depth + 1, self.buffers, self.pairs)
 
     # what it verifies ---------------------------------------------------------------------------------------
     @property
@@ -93,7 +97,7 @@ class Lane:
     def take_masks(self, slots: Iterable[int]) -> None:
         """Lets the nodes of `slots` see their ancestors, where the draft graph has chosen the trees."""
         if isinstance(self.tree, DynamicTree):
-            ancestors = self._buffers.host("ancestors")
+            ancestors = self.buffers.host("ancestors")
             for slot in slots:
                 self.tree_mask[self.rows_of(slot), :, : self.tree.size] = ancestors[slot]
 
@@ -106,7 +110,9 @@ class Lane:
         """Moves an image with `done` tokens from one slot to another."""
         self.window.clear(to)  # until all of it is moved: Ctrl-C may come in between
         self.workspace.move(source, to, done)
-        self._buffers.move(source, to)
+        self.buffers.move(source, to)
+        if self.pairs is not None:
+            self.pairs.buffers.move(source, to)
         self.window.move(source, to)
 
 

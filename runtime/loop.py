@@ -62,6 +62,14 @@ def fill_noise(lane: Lane, slot: int, sequence: TokenSequence) -> None:
 # filling a slot ---------------------------------------------------------------------------------------------
 def prefill(lane: Lane, slot: int, sequence: TokenSequence, prefix: Prefix) -> None:
     """Reads the prefix into the slot, draws the sequence's first token and drafts behind it. Raises NotFiniteError."""
+    read_prefix(lane, slot, sequence, prefix)
+    if sequence.room:
+        fill_noise(lane, slot, sequence)
+        lane.source.begin(slot, sequence)
+
+
+def read_prefix(lane: Lane, slot: int, sequence: TokenSequence, prefix: Prefix) -> None:
+    """Reads the prefix into the slot, and draws the sequence's first token. Raises NotFiniteError."""
     workspace = lane.workspace
     workspace.set_up(slot, sequence.sampling, prefix)
     vocab = lane.manifest.model.vocab_size
@@ -72,9 +80,6 @@ def prefill(lane: Lane, slot: int, sequence: TokenSequence, prefix: Prefix) -> N
         raise NotFiniteError
     sequence.tokens[0], sequence.done = token, 1
     sequence.causes[0] = Cause.FORCED if sequence.plan.forced[0] >= 0 else Cause.DRAWN
-    if sequence.room:
-        fill_noise(lane, slot, sequence)
-        lane.source.begin(slot, sequence)
 
 
 # one round --------------------------------------------------------------------------------------------------
@@ -243,12 +248,17 @@ def emit(lane: Lane, sequences: Sequences, accepted: dict[int, Accepted | None])
     for slot, sequence in occupied(sequences):
         if (walked := accepted[slot]) is None:
             continue
-        ahead = slice(sequence.done, sequence.done + len(walked.tokens))
-        sequence.tokens[ahead], sequence.causes[ahead] = walked.tokens, walked.causes
-        sequence.origins[ahead] = walked.origins
-        sequence.done, sequence.newest = ahead.stop, walked
-        sequence.rounds += any(cause != Cause.FORCED for cause in walked.causes)
-        sequence.trees[lane.tree.name] = sequence.trees.get(lane.tree.name, 0) + 1
+        take(sequence, lane.tree.name, walked)
         if isinstance(lane.tree, Tree) and lane.tree.depth:
             second = None if lane.second is None else lane.second[slot]
             remember(sequence, lane.tree, walked.path[-1], lane.drawn[slot], second)
+
+
+def take(sequence: TokenSequence, tree: str, walked: Accepted) -> None:
+    """Writes what a round with `tree` has accepted, and advances the length."""
+    ahead = slice(sequence.done, sequence.done + len(walked.tokens))
+    sequence.tokens[ahead], sequence.causes[ahead] = walked.tokens, walked.causes
+    sequence.origins[ahead] = walked.origins
+    sequence.done, sequence.newest = ahead.stop, walked
+    sequence.rounds += any(cause != Cause.FORCED for cause in walked.causes)
+    sequence.trees[tree] = sequence.trees.get(tree, 0) + 1

@@ -18,13 +18,14 @@ import numpy as np
 from .auto import Auto, candidates_of
 from .backends import Backend, Engine, Identity
 from .backends.choice import AUTO as AUTO_BACKEND
-from .backends.choice import Chosen, choose_backend
+from .backends.choice import Chosen, Offer, choose_backend
 from .batch import Batch
 from .bundle import MOST_SLOTS, CostInfo, Manifest, read_manifest
 from .chooser import AutoTree, Chooser, FixedTree
 from .conditioner import Conditioner
 from .costs import Costs, measure_at_once, stored
 from .decoder import Decoder
+from .device_rounds import DeviceRounds
 from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
 from .errors import CascadeError
@@ -33,8 +34,10 @@ from .job import Drawn, Job
 from .lane import Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling
 from .output import Interrupted, Output, UnfinishedError
+from .plans import Plans
 from .prompts import PromptEncoder
 from .request import Checker, Drawing
+from .rounds import HostRounds, Rounds
 from .rulebook import Rulebook
 from .rules import Rule
 from .rules.registry import PLAIN
@@ -57,6 +60,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._drawing: int | None = None  # the thread that holds the lock
         self._engines = Engines(self._backend, folder, manifest)
+        self._kernels = self._backend.kernels(folder, getattr(manifest, "kernels", ()))
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
         self._rulebook = Rulebook(folder, manifest)
         self._checker = Checker(manifest, self._rulebook, encoder)
@@ -65,7 +69,7 @@ class Pipeline:
 
     def _reset(self) -> None:
         """Forgets everything that is bound to the engines."""
-        self._lanes: dict[int, Lanes] = {}  # by rows, on the pipeline's own memory
+        self._rounds: dict[int, list[Rounds]] = {}  # by rows, on the pipeline's own memory
         self._autos: dict[tuple[int, int], Auto] = {}  # by rows and slots
         self._memory: Memory | None = None
         self._decoder: Decoder | None = None
@@ -91,7 +95,7 @@ class Pipeline:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         if isinstance(backend, str):
-            chosen = choose_backend(backend, manifest.backends, threads, device)
+            chosen = choose_backend(backend, Offer(manifest.backends, Plans.of(folder, manifest)), threads, device)
         else:
             chosen = Chosen(backend, backend.identity.backend, "given by the caller")
         pipeline = cls(folder, manifest, chosen)
@@ -103,12 +107,12 @@ class Pipeline:
         for name in ("condition", "embed", *((TEXT,) if TEXT in self._engines else ())):
             self._engines[name]
         self._shared_decoder()
-        lanes = self._shared_lanes(check_sampling(self.manifest, DrawOptions()).rows)
-        tree = self.manifest.tree(None).name
-        costs = self._stored_costs(lanes.workspace)
+        rounds = self._shared_rounds(check_sampling(self.manifest, DrawOptions()).rows)
+        tree, workspace = self.manifest.tree(None).name, rounds[-1].lanes.workspace
+        costs = self._stored_costs(workspace)
         if costs is not None and costs.problem() is None:  # else the first image of `auto` measures them, or says so
-            tree = self._auto_for(lanes.workspace).choose(1, 0, None).tree
-        lane = lanes[tree]
+            tree = self._auto_for(workspace).choose(1, 0, None).tree
+        lane = rounds[0].lanes[tree]
         lane.run_target(1, ())
         if isinstance(lane.source, (Eagle, Mixed)):
             lane.source.run(1, 1, lane.verified)
@@ -163,8 +167,8 @@ class Pipeline:
     def workspace(self, guided: bool = True, slots: int | None = None) -> Workspace:
         """What lanes share, for those who measure: on the pipeline's own memory, or on memory for so many slots."""
         if slots is None:
-            return self._shared_lanes(2 if guided else 1).workspace
-        return self._new_lanes(self._new_memory(slots), 2 if guided else 1).workspace
+            return self._shared_rounds(2 if guided else 1)[-1].lanes.workspace
+        return self._new_rounds(self._new_memory(slots), 2 if guided else 1)[-1].lanes.workspace
 
     def close(self) -> None:
         """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
@@ -182,22 +186,30 @@ class Pipeline:
     def _new_memory(self, slots: int) -> Memory:
         return Memory.allocate(self._backend, self._engines, self.manifest, slots)
 
-    def _new_lanes(self, memory: Memory, rows: int) -> Lanes:
-        return Lanes(Workspace(self._backend, self._engines, self.manifest, memory, rows))
+    def _new_rounds(self, memory: Memory, rows: int) -> list[Rounds]:
+        """Those on the device first, where the backend has kernels: they draw the images that they serve."""
 
-    def _shared_lanes(self, rows: int) -> Lanes:
-        """The lanes on the pipeline's own memory."""
+        def lanes(on_device: bool) -> Lanes:
+            return Lanes(Workspace(self._backend, self._engines, self.manifest, memory, rows, on_device))
+
+        on_host = HostRounds(lanes(on_device=False))
+        if self._kernels is None:
+            return [on_host]
+        return [DeviceRounds(lanes(on_device=True), self._kernels), on_host]
+
+    def _shared_rounds(self, rows: int) -> list[Rounds]:
+        """The rounds on the pipeline's own memory."""
         if self._memory is None:
             self._memory = self._new_memory(self.manifest.batch)
-        if rows not in self._lanes:
-            self._lanes[rows] = self._new_lanes(self._memory, rows)
-        return self._lanes[rows]
+        if rows not in self._rounds:
+            self._rounds[rows] = self._new_rounds(self._memory, rows)
+        return self._rounds[rows]
 
-    def _chooser(self, tree: str | None, why: str, lanes: Lanes) -> Chooser:
+    def _chooser(self, tree: str | None, why: str, rounds: list[Rounds]) -> Chooser:
         """What chooses the trees of images that ask for `tree`, for the reason `why`."""
         if tree != AUTO:
             return FixedTree(tree, why)
-        return AutoTree(self._auto_for(lanes.workspace), self.manifest.tree(None).name)
+        return AutoTree(self._auto_for(rounds[-1].lanes.workspace), self.manifest.tree(None).name)
 
     def _auto_for(self, workspace: Workspace) -> Auto:
         """What chooses trees for images on so many rows and slots; what it sees of one batch serves the next."""
@@ -237,26 +249,26 @@ class Pipeline:
         given = as_options(options, settings)
         sampling = check_sampling(self.manifest, given)
         chosen = self._rulebook.choose(given.rule, given.tree, sampling)
-        lanes = self._lanes_for(slots, sampling.rows)
-        return self._new_batch(lanes, self._chooser(chosen.tree, chosen.why, lanes), given)
+        rounds = self._rounds_for(slots, sampling.rows)
+        return self._new_batch(rounds, self._chooser(chosen.tree, chosen.why, rounds), given)
 
     def batch_for(self, chooser: Chooser, slots: int) -> Batch:
         """A batch whose rounds have the trees that `chooser` says, for those who measure them; drawn as the bundle's
         own settings say."""
         options = DrawOptions()
-        return self._new_batch(self._lanes_for(slots, check_sampling(self.manifest, options).rows), chooser, options)
+        return self._new_batch(self._rounds_for(slots, check_sampling(self.manifest, options).rows), chooser, options)
 
-    def _lanes_for(self, slots: int | None, rows: int) -> Lanes:
-        """Lanes on memory of their own. Raises CascadeError for numbers of slots that cannot be."""
+    def _rounds_for(self, slots: int | None, rows: int) -> list[Rounds]:
+        """Rounds on memory of their own. Raises CascadeError for numbers of slots that cannot be."""
         slots = self.manifest.batch if slots is None else slots
         if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
             raise CascadeError(f"slots must be a whole number from 1 to {MOST_SLOTS}, not {slots!r}.")
-        return self._new_lanes(self._new_memory(slots), rows)
+        return self._new_rounds(self._new_memory(slots), rows)
 
-    def _new_batch(self, lanes: Lanes, chooser: Chooser, defaults: DrawOptions) -> Batch:
+    def _new_batch(self, rounds: list[Rounds], chooser: Chooser, defaults: DrawOptions) -> Batch:
         decoder = Decoder(self._backend, self._engines, self.manifest)
         stats = self._new_stats("mixed", chooser.asked)
-        return Batch(lanes, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
+        return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
 
     def _new_stats(self, rule: str, tree: str | None) -> Stats:
         return Stats(rule, tree, backend=self._chosen.name, backend_why=self._chosen.why)
@@ -380,10 +392,10 @@ class _Run:
         """Finished images by their places, as they are done: those of each round in which any was."""
         pipe, first = self._pipeline, self._drawings[0]
         with pipe._exclusive():
-            lanes = pipe._shared_lanes(first.sampling.rows)
-            chooser = pipe._chooser(first.tree, first.why, lanes)
+            rounds = pipe._shared_rounds(first.sampling.rows)
+            chooser = pipe._chooser(first.tree, first.why, rounds)
             decoder, options = pipe._shared_decoder(), DrawOptions()
-            batch = Batch(lanes, chooser, pipe._conditioner, decoder, pipe._checker.one, options, self.stats)
+            batch = Batch(rounds, chooser, pipe._conditioner, decoder, pipe._checker.one, options, self.stats)
             jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
             handed: set[int] = set()
             tokens = 0  # of the jobs that have ended

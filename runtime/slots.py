@@ -146,6 +146,20 @@ class SlotBuffers:
         self._buffers[name] = buffer, places
         return buffer.host
 
+    def address(self, name: str) -> int:
+        """Where kernels find a buffer."""
+        return self._buffers[name][0].address
+
+    def buffer(self, name: str) -> Buffer:
+        """A buffer, whole."""
+        return self._buffers[name][0]
+
+    def send(self, *names: str, slot: int | None = None) -> None:
+        """Gives the device what the host has written, to all slots or one."""
+        for name in names:
+            buffer, places = self._buffers[name]
+            (buffer if slot is None else buffer.view(slot * places, (slot + 1) * places)).send()
+
     def host(self, name: str) -> np.ndarray:
         """The host view of a buffer."""
         return self._buffers[name][0].host

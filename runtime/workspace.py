@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .backends import Backend, BoundCall, Buffer
+from .backends import Backend, BoundCall, Buffer, Kind
 from .bundle import Manifest
 from .conditioner import Prefix
 from .engines import Engines
@@ -27,9 +27,14 @@ SAMPLER = ("top_k", "top_p")
 
 
 class Workspace:
-    """Engines, memory and settings for images on `rows` rows: 2 under guidance, else 1."""
+    """Engines, memory and settings for images on `rows` rows: 2 under guidance, else 1. `on_device`: kernels do what is
+    the host's part of a round elsewhere, so what changes from round to round is theirs to write."""
 
-    def __init__(self, backend: Backend, engines: Engines, manifest: Manifest, memory: Memory, rows: int) -> None:
+    def __init__(
+        self, backend: Backend, engines: Engines, manifest: Manifest, memory: Memory, rows: int, on_device: bool = False
+    ) -> None:
+        self.on_device = on_device
+        self.written: Kind = "device" if on_device else "in"  # buffers that are written in every round
         self.backend, self.engines, self.manifest, self.memory, self.rows = backend, engines, manifest, memory, rows
         self.plan, self.prefix_len = manifest.model.plan, manifest.model.condition.length
         self.engine_seconds = 0.0  # spent inside the engines of decoding rounds so far
@@ -44,8 +49,10 @@ class Workspace:
         self.top_p = add("top_p", (), "float32", "in")
         self.cache_mask = add("cache_mask", (manifest.target.slots,), "bool", "in", by_row=True)
         pair_slots = 1 if manifest.drafter is None else manifest.drafter.slots
-        self.pair_mask = add("pair_mask", (pair_slots,), "bool", "in", by_row=True)
+        self.pair_mask = add("pair_mask", (pair_slots,), "bool", self.written, by_row=True)
         self.cache_mask[:] = self.pair_mask[:] = True
+        if on_device:
+            self._buffers.send("pair_mask")
         scale = manifest.sampling.guidance_scale
         self.guidance[:] = (scale, 1 - scale) if rows == 2 else 1  # defaults, for those who measure calls
         self.temperature[:] = self.top_p[:] = 1
@@ -58,6 +65,19 @@ class Workspace:
     def new_buffers(self) -> SlotBuffers:
         """For a lane."""
         return SlotBuffers(self.backend, self.memory.slots, self.rows)
+
+    def array(self, buffers: SlotBuffers, name: str, shape: tuple[int, ...], dtype: str, value: int = 0) -> np.ndarray:
+        """An array [P, *shape] filled with `value`, for what is written in a round and read by no engine."""
+        if not self.on_device:
+            return np.full((self.memory.slots, *shape), value, dtype)
+        host = buffers.add(name, shape, dtype, "device")
+        host[:] = value
+        buffers.send(name)
+        return host
+
+    def address(self, name: str) -> int:
+        """Where kernels find a buffer of settings and masks."""
+        return self._buffers.address(name)
 
     def part(self, names: Iterable[str], start: int, stop: int) -> dict[str, Buffer]:
         """Settings and masks of slots start ... stop - 1."""
@@ -102,6 +122,8 @@ class Workspace:
             self.pair_mask[rows] = True
             if not drafter.sees_padding:
                 self.pair_mask[rows, : self.prefix_len] = prefix.mask
+            if self.on_device:
+                self._buffers.send("pair_mask", slot=slot)
 
     def prefill(self, slot: int, prefix: Prefix, noise: np.ndarray) -> int:
         """Reads a prefix into a slot that is set up; returns the token drawn behind it (-1: not finite at any slot of

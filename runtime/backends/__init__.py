@@ -17,13 +17,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from ..errors import CascadeError
+from .kernels import Kernels
+from .kernels.info import KernelInfo
 
-BACKEND_NAMES: tuple[str, ...] = ("ort-cpu", "ort-cuda")
+if TYPE_CHECKING:
+    from ..plans import Plans
+
+BACKEND_NAMES: tuple[str, ...] = ("ort-cpu", "ort-cuda", "tensorrt-rtx", "tensorrt")
 CUDA_PROVIDER = "CUDAExecutionProvider"  # what ONNX Runtime calls its part for NVIDIA GPUs
 
 Kind = Literal["in", "out", "device"]
@@ -42,6 +47,15 @@ class Buffer(Protocol):
     @property
     def host(self) -> np.ndarray:
         """The numpy view: the memory itself on a CPU, memory beside it on a GPU. bfloat16 shows as uint16."""
+        ...
+
+    @property
+    def address(self) -> int:
+        """Where engines and kernels find it."""
+        ...
+
+    def send(self) -> None:
+        """Queues what `host` holds now to where engines find it, for a buffer that kernels write, too ("device")."""
         ...
 
     def view(self, start: int, stop: int) -> Buffer:
@@ -81,7 +95,15 @@ class Cache(Protocol):
     """Keys and values of one engine, [layers, 2, rows, heads, slots, head_dim]. It knows no lengths."""
 
     @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
     def nbytes(self) -> int: ...
+
+    @property
+    def address(self) -> int:
+        """Of its one contiguous block."""
+        ...
 
     def bindings(self, start: int, stop: int, steps: int = 1) -> tuple[Mapping[str, Buffer], Mapping[str, Buffer]]:
         """Inputs past_key.i, past_value.i and outputs present_key.i, present_value.i of rows start ... stop - 1,
@@ -152,12 +174,19 @@ class Backend(Protocol):
         nothing, else 1, 2, 4, ..."""
         ...
 
+    def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> Kernels | None:
+        """The kernels of a round, where engines compute in memory that the host does not reach; else None, and rounds
+        are the host's. Warns where there should be some, and `compiled`, those in the bundle, cannot be used."""
+        ...
 
-def open_backend(name: str, threads: int | None = None, device: int | None = None) -> Backend:
+
+def open_backend(
+    name: str, threads: int | None = None, device: int | None = None, plans: Plans | None = None
+) -> Backend:
     """The backend called `name`; its library is imported here and nowhere earlier. `threads` are those of an engine on
-    the CPU, `device` is the number of a GPU (None: the first).
+    the CPU, `device` is the number of a GPU (None: the first), `plans` those of the bundle for TensorRT's backends.
 
-    Raises CascadeError for an unknown name or a library that is not installed.
+    Raises CascadeError for an unknown name, a library that is not installed, or plans that this machine cannot run.
     """
     if name == "ort-cpu":
         from .ort import OrtBackend
@@ -167,4 +196,10 @@ def open_backend(name: str, threads: int | None = None, device: int | None = Non
         from .ort_cuda import OrtCudaBackend
 
         return OrtCudaBackend(device or 0)
+    if name in BACKEND_NAMES:
+        from .tensorrt import TensorRtBackend
+
+        if plans is None:
+            raise CascadeError(f"{name} runs the engines of a bundle: name it to `Pipeline.load`.")
+        return TensorRtBackend(name, plans, device or 0)
     raise CascadeError(f"unknown backend {name!r}: choose one of {', '.join(BACKEND_NAMES)}.")

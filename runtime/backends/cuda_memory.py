@@ -4,7 +4,7 @@
 |---|---|---|
 | "in" | what engines read | `host`, and in pinned memory a copy of what was uploaded last |
 | "out" | what engines write | `host` is pinned: `fetch` brings the content there |
-| "device" | engines alone use it | `host` is made when it is first asked for, and holds what was fetched |
+| "device" | engines and kernels use it | `host` is made when it is first asked for; `send` and `fetch` copy |
 
 The copy of an "in" buffer does two things. What has not changed since is not uploaded again. And the caller may write
 to `host` as soon as a run has returned, although the upload may still be under way.
@@ -100,6 +100,11 @@ class CudaBuffer:
         memory.sent_at = device.synchronized
         device.upload(self.address, sent, self.nbytes)
 
+    def send(self) -> None:
+        """Queues all that the host holds, whatever was sent before. CUDA has read it when this returns, for the host's
+        part of a "device" buffer is not pinned."""
+        self._memory.device.upload(self.address, self._host_address, self.nbytes)
+
     def fetch(self) -> None:
         """Queues the way back; `host` has it after `device.synchronize`."""
         self._memory.device.download(self._host_address, self.address, self.nbytes)
@@ -123,10 +128,12 @@ class CudaCache:
     ) -> None:
         self._device, self._dtype = device, dtype
         self._planes, self._rows, self._heads, self._slots, self._width = 2 * layers, rows, heads, slots, head_dim
+        self.shape = layers, 2, rows, heads, slots, head_dim
         self._entry = head_dim * host_dtype(dtype).itemsize
         self._line = slots * self._entry
         self.nbytes = self._planes * rows * heads * self._line
         self._memory = _Memory(device, self.nbytes, "device", f"the cache of {rows} rows")
+        self.address = self._memory.on_device.address
 
     def bindings(
         self, start: int, stop: int, steps: int = 1

@@ -50,6 +50,13 @@ class HostBuffer:
     def shape(self) -> tuple[int, ...]:
         return self.host.shape
 
+    @property
+    def address(self) -> int:
+        return self.host.ctypes.data
+
+    def send(self) -> None:
+        """Nothing: it is there."""
+
     def view(self, start: int, stop: int) -> HostBuffer:
         if not 0 <= start < stop <= len(self.host):
             raise ValueError(f"places {start} to {stop} lie outside of a buffer of {len(self.host)}")
@@ -81,8 +88,16 @@ class HostCache:
         self._block.fill(0)  # committed to memory now
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self._block.shape
+
+    @property
     def nbytes(self) -> int:
         return self._block.nbytes
+
+    @property
+    def address(self) -> int:
+        return self._block.ctypes.data
 
     def bindings(
         self, start: int, stop: int, steps: int = 1

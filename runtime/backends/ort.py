@@ -18,6 +18,7 @@ from ..machine import cores, engine_threads, processor
 from ..schema import short
 from . import Buffer, Identity, Kind
 from .host import HostBuffer, HostCache, host_buffer
+from .kernels.info import KernelInfo
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
@@ -84,6 +85,9 @@ class OrtBackend:
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return tuple(range(1, slots + 1))
+
+    def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> None:  # noqa: ARG002 - rounds are the host's
+        return None
 
 
 def import_onnxruntime(extra: str, least: str) -> Any:

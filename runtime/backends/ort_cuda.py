@@ -28,6 +28,8 @@ from ..errors import CascadeError, CascadeWarning
 from . import CUDA_PROVIDER, Buffer, Identity, Kind
 from .cuda_memory import CudaBuffer, CudaCache, cuda_buffer
 from .device import CudaDevice
+from .kernels.info import KernelInfo
+from .kernels.on_cuda import CudaKernels, open_kernels
 from .ort import DTYPES, check_names, import_onnxruntime, reason
 
 LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
@@ -118,6 +120,9 @@ class OrtCudaBackend:
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
+
+    def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
+        return open_kernels(self.device, bundle, compiled)
 
 
 def _left_to_cpu(session: Any) -> str:

@@ -19,8 +19,9 @@ from .base import Origin, Source, States
 from .eagle import Eagle
 from .jacobi import Jacobi
 from .mixed import Mixed
+from .pairs import Pairs
 
-__all__ = ["Eagle", "Jacobi", "Mixed", "Origin", "Source", "States", "open_source"]
+__all__ = ["Eagle", "Jacobi", "Mixed", "Origin", "Pairs", "Source", "States", "open_source"]
 
 
 def open_source(workspace: Workspace, tree: AnyTree, buffers: SlotBuffers) -> Source:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..slots import Sequences, SlotBuffers, TokenSequence
 from ..tree import Tree
+from .pairs import Pairs
 
 
 class Origin(IntEnum):
@@ -24,10 +25,11 @@ class Origin(IntEnum):
 @dataclass(frozen=True)
 class States:
     """The hidden states [R, N, D] of the newest target call, which the drafter reads next: `buffers` hold `hidden`,
-    and `most` is how many tokens the call may have accepted."""
+    and `most` is how many tokens the call may have accepted. `pairs` says which they are, where kernels know that."""
 
     most: int
     buffers: SlotBuffers
+    pairs: Pairs | None = None
 
 
 class Source(Protocol):
@@ -36,7 +38,8 @@ class Source(Protocol):
     A round asks `draft` of the images that have gone through a round, `begin` of fresh ones, then `complete` of all:
     after it `tokens` and `origins` and the lane's buffer `embeds` are those of the trees, whose shapes are `trees`.
     `q_rows[slot][node]` is the row of `log_q` [P, I, V] with the drafter's distribution behind a node, if it has one.
-    Sequences are those of the slots at the front, None for a slot without an image.
+    Sequences are those of the slots at the front, None for a slot without an image. Where the workspace is `on_device`,
+    kernels do what is the host's part of this: `queue` and `embed` are the calls of the engines alone.
     """
 
     tokens: np.ndarray  # int64 [P, N], the root first
@@ -55,4 +58,12 @@ class Source(Protocol):
 
     def complete(self, sequences: Sequences) -> None:
         """What follows without an engine of its own."""
+        ...
+
+    def queue(self, slots: int, states: States) -> None:
+        """The draft engine on the first `slots` slots, if there is one."""
+        ...
+
+    def embed(self, slots: int) -> None:
+        """Embeds the nodes of the first `slots` slots, where the draft engine does not."""
         ...

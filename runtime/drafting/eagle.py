@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,40 +11,9 @@ from ..slots import Sequences, SlotBuffers, TokenSequence, occupied
 from ..tree import AnyTree, DynamicTree, Tree
 from ..workspace import SETTINGS, Workspace, bound_for
 from .base import Origin, States
+from .pairs import Pairs
 
 _CHOSEN = ("parents", "sources", "depths", "ancestors")  # what the graph of a dynamic tree chooses
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What a call reads for every slot: M newest pairs of a hidden state and the token behind it.
-
-    `path` and `tokens` int64 [P, M]: rows of the hidden states, and tokens, padded behind the first `count` int64 [P].
-    `positions` int64 [R, M] are rows of the drafter's rotary table, `write_index` int64 [R] the first cache slot.
-    """
-
-    buffers: SlotBuffers
-    path: np.ndarray
-    tokens: np.ndarray
-    count: np.ndarray
-    positions: np.ndarray
-    write_index: np.ndarray
-
-    @classmethod
-    def allocate(cls, workspace: Workspace, pairs: int) -> Pairs:
-        buffers = workspace.new_buffers()
-        add = buffers.add
-        made = cls(
-            buffers, add("path", (pairs,), "int64", "in"), add("tokens", (pairs,), "int64", "in"),
-            add("count", (), "int64", "in"), add("positions", (pairs,), "int64", "in", by_row=True),
-            add("write_index", (), "int64", "in", by_row=True),
-        )  # fmt: skip
-        made.count[:] = 1
-        made.positions[:] = np.arange(pairs)
-        return made
-
-    def bindings(self, slots: int) -> dict[str, Buffer]:
-        return self.buffers.part(("path", "tokens", "count", "positions", "write_index"), 0, slots)
 
 
 class Eagle:
@@ -58,10 +26,10 @@ class Eagle:
         assert engine is not None  # the caller has a tree that is drafted
         self._engine, self._buffers = engine, buffers
         self.tokens = buffers.add("tree_tokens", (tree.size,), "int64", "out")
-        self.origins = np.full((slots, tree.size), Origin.EAGLE, np.int8)
+        self.origins = workspace.array(buffers, "origins", (tree.size,), "int8", Origin.EAGLE)
         self.log_q = buffers.add("log_q", (tree.distributions, manifest.model.vocab_size), "float32", "out")
         self._pairs: dict[int, Pairs] = {}
-        self._calls: dict[tuple[int, int, SlotBuffers], BoundCall] = {}  # by pairs, slots, states
+        self._calls: dict[tuple[int, SlotBuffers, SlotBuffers], BoundCall] = {}  # by slots, pairs, states
         self._first_calls: dict[int, BoundCall] = {}
         self._chosen: tuple[str, ...] = ()
         if isinstance(tree, DynamicTree):
@@ -84,8 +52,13 @@ class Eagle:
         given.path[:] = 0  # a slot without an image must not name a node that these states do not have
         for slot, sequence in newest.items():
             self._load(given, slot, sequence)
-        self._run(len(sequences), pairs, states, with_q)
+        self._run(len(sequences), given, states, with_q)
         self._read_trees(newest)
+
+    def queue(self, slots: int, states: States) -> None:
+        """The call for the first `slots` slots, where kernels have written what it reads: nothing comes back."""
+        assert states.pairs is not None  # its lane is on the device
+        self._run(slots, states.pairs, states, with_q=False)
 
     def _pairs_of(self, pairs: int) -> Pairs:
         if pairs not in self._pairs:
@@ -109,16 +82,21 @@ class Eagle:
 
     def run(self, slots: int, pairs: int, states: States) -> None:
         """The engine on whatever is in the buffers, for those who measure it."""
-        self._pairs_of(pairs)
-        self._run(slots, pairs, states, with_q=False)
+        self._run(slots, states.pairs or self._pairs_of(pairs), states, with_q=False)
 
-    def _run(self, slots: int, pairs: int, states: States, with_q: bool) -> None:
-        def bind(_: tuple[int, int, SlotBuffers]) -> BoundCall:
-            return self._bind(self._pairs_of(pairs), size, states)
+    def _run(self, slots: int, given: Pairs, states: States, with_q: bool) -> None:
+        def bind(_: tuple[int, SlotBuffers, SlotBuffers]) -> BoundCall:
+            return self._bind(given, size, states)
 
         size = self.workspace.size_for(slots)
-        call = bound_for(self._calls, (pairs, size, states.buffers), bind)
-        self.workspace.run(call, ("tree_tokens", *self._chosen, *(("log_q",) if with_q else ())))
+        call = bound_for(self._calls, (size, given.buffers, states.buffers), bind)
+        self.workspace.run(call, self._fetched(with_q))
+
+    def _fetched(self, with_q: bool) -> tuple[str, ...]:
+        """What the host reads of a call."""
+        if self.workspace.on_device:
+            return ()
+        return "tree_tokens", *self._chosen, *(("log_q",) if with_q else ())
 
     def _bind(self, given: Pairs, slots: int, states: States) -> BoundCall:
         inputs = given.bindings(slots) | states.buffers.part(("hidden",), 0, slots)
@@ -140,7 +118,7 @@ class Eagle:
 
     def _read_trees(self, slots: Sequence[int] | Mapping[int, object]) -> None:
         """Reads the trees that the graph has chosen for `slots`; static ones stay as they are."""
-        if not self._chosen:
+        if not self._chosen or self.workspace.on_device:
             return
         for p in slots:
             parents = self._parents[p].tolist()
@@ -150,13 +128,16 @@ class Eagle:
     def complete(self, sequences: Sequences) -> None:
         """Nothing: the engine leaves tokens and embeddings."""
 
+    def embed(self, slots: int) -> None:
+        """Nothing, as above."""
+
     # a fresh image ------------------------------------------------------------------------------------------
     def begin(self, slot: int, sequence: TokenSequence) -> None:
         """Reads the prefix, the sequence's first token behind it, and drafts."""
         workspace = self.workspace
         workspace.scratch.tokens[0, -1] = sequence.tokens[0]
         call = bound_for(self._first_calls, slot, self._bind_first)
-        call.run(("tree_tokens", "log_q", *self._chosen))
+        call.run(self._fetched(with_q=True))
         sequence.read = workspace.prefix_len
         self._read_trees([slot])
 

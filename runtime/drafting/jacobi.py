@@ -25,9 +25,9 @@ class Jacobi:
         self.workspace, self.tree = workspace, tree
         slots = workspace.memory.slots
         self._buffers = buffers
-        self._ids = buffers.add("ids_in", (tree.size,), "int64", "in", by_row=True)  # [R, N]
-        self.tokens = np.zeros((slots, tree.size), np.int64)
-        self.origins = np.zeros((slots, tree.size), np.int8)
+        self._ids = buffers.add("ids_in", (tree.size,), "int64", workspace.written, by_row=True)  # [R, N]
+        self.tokens = workspace.array(buffers, "tree_tokens", (tree.size,), "int64")
+        self.origins = workspace.array(buffers, "origins", (tree.size,), "int8")
         self.trees = [tree] * slots
         self.q_rows: list[dict[int, int]] = [{}] * slots
         self.log_q = np.zeros((slots, 0, workspace.manifest.model.vocab_size), np.float32)
@@ -44,6 +44,7 @@ class Jacobi:
         for slot, sequence in occupied(sequences):
             self.tokens[slot, 0] = sequence.tokens[sequence.done - 1]
             self.guess(slot, sequence)
+        self._load(len(sequences))
         self.embed(len(sequences))
 
     def guess(self, slot: int, sequence: TokenSequence) -> None:
@@ -54,10 +55,15 @@ class Jacobi:
         fill(tokens, origins, self.tree, self._steps, sequence)
         self.tokens[slot], self.origins[slot] = tokens, origins
 
-    def embed(self, slots: int) -> None:
-        """Embeds the nodes of the first `slots` slots."""
+    def _load(self, slots: int) -> None:
         rows = self.workspace.rows
         self._ids[: slots * rows].reshape(slots, rows, -1)[:] = self.tokens[:slots, None]
+
+    def queue(self, slots: int, states: States) -> None:
+        """Nothing, as above."""
+
+    def embed(self, slots: int) -> None:
+        """Embeds the nodes of the first `slots` slots."""
         call = bound_for(self._calls, self.workspace.size_for(slots), self._bind)
         self.workspace.run(call, ())
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from cascade_trt.runtime.backends import Buffer, Identity, Kind
 from cascade_trt.runtime.backends.host import HostBuffer, HostCache, host_buffer
+from cascade_trt.runtime.backends.kernels import Kernels
+from cascade_trt.runtime.backends.kernels.info import KernelInfo
 from cascade_trt.runtime.backends.ort import OrtBackend, OrtEngine
 
 
@@ -39,12 +41,18 @@ class ApartBuffer:
     def view(self, start: int, stop: int) -> ApartBuffer:
         return ApartBuffer(self._host.view(start, stop), self.device.view(start, stop), self.kind)
 
+    @property
+    def address(self) -> int:
+        return self.device.address
+
     def move(self, source: int, to: int, count: int) -> None:
         self._host.move(source, to, count)
         self.device.move(source, to, count)
 
     def upload(self) -> None:
         self.device.host[...] = self.host
+
+    send = upload
 
     def fetch(self) -> None:
         self.host[...] = self.device.host
@@ -84,6 +92,9 @@ class ApartBackend:
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
+
+    def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> Kernels | None:  # noqa: ARG002 - host's rounds
+        return None
 
 
 class ApartEngine:

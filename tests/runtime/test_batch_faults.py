@@ -106,7 +106,7 @@ def plant(batch: Batch, slot: int, poison: float, where: str) -> None:
     lane = batch.lane
     rows = (slot * lane.rows, (slot + 1) * lane.rows)
     if where == "embeds":
-        embeds = lane._buffers.part(("embeds",), slot, slot + 1)["embeds"]
+        embeds = lane.buffers.part(("embeds",), slot, slot + 1)["embeds"]
         # the drafter writes embeddings anew in each round, so the poison goes in right before the target runs
         run_target = lane.run_target
 
@@ -245,7 +245,7 @@ def test_an_interrupted_draft_leaves_nothing(
         if at == "window":
             patch.setattr("cascade_trt.runtime.noise.gumbel", interrupt)
         else:
-            source = pipe._shared_lanes(2)[tree].source
+            source = pipe._shared_rounds(2)[-1].lanes[tree].source
             patch.setattr(type(source), at, interrupt)
         with pytest.raises(KeyboardInterrupt):
             pipe.generate(**given, seed=41, tree=tree)

@@ -2,7 +2,7 @@
 
 `round.h`, `commit.cu` and `rules.h` hold the same structs in C++; a test compares offsets. Shapes are in letters:
 P slots at the front, G rows of a slot, R = P G rows, N nodes, L = depth + 1 levels, V codes, S positions of the plan,
-D drafted nodes, M slots of the drafter's cache, W the record's numbers.
+D drafted nodes, M slots of the drafter's cache, C columns of the tree mask, W the record's numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Array:
         return tuple(int(part) if part.isdigit() else sizes[part] for part in self.shape.split())
 
 
-SIZES = ("slots", "rows", "nodes", "levels", "vocab", "length", "prefix", "pair_slots", "drafted", "tree_stride")
+SIZES = ("slots", "rows", "nodes", "levels", "vocab", "length", "prefix", "pair_slots", "drafted", "tree_stride",
+         "mask_columns")  # fmt: skip
 ARRAYS = (
     Array("seed", "uint64", "P", "fill"),
     Array("stream", "int32", "P", "fill"),
@@ -58,6 +59,8 @@ ARRAYS = (
     Array("embed_ids", "int64", "R N", "place", optional=True),
     Array("positions", "int64", "R N", "place"),
     Array("write_index", "int64", "R", "place"),
+    Array("ancestors", "uint8", "P N N", "draft", optional=True),
+    Array("tree_mask", "uint8", "R N C", "place", optional=True),
     Array("drawn", "int64", "P N", "target"),
     Array("runner_up", "int64", "P N", "target", optional=True),
     Array("path", "int64", "P L", "walk"),
@@ -76,7 +79,7 @@ def letters(sizes: Mapping[str, int]) -> dict[str, int]:
     return {
         "P": sizes["slots"], "G": sizes["rows"], "R": sizes["slots"] * sizes["rows"], "N": sizes["nodes"], "L": levels,
         "L-1": levels - 1, "V": sizes["vocab"], "S": sizes["length"], "D": sizes["drafted"], "M": sizes["pair_slots"],
-        "W": RECORD_HEAD + 3 * levels,
+        "C": sizes["mask_columns"], "W": RECORD_HEAD + 3 * levels,
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-// What a target call reads of every slot: the root's token, guesses, ids to embed, positions, the first cache slot.
+// What a target call reads of every slot: the root's token, guesses, ids to embed, positions, the first cache slot, and
+// who sees whom in trees that the draft graph has chosen.
 // drafting.jacobi.fill and new_place, drafting.mixed.guess, loop.place. Grid P, any number of threads.
 #include "round.h"
 
@@ -83,5 +84,9 @@ extern "C" __global__ void place(Round r) {
         const int node = i % r.nodes;
         if (node == 0) r.write_index[row] = start;
         r.positions[row * r.nodes + node] = r.first[row] + start + r.depths[(i64)p * r.nodes + node];
+        if (!r.ancestors) continue;
+        const u8* seen = r.ancestors + ((i64)p * r.nodes + node) * r.nodes;
+        u8* mask = r.tree_mask + (row * r.nodes + node) * r.mask_columns;
+        for (int m = 0; m < r.nodes; m++) mask[m] = seen[m];
     }
 }

@@ -11,7 +11,7 @@ typedef unsigned char u8;
 
 // P slots, G rows a slot, R = P G rows, N nodes, L = depth + 1 levels, V codes, S positions of the plan, D drafted nodes.
 struct Round {
-    i32 slots, rows, nodes, levels, vocab, length, prefix, pair_slots, drafted, tree_stride;
+    i32 slots, rows, nodes, levels, vocab, length, prefix, pair_slots, drafted, tree_stride, mask_columns;
     // settings of a slot, written when it is filled
     const u64* seed;           // [P]
     const i32* stream;         // [P], -1: greedy, no noise
@@ -42,6 +42,8 @@ struct Round {
     i64* embed_ids;            // [R, N], or none
     i64* positions;            // [R, N]
     i64* write_index;          // [R]
+    const u8* ancestors;       // [P, N, N] of trees that the draft graph chooses, or none
+    u8* tree_mask;             // [R, N, mask_columns], where there are ancestors
     const i64* drawn;          // [P, N], -1: not finite
     const i64* runner_up;      // [P, N], or none
     // what a round has accepted

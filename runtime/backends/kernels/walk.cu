@@ -16,7 +16,8 @@ struct ByDraws {
 
 extern "C" __global__ void walk(Round r) {
     const int p = slot_of_thread();
-    if (p >= r.slots || r.rule[p] > RULE_EXACT) return;
+    if (p >= r.slots) return;
+    if (is_drawn(r, p) && r.rule[p] > RULE_EXACT) return;  // the other kernel's; without an image the record is emptied
     ByDraws decide = {r, p};
     follow(r, p, true, decide);
 }

@@ -65,11 +65,12 @@ int size_of_cache() { return sizeof(Cache); }
 int offset_of_round(int i) {
     const int offsets[] = {
         OFFSET(slots), OFFSET(rows), OFFSET(nodes), OFFSET(levels), OFFSET(vocab), OFFSET(length), OFFSET(prefix),
-        OFFSET(pair_slots), OFFSET(drafted), OFFSET(tree_stride), OFFSET(seed), OFFSET(stream), OFFSET(rule),
+        OFFSET(pair_slots), OFFSET(drafted), OFFSET(tree_stride), OFFSET(mask_columns), OFFSET(seed), OFFSET(stream), OFFSET(rule),
         OFFSET(end), OFFSET(first), OFFSET(plan_forced), OFFSET(plan_above), OFFSET(plan_left), OFFSET(parents),
         OFFSET(depths), OFFSET(guessed), OFFSET(continuations), OFFSET(drafted_nodes), OFFSET(done), OFFSET(tokens),
         OFFSET(guesses), OFFSET(read), OFFSET(noise), OFFSET(forced), OFFSET(drafted_tokens), OFFSET(tree_tokens),
-        OFFSET(origins), OFFSET(embed_ids), OFFSET(positions), OFFSET(write_index), OFFSET(drawn), OFFSET(runner_up),
+        OFFSET(origins), OFFSET(embed_ids), OFFSET(positions), OFFSET(write_index), OFFSET(ancestors),
+        OFFSET(tree_mask), OFFSET(drawn), OFFSET(runner_up),
         OFFSET(path), OFFSET(path_tokens), OFFSET(count), OFFSET(record), OFFSET(pair_positions),
         OFFSET(pair_write_index), OFFSET(pair_mask),
     };

@@ -1,4 +1,5 @@
-"""Whole images, drawn by the kernels around the real engines: those that the runtime draws."""
+"""Whole images, drawn in rounds on a device, whose kernels are their own source compiled for the CPU: those that the
+host's rounds draw."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from kernels.around import KernelLoop
+from kernels.backend import Pair
 from support import random_features
 from synthetic.family import build_synthetic
 
@@ -16,14 +17,15 @@ from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import AUTO
 
 
-def check(library: ctypes.CDLL, pipe: Pipeline, images: int = 5, **options: object) -> None:
+def check(pair: Pair, images: int = 5, **options: object) -> None:
     """Draws images in the bundle's slots on both ways; they end in different rounds and change slots."""
-    given = random_features(pipe, images)
-    wanted = pipe.generate(**given, seed=3, **options)
-    with pytest.MonkeyPatch.context() as patch:
-        kernels = KernelLoop(library, patch)
-        found = pipe.generate(**given, seed=3, **options)
-        assert kernels.rounds
+    given = random_features(pair.on_host, images)
+    kernels = pair.backend.of_rounds
+    kernels.launched.clear()
+    kernels.under_way = 0  # Ctrl-C may have left some
+    wanted, found = (pipe.generate(**given, seed=3, **options) for pipe in (pair.on_host, pair.on_device))
+    assert "advance" in kernels.launched
+    assert kernels.under_way == 0
     assert np.array_equal(found.codes, wanted.codes)
     assert np.array_equal(found.causes, wanted.causes)
     assert np.array_equal(found.origins, wanted.origins)
@@ -35,8 +37,8 @@ TREES = ("chain", "small_9", "naive_extend_57", "jacobi_5", "jacobi_6x3", "mixed
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_exact(library: ctypes.CDLL, small_vocabulary: Pipeline, tree: str) -> None:
-    check(library, small_vocabulary, rule="exact", tree=tree)
+def test_exact(small: Pair, tree: str) -> None:
+    check(small, rule="exact", tree=tree)
 
 
 SETTINGS = [{"rule": "ar"}, {"temperature": 0, "tree": "jacobi_5"}, {"top_p": 0.7, "tree": "small_9"},
@@ -44,8 +46,8 @@ SETTINGS = [{"rule": "ar"}, {"temperature": 0, "tree": "jacobi_5"}, {"top_p": 0.
 
 
 @pytest.mark.parametrize("options", SETTINGS)
-def test_settings(library: ctypes.CDLL, small_vocabulary: Pipeline, options: dict[str, object]) -> None:
-    check(library, small_vocabulary, **options)
+def test_settings(small: Pair, options: dict[str, object]) -> None:
+    check(small, **options)
 
 
 class Script:
@@ -66,20 +68,21 @@ class Script:
 
 
 @pytest.fixture(scope="module")
-def forced(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def forced(library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A model whose sequence forces tokens."""
     built = ("small_9", "chain_1", "dynamic_12x4x3")
-    return Pipeline.load(build_synthetic(tmp_path_factory.mktemp("synthetic"), built, batch=3)[0], threads=1)
+    bundle = build_synthetic(tmp_path_factory.mktemp("synthetic"), built, batch=3)[0]
+    return Pair(library, Pipeline.load(bundle, threads=1))
 
 
 @pytest.mark.parametrize("tree", ["small_9", "jacobi_8x4", "mixed_4x2", "dynamic_12x4x3"])
-def test_forced_tokens(library: ctypes.CDLL, forced: Pipeline, tree: str) -> None:
-    check(library, forced, rule="exact", tree=tree)
+def test_forced_tokens(forced: Pair, tree: str) -> None:
+    check(forced, rule="exact", tree=tree)
 
 
 @pytest.mark.parametrize("tree", ["small_9", "dynamic_12x4x3"])
-def test_rules_with_forced_tokens(library: ctypes.CDLL, forced: Pipeline, tree: str) -> None:
-    check(library, forced, rule="cascade:children=coupled,tau_pos=0.2,tau_seq=0.5", tree=tree)
+def test_rules_with_forced_tokens(forced: Pair, tree: str) -> None:
+    check(forced, rule="cascade:children=coupled,tau_pos=0.2,tau_seq=0.5", tree=tree)
 
 
 MIXES = [("jacobi_8x4", "small_9", "none"), ("dynamic_12x4x3", "jacobi_4", "mixed_8", "small_9", "mixed_4x2")]
@@ -87,10 +90,11 @@ MIXES = [("jacobi_8x4", "small_9", "none"), ("dynamic_12x4x3", "jacobi_4", "mixe
 
 @pytest.mark.parametrize("trees", MIXES)
 def test_trees_change_between_rounds(
-    library: ctypes.CDLL, forced: Pipeline, monkeypatch: pytest.MonkeyPatch, trees: tuple[str, ...]
+    forced: Pair, monkeypatch: pytest.MonkeyPatch, trees: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(forced, "_chooser", lambda *_: Script(trees))
-    check(library, forced, images=6, rule="exact", tree=AUTO)
+    for pipe in (forced.on_host, forced.on_device):
+        monkeypatch.setattr(pipe, "_chooser", lambda *_: Script(trees))
+    check(forced, images=6, rule="exact", tree=AUTO)
 
 
 RULES = ("strict", "strict-topk", "cascade:tau_pos=0.2,tau_seq=0.5", "cascade:children=coupled,tau_pos=0.2,tau_seq=0.5",
@@ -98,11 +102,11 @@ RULES = ("strict", "strict-topk", "cascade:tau_pos=0.2,tau_seq=0.5", "cascade:ch
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_rules(library: ctypes.CDLL, small_vocabulary: Pipeline, rule: str) -> None:
-    check(library, small_vocabulary, rule=rule, tree="small_9", top_p=0.95)
+def test_rules(small: Pair, rule: str) -> None:
+    check(small, rule=rule, tree="small_9", top_p=0.95)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["exact", "strict-topk", "cascade:children=coupled,tau_pos=0.2,tau_seq=0.5"])
 def test_dynamic_trees(library: ctypes.CDLL, tiny: Pipeline, rule: str) -> None:
-    check(library, tiny, images=4, rule=rule, tree="eagle2_60")
+    check(Pair(library, tiny), images=4, rule=rule, tree="eagle2_60")

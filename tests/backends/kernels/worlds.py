@@ -83,7 +83,7 @@ class World:
         plan, tree, slots = self.plan, self.trees[0], len(self.trees)
         levels = 1 + max(t.depth for t in self.trees)
         drafted = tree.drafted_nodes if self.same_tree and tree.guessed else ()
-        without = () if plan.has_forced else ("forced",)
+        without = ("ancestors", "tree_mask") + (() if plan.has_forced else ("forced",))
         without += () if self.runner_up else ("runner_up",)
         without += () if drafted else ("drafted_nodes", "drafted_tokens")
         if not self.same_tree or not tree.depth:
@@ -93,7 +93,7 @@ class World:
         self.device = d = Device(
             self.library, without, slots=slots, rows=self.rows, nodes=tree.size, levels=levels, vocab=self.vocab,
             length=plan.length, prefix=PREFIX, pair_slots=PREFIX + plan.length + levels, drafted=len(drafted),
-            tree_stride=0 if self.same_tree else tree.size,
+            tree_stride=0 if self.same_tree else tree.size, mask_columns=0,
         )  # fmt: skip
         d.plan_forced[:], d.plan_above[:], d.plan_left[:] = plan.forced, plan.above, plan.left
         d.parents[:] = tree.parents if self.same_tree else [t.parents for t in self.trees]
