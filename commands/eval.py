@@ -41,6 +41,7 @@ def run(
 
         from ..evaluation import report
         from ..evaluation.sheet import write_sheet
+        from .eval_tables import doubts, show
     except ImportError as error:
         raise CascadeError(
             f"{error.name} is not installed: run `pip install 'cascade-trt[eval]'` to evaluate images."
@@ -75,10 +76,10 @@ def run(
     if as_json:
         click.echo(text, nl=False)
     else:
-        from .eval_tables import show
-
         show(rows, pairs, apart)
         click.echo(f"{out / 'report.json'}\n{out / 'sheet.png'}")
+    for sentence in doubts(rows):
+        click.echo(f"Warning: {sentence}", err=True)
 
 
 def _real(means: Means, count: int) -> list[Row]:

@@ -10,6 +10,10 @@ from ..evaluation.report import DISTANCES, Row
 from ..evaluation.score import QUESTIONS
 from .tables import Rows
 
+# Images that a Fréchet distance needs for each feature. Of the judge's 64, real images are 5 away from other real ones
+# where there are 100 of them, and 1 where there are 400; Inception's 2048 are used with 10000 images and more.
+_IMAGES_A_FEATURE = 5
+
 
 def show(rows: Sequence[Row], pairs: Sequence[dict[str, Any]], apart: dict[str, Any] | None) -> None:
     """The tables, on stdout. Accuracies in per cent."""
@@ -23,6 +27,26 @@ def show(rows: Sequence[Row], pairs: Sequence[dict[str, Any]], apart: dict[str, 
         _spread_table(apart).print()
     if pairs:
         _paired_table(pairs).print()
+
+
+def doubts(rows: Sequence[Row]) -> list[str]:
+    """What the rows' distances cannot say, in a sentence each: too few images, or another number than other rows."""
+    measured = [(row.name, row.scores.features) for row in rows if row.figures["frechet"] is not None]
+    shapes = [(name, *of.shape) for name, of in measured if of is not None]
+    said, by_count = [], {count: name for name, count, _ in reversed(shapes)}
+    fewest, features = min((shape[1:] for shape in shapes), default=(0, 0))
+    if fewest < (least := _IMAGES_A_FEATURE * features):
+        said.append(
+            f"a Fréchet distance of {fewest} images is due more to their number than to what they show: with "
+            f"{features} features it takes at least {least} images to be stable."
+        )
+    if len(by_count) > 1:
+        numbers = ", ".join(f"{name} {count}" for count, name in reversed(by_count.items()))
+        said.append(
+            f"distances compare only between rows of equally many images, and here are {numbers}: --num-images sets "
+            "how many real and drawn ones are judged."
+        )
+    return said
 
 
 def _figures_table(rows: Sequence[Row]) -> Rows:

@@ -149,6 +149,28 @@ def test_own_images_features_and_reference(images: Path, judge_file: Path, tmp_p
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "sheet.png"]
 
 
+FEW = "Warning: a Fréchet distance of 6 images is due more to their number than to what they show: with 4 features it "
+UNLIKE = "and here are real images 30, mine 6: --num-images sets how many real and drawn ones are judged."
+
+
+@pytest.mark.parametrize(
+    ("times", "asked", "said"),
+    [(1, 6, [FEW]), (1, 500, [FEW, UNLIKE]), (4, 24, []), (4, 12, ["of 12 images", "real images 12, mine 24"])],
+)
+def test_what_distances_of_few_images_are_worth(
+    images: Path, judge_file: Path, tmp_path: Path, times: int, asked: int, said: list[str]
+) -> None:
+    """The judge has 4 features, and 30 real images."""
+    head, *lines = (images / "list.csv").read_text().splitlines()
+    (images / "list.csv").write_text("\n".join([head, *(lines * times)]))
+    result = evaluate("--images", images, "--captions", images / "list.csv", "--judge", judge_file, "--num-images",
+                      asked, "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(told) == len(said)
+    assert all(part in line for part, line in zip(said, told, strict=True))
+
+
 def refused(result: Result, said: str) -> None:
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
