@@ -29,15 +29,14 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
         raise CascadeError("Polygraphy is not installed: run `pip install 'cascade-trt[rtx]'` to verify bundles.")
     if against is None and target is None:
         raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
-    from ..engines.verify import compare_calls, compare_drawings, record, time_calls, use_plans
+    from ..engines.verify import compare_calls, compare_drawings, load_plans, record, time_calls
 
-    reference, other = (Pipeline.load(path, OrtBackend(1), warm=False) for path in (against or bundle, bundle))
+    reference = Pipeline.load(against or bundle, OrtBackend(1), warm=False)
+    other = Pipeline.load(bundle, OrtBackend(1), warm=False) if target is None else load_plans(bundle, target)
     for pipe in (reference, other) if target is None else (reference,):
         if (problem := pipe.manifest.backends.get("ort-cpu", "yes")) != "yes":
             raise CascadeError(f"{pipe.folder} cannot be compared on ort-cpu: {problem}")
     _check_pair(reference.manifest, other.manifest)
-    if target is not None:
-        use_plans(other, target)
     given, precision = _conditioning(reference.manifest, seed), other.manifest.engines["target"].precision
     calls = record(reference, given, rounds, seed)
     differences = compare_calls(calls, other, precision)

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import MANIFEST, Manifest, PlanInfo
+from ..runtime.plans import this_platform
 from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.profiles import engine_profiles
 from .tensorrt.target import Target, parse_target
 
 _LAYOUT = 1  # raised when plans of an older cascade-trt must not be used again
 _HASHED_ALWAYS = 256 << 20  # bytes; larger plans are hashed when they are younger than the manifest
-
-
-def this_platform() -> str:
-    """Operating system and architecture, "linux-x86_64"."""
-    return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def plan_key(

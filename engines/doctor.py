@@ -23,11 +23,11 @@ from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
 from ..runtime.machine import free_memory
-from .cache import plan_damage, this_platform
+from ..runtime.plans import REBUILD, UNKNOWN, USABLE, Here, fit, installed_version, this_platform
+from .cache import plan_damage
 from .gpu import Gpu, find_gpu
-from .tensorrt.loader import installed_version, version_numbers
 
-USABLE, REBUILD, UNKNOWN, DAMAGED, ELSEWHERE = "usable", "rebuild", "cannot tell", "damaged", "not for here"
+DAMAGED, ELSEWHERE = "damaged", "not for here"
 _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their files
 
 
@@ -206,36 +206,7 @@ def _set_aside(verdicts: list[Verdict], manifest: Manifest, machine: Machine) ->
 
 def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:
     """Whether an unharmed plan runs on `machine`; `again` says how to build it anew."""
-
-    def verdict(kind: str, sentence: str) -> Verdict:
-        return Verdict(plan.target, kind, sentence)
-
-    if not _same_platform(plan, machine):
-        return verdict(REBUILD, f"built for {plan.platform}, this machine is {machine.platform}: {again}")
-    version, extra = machine.versions.get(plan.backend), "rtx" if plan.backend == "tensorrt-rtx" else "tensorrt"
-    if version is None:
-        install = f"pip install 'cascade-trt[{extra}]'"
-        needs = f"needs {plan.backend} {plan.backend_version}, which is not installed"
-        return verdict(REBUILD, f"{needs}: run `{install}`.")
-    if version_numbers(version) != version_numbers(plan.backend_version):
-        return verdict(
-            REBUILD, f"built with {plan.backend} {plan.backend_version}, this machine has {version}: {again}"
-        )
-    if machine.gpu is None:
-        return verdict(
-            UNKNOWN, "the file is whole and the version fits, but there is no GPU here to tell whether it runs."
-        )
-    here = ".".join(map(str, machine.gpu.compute_capability))
-    if here != plan.compute_capability:
-        sm = f"sm{here.replace('.', '')}"
-        command = again if plan.target == "tensorrt" else again.replace(plan.target, f"rtx:{sm}")
-        built = f"built for compute capability {plan.compute_capability}"
-        return verdict(REBUILD, f"{built}, this GPU ({machine.gpu.name}) has {here}: {command}")
-    return verdict(USABLE, f"built with {plan.backend} {plan.backend_version} for this GPU.")
-
-
-def _same_platform(plan: PlanInfo, machine: Machine) -> bool:
-    """TensorRT-RTX's plans go between Linux and Windows on one architecture; TensorRT's do not."""
-    if plan.backend == "tensorrt-rtx":
-        return plan.platform.rpartition("-")[2] == machine.platform.rpartition("-")[2]
-    return plan.platform == machine.platform
+    gpu = machine.gpu
+    here = Here(machine.platform, machine.versions, None if gpu is None else (gpu.name, gpu.compute_capability))
+    found = fit(plan, here, again)
+    return Verdict(plan.target, found.verdict, found.sentence)

@@ -10,23 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from ..runtime.backends import BoundCall, Buffer, Engine
-from ..runtime.backends.host import HostBuffer, host_buffer, host_dtype
+from ..runtime.backends.host import host_dtype, to_dtype, to_float
+from ..runtime.bundle import read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from ..runtime.plans import Plans
 from ..runtime.rules.registry import PLAIN
 from ..runtime.sampling import Sampling
 from .doctor import USABLE, judge_bundle, look_around
 from .draws import may_draw
-from .tensorrt.loader import import_tensorrt, require_polygraphy
 from .tensorrt.profiles import drawn_trees
-
-if TYPE_CHECKING:
-    from .tensorrt.run import TimedCall
+from .tensorrt.target import parse_target
 
 # Largest difference allowed, as a share of the tensor's largest value: about three times what was measured on
 # the fixture and the random XL model (docs/tensorrt.md).
@@ -122,16 +122,13 @@ def _begin(draw: Callable[..., Any], rounds: int) -> None:
         draw(callback=stop)
 
 
-def use_plans(pipeline: Pipeline, target: str) -> None:
-    """Gives the pipeline the bundle's TensorRT engines for `target`, to be run on this machine's GPU.
+def load_plans(folder: Path, target: str) -> Pipeline:
+    """The bundle in `folder` on its TensorRT engines for `target`, on this machine's GPU.
 
     Raises CascadeError with `doctor`'s sentence when they are missing or cannot be used here.
     """
-    from .tensorrt.fixed_nodes import FixedNodes, PaddedIds
-    from .tensorrt.fixed_pairs import FixedPairs
-    from .tensorrt.run import CudaDevice, PlanEngine
+    from ..runtime.backends.tensorrt import TensorRtBackend
 
-    folder = pipeline.folder
     verdicts = {verdict.what: verdict for verdict in judge_bundle(folder, look_around())}
     if target not in verdicts:
         raise CascadeError(
@@ -139,20 +136,8 @@ def use_plans(pipeline: Pipeline, target: str) -> None:
         )
     if verdicts[target].verdict != USABLE:
         raise CascadeError(f"{target} cannot be verified: {verdicts[target].sentence}")
-    plans = {plan.engine: plan for plan in pipeline.manifest.plans if plan.target == target}
-    require_polygraphy()
-    flavour, device = import_tensorrt(plans["target"].backend), CudaDevice()
-
-    def engine(name: str) -> Engine:
-        plan = plans[name]
-        runs = PlanEngine(flavour, folder / plan.file, device)
-        if plan.fixed_nodes is not None:
-            return FixedNodes(runs, plan.profiles)
-        if name == "embed":
-            return PaddedIds(runs, plan.profiles)
-        return runs if pipeline.manifest.tree_of(name) is None else FixedPairs(runs, plan.profiles)
-
-    pipeline.wrap_engines(lambda name, _: engine(name))
+    backend = TensorRtBackend(parse_target(target).backend, Plans.of(folder, read_manifest(folder)), target=target)
+    return Pipeline.load(folder, backend, warm=False)
 
 
 @dataclass(frozen=True)
@@ -170,12 +155,11 @@ class Difference:
 
 def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list[Difference]:
     """Runs every recorded call on `pipeline`'s engines; the differences, in the order of the calls."""
-    engines, tolerance = pipeline.engines(), TOLERANCES[precision]
-    found = []
+    tolerance, found = TOLERANCES[precision], []
     for number, call in enumerate(calls):
-        if call.engine not in engines:
+        if call.engine not in pipeline.engines():
             raise CascadeError(f"the bundle has no engine {call.engine}: build both bundles with the same trees.")
-        outputs = _replay(call, engines[call.engine], pipeline.manifest.target.top_k)
+        outputs = _replay(call, pipeline)
         for name, expected in call.outputs.items():
             if name in (_DRAWN, _SECOND):
                 share = _share_drawn(call, outputs, (_DRAWN, _SECOND) if name == _SECOND else (_DRAWN,), tolerance)
@@ -190,54 +174,67 @@ def compare_calls(calls: list[Call], pipeline: Pipeline, precision: str) -> list
 
 
 def _committed(call: Call, name: str, array: np.ndarray) -> np.ndarray:
-    """A drafter's cache [R, H, S, Dh] without the slots of drafted nodes and padding, which no later call sees; any
-    other array as it is."""
-    if not (name.startswith("present_") and "prompt_of_row" in call.inputs):
+    """A cache [R, H, S, Dh] without the slots that no later call sees: those of a drafter's drafted nodes, and those
+    behind the call's last node, which TensorRT's engines fill up; any other array as it is."""
+    if not name.startswith("present_"):
         return array
-    end = call.inputs["write_index"] + call.inputs["count"][call.inputs["prompt_of_row"]]  # [R]
-    kept = np.arange(array.shape[2]) < end[:, None]
+    given = call.inputs
+    pairs = "prompt_of_row" in given
+    count = given["count"][given["prompt_of_row"]] if pairs else given["embeds"].shape[1]
+    kept = np.arange(array.shape[2]) < (given["write_index"] + count)[:, None]
     return np.where(kept[:, None, :, None], array, 0)
 
 
+class TimedCall(Protocol):
+    """A bound call that can also say how long the GPU takes for it."""
+
+    def run(self, fetch: Sequence[str] = ()) -> None: ...
+    def seconds(self, repeats: int = 50) -> float: ...
+
+
 def time_calls(calls: list[Call], pipeline: Pipeline) -> list[tuple[str, float]]:
-    """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). For engines of `use_plans`."""
-    engines, times = pipeline.engines(), {}
+    """Milliseconds on the GPU of each recorded shape: ("target embeds 2x6x1280", 2.1). `pipeline` is `load_plans`'."""
+    times = {}
     for call in calls:
         first, array = next(iter(call.inputs.items()))
         label = f"{call.engine} {first} {'x'.join(map(str, array.shape))}"
         if label not in times:
-            bound = _bound(call, engines[call.engine])[0]
+            bound = _bound(call, pipeline)[0]
             times[label] = 1000 * cast("TimedCall", bound).seconds()
     return list(times.items())
 
 
-def _replay(call: Call, engine: Engine, top_k: int) -> dict[str, np.ndarray]:
-    """The outputs of `engine` on the call's inputs; caches are updated in place, as in a drawing.
+def _replay(call: Call, pipeline: Pipeline) -> dict[str, np.ndarray]:
+    """The outputs of the pipeline's engine on the call's inputs, bfloat16 as float32; caches are updated in place, as
+    in a drawing.
 
     Beside the target's draws come the logits and ids [P, N, K] that they were drawn from, recorded or not.
     """
-    more = {}
+    more: dict[str, tuple[int, ...]] = {}
     if (drawn := call.outputs.get(_DRAWN)) is not None:
-        more = {name: host_buffer((*drawn.shape, top_k), engine.dtype(name)) for name in ("logits", "ids")}
-    bound, outputs = _bound(call, engine, more)
+        more = dict.fromkeys(("logits", "ids"), (*drawn.shape, pipeline.manifest.target.top_k))
+    bound, outputs = _bound(call, pipeline, more)
     bound.run(tuple(outputs))
-    return {name: buffer.host for name, buffer in outputs.items()}
+    return {name: to_float(buffer.host, buffer.dtype) if buffer.dtype == "bfloat16" else buffer.host
+            for name, buffer in outputs.items()}  # fmt: skip
 
 
 def _bound(
-    call: Call, engine: Engine, more: Mapping[str, HostBuffer] | None = None
-) -> tuple[BoundCall, dict[str, HostBuffer]]:
-    """The call on `engine`, not run yet, and the buffers that it will write: the recorded outputs and `more`."""
-    inputs = {name: HostBuffer(np.ascontiguousarray(array.astype(host_dtype(engine.dtype(name)))), engine.dtype(name))
-              for name, array in call.inputs.items()}  # fmt: skip
+    call: Call, pipeline: Pipeline, more: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[BoundCall, dict[str, Buffer]]:
+    """The call on the pipeline's engine, not run yet, and the buffers that it will write: the recorded outputs, and
+    `more` by their shapes."""
+    engine, backend = pipeline.engines()[call.engine], pipeline.backend.backend
+    inputs = {name: backend.buffer(array.shape, engine.dtype(name), "in") for name, array in call.inputs.items()}
+    for name, buffer in inputs.items():
+        array, half = call.inputs[name], buffer.dtype == "bfloat16"
+        buffer.host[...] = to_dtype(array, buffer.dtype) if half else array.astype(host_dtype(buffer.dtype))
+    shapes = {name: array.shape for name, array in call.outputs.items()} | dict(more or {})
     outputs = {}
-    for name, array in call.outputs.items():
+    for name, shape in shapes.items():
         past = name.replace("present_", "past_", 1)
-        if past != name and past in inputs:
-            outputs[name] = inputs[past]
-        else:
-            outputs[name] = host_buffer(array.shape, engine.dtype(name))
-    outputs |= more or {}
+        shared = inputs.get(past) if past != name else None
+        outputs[name] = shared or backend.buffer(shape, engine.dtype(name), "out")
     return engine.bind(inputs, outputs), outputs
 
 

@@ -18,8 +18,8 @@ _AMPERE, _ADA = (8, 0), (8, 9)
 
 class AttentionForm(StrEnum):
     """PLAIN is the graph's own. DOUBLED computes every query head twice; it suffices from Ada on. NODES makes query
-    heads of the nodes: for Ampere and newer, but with one fixed number of nodes in every call (`fixed_nodes.py`), of
-    pairs in a drafter's (`fixed_pairs.py`)."""
+    heads of the nodes: for Ampere and newer, but with one fixed number of nodes in every call, of pairs in a drafter's
+    (`runtime/backends/tensorrt_shapes.py`)."""
 
     PLAIN = "plain"
     DOUBLED = "doubled query heads"

@@ -33,7 +33,8 @@ def builder_options(form: AttentionForm, fixed: str, size: int) -> dict[str, Any
 
     `fixed` (FIXED_NODES or FIXED_PAIRS) is there where every call of the engine must have `size` of them.
     """
-    options = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "attention": form.value}
+    options = {"profiling_verbosity": "detailed", "strongly_typed": True, "tf32": False, "attention": form.value,
+               "user_allocation": True}  # fmt: skip
     return options | {fixed: size} if form is AttentionForm.NODES else options
 
 
@@ -141,8 +142,12 @@ def _config(flavour: Flavour, targets: Sequence[Target], profiles: list[Any]) ->
     common: dict[str, Any] = {"profiles": profiles, "profiling_verbosity": verbosity}
     if flavour.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+        from polygraphy.backend.trt import PostprocessConfig
 
-        return CreateConfigRTX(compute_capabilities=[t.compute_capability for t in targets], **common)
+        rtx = CreateConfigRTX(compute_capabilities=[t.compute_capability for t in targets], **common)
+        # Without it TensorRT-RTX allocates in the middle of a call, and no CUDA graph can be made of that.
+        flag = flavour.trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+        return PostprocessConfig(rtx, func=lambda builder, network, config: config.set_flag(flag))  # noqa: ARG005
     from polygraphy.backend.trt import CreateConfig
 
     return CreateConfig(**common)

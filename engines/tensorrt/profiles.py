@@ -7,11 +7,10 @@ dimensions of one name stay equal over all inputs, which the KV update and atten
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.bundle import FIXED_NODES, FIXED_PAIRS, Manifest
-from ...runtime.errors import CascadeError
 from ...runtime.tree import AnyTree
 
 Dims = dict[str, int]  # dimension name -> size
@@ -38,13 +37,21 @@ def steady_pairs(manifest: Manifest, engine: str) -> list[tuple[int, int]]:
     return [(tree.depth + 1, tree.size) for tree in trees]
 
 
+def _states_read(manifest: Manifest) -> list[tuple[int, int]]:
+    """(M, N_hidden) of calls that read what a target call has left: of each tree, whichever engine drafts it, for a
+    batch may change trees between two rounds; of plain decoding; and of any other tree."""
+    trees = drawn_trees(manifest)
+    calls = [(tree.depth + 1, tree.size) for tree in trees]
+    return list(dict.fromkeys([*calls, (1, 1), (manifest.most_nodes, manifest.most_nodes)]))
+
+
 def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] | None = None) -> list[Dims]:
     """The profiles of `engine`: calls on 1 to the bundle's batch of slots, and those that fill a single slot.
 
-    target: the prefix (N = T, one slot), each tree (N = its nodes, L = its levels and one) and plain decoding (N = 1),
-    largest first; with the builder `options`' fixed_nodes, where the engine takes one number of nodes, one call of so
-    many, L being the most levels that a tree of the bundle can have.
-    draft.*: the first call after the prefix (M = N_hidden = T, one slot), then a steady one for each tree; with
+    target: the prefix (N = T, one slot), each tree (N = its nodes, L = its levels and one), plain decoding (N = 1), and
+    the most nodes and levels of a call, for trees that the bundle was not built with, largest first; with the builder
+    `options`' fixed_nodes, where the engine takes one number of nodes, one call of so many.
+    draft.*: the first call after the prefix (M = N_hidden = T, one slot), then those behind each target call; with
     fixed_pairs, M is that in both, and N_hidden in the steady one that of a target with fixed_nodes.
     embed: plain decoding (N = 1), each tree with guesses (N = its nodes), the most nodes of a call.
     condition, text, decode: one image at a time.
@@ -56,16 +63,17 @@ def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] 
         filling, steady = [], [{"N": options[FIXED_NODES], "L": manifest.most_nodes}]
     elif engine == "target":
         filling = [{"N": length, "L": 1}]
-        steady = [{"N": 1, "L": 1}, *({"N": tree.size, "L": tree.depth + 1} for tree in drawn_trees(manifest))]
+        steady = [{"N": tree.size, "L": tree.depth + 1} for tree in drawn_trees(manifest)]
+        steady += [{"N": 1, "L": 1}, {"N": manifest.most_nodes, "L": manifest.most_nodes}]
     elif engine == "embed":
         guessed = [tree.size for tree in drawn_trees(manifest) if tree.guessed]
         filling, steady = [], [{"N": size} for size in sorted({1, *guessed, manifest.most_nodes})]
     elif FIXED_PAIRS in options:
         filling = [{"M": options[FIXED_PAIRS], "N_hidden": length}]
         steady = [{"M": options[FIXED_PAIRS], "N_hidden": manifest.most_nodes}]
-    elif pairs := steady_pairs(manifest, engine):
+    elif steady_pairs(manifest, engine):
         filling = [{"M": length, "N_hidden": length}]
-        steady = [{"M": count, "N_hidden": nodes} for count, nodes in pairs]
+        steady = [{"M": count, "N_hidden": nodes} for count, nodes in _states_read(manifest)]
     rows = 2 if guided(manifest) else 1
     profiles: list[Dims] = []
     for slots in range(1, manifest.batch + 1):
@@ -75,18 +83,3 @@ def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] 
             if profile not in profiles:
                 profiles.append(profile)
     return profiles
-
-
-def fitting(profiles: Sequence[Dims], rows: int, **least: int) -> Dims:
-    """The smallest profile for so many rows in which the dimensions named in `least` are at least so large.
-
-    Raises CascadeError when there is none.
-    """
-    found = [p for p in profiles if p["R"] == rows and all(p[name] >= size for name, size in least.items())]
-    if not found:
-        sizes = ", ".join(f"{name} = {size}" for name, size in least.items())
-        raise CascadeError(
-            f"the engine has no profile for {sizes} on {rows} rows: name the tree in `build --tree`, and compile the "
-            "bundle's engines again."
-        )
-    return min(found, key=lambda profile: [profile[name] for name in least])

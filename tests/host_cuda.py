@@ -1,0 +1,220 @@
+"""A CUDA driver without a GPU: device memory is memory of its own here, and work waits on the stream until it is waited
+for, or is captured. `CudaDevice(0, HostDriver())` is a device on which `fake_trt.py` computes.
+
+It is as strict as CUDA where that matters: nothing is allocated, freed or waited for during a capture, copies stay
+within what was allocated, and what is read of the host is read when the stream gets there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import time
+import types
+from bisect import bisect_right
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+from cascade_trt.runtime.backends.device import CudaDevice
+
+CUresult = IntEnum("CUresult", {"CUDA_SUCCESS": 0, "CUDA_ERROR_INVALID_VALUE": 1, "CUDA_ERROR_OUT_OF_MEMORY": 2,
+                                "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900})  # fmt: skip
+OK = CUresult(0)
+STREAM = 7
+Work = Callable[[], None]
+
+
+class HostDriver:
+    """cuda.bindings.driver, as far as `runtime/backends/device.py` uses it."""
+
+    CUresult = CUresult
+    CUdevice_attribute = types.SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
+    )
+    CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUmemorytype = types.SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
+    CUDA_MEMCPY3D = types.SimpleNamespace
+
+    def __init__(self, capability: tuple[int, int] = (8, 9), name: str = "A card") -> None:
+        self.capability, self.name = capability, name
+        self.blocks: dict[int, Any] = {}  # address -> device memory
+        self.pinned: dict[int, Any] = {}
+        self.queue: list[Work] = []
+        self.recorded: list[Work] | None = None  # while a capture is under way
+        self.graphs: dict[int, list[Work]] = {}
+        self.launches = self.waits = 0
+        self._numbers = itertools.count(1)
+
+    # what is queued -----------------------------------------------------------------------------------------
+    def enqueue(self, work: Work) -> None:
+        (self.queue if self.recorded is None else self.recorded).append(work)
+
+    def drain(self) -> None:
+        queue, self.queue = self.queue, []
+        for work in queue:
+            work()
+
+    def check(self, address: int, size: int) -> None:
+        """That a piece of device memory was allocated, and is still."""
+        starts = sorted(self.blocks)
+        place = bisect_right(starts, address) - 1
+        assert place >= 0, "not on the device"
+        assert address + size <= starts[place] + len(self.blocks[starts[place]]), "behind what was allocated"
+
+    # the device ---------------------------------------------------------------------------------------------
+    def cuInit(self, _: int) -> tuple:
+        return (OK,)
+
+    def cuDriverGetVersion(self) -> tuple:
+        return OK, 13010
+
+    def cuDeviceGetCount(self) -> tuple:
+        return OK, 1
+
+    def cuDeviceGet(self, index: int) -> tuple:
+        return OK, index
+
+    def cuDeviceGetName(self, *_: int) -> tuple:
+        return OK, self.name.encode() + b"\0"
+
+    def cuDeviceGetAttribute(self, which: int, _: int) -> tuple:
+        return OK, self.capability[which - 75]
+
+    def cuDevicePrimaryCtxRetain(self, _: int) -> tuple:
+        return OK, 1
+
+    def cuCtxSetCurrent(self, _: int) -> tuple:
+        return (OK,)
+
+    def cuStreamCreate(self, _: int) -> tuple:
+        return OK, STREAM
+
+    def cuMemGetInfo(self) -> tuple:
+        return OK, 1 << 30, 1 << 31
+
+    # memory -------------------------------------------------------------------------------------------------
+    def _new(self, size: int, into: dict[int, Any]) -> tuple:
+        assert self.recorded is None, "allocated during a capture"
+        block = ctypes.create_string_buffer(b"\xa5" * size, size)
+        into[ctypes.addressof(block)] = block
+        return OK, ctypes.addressof(block)
+
+    def _free(self, address: int, of: dict[int, Any]) -> tuple:
+        self.drain()  # CUDA waits, too
+        del of[address]
+        return (OK,)
+
+    def cuMemAlloc(self, size: int) -> tuple:
+        return self._new(size, self.blocks)
+
+    def cuMemFree(self, address: int) -> tuple:
+        return self._free(address, self.blocks)
+
+    def cuMemHostAlloc(self, size: int, _: int) -> tuple:
+        return self._new(size, self.pinned)
+
+    def cuMemFreeHost(self, address: int) -> tuple:
+        return self._free(address, self.pinned)
+
+    def _move(self, to: int, source: int, size: int) -> tuple:
+        self.enqueue(lambda: ctypes.memmove(to, source, size) and None)
+        return (OK,)
+
+    def cuMemcpyHtoDAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+        self.check(to, size)
+        return self._move(to, source, size)
+
+    def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+        self.check(source, size)
+        return self._move(to, source, size)
+
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+        self.check(to, size)
+        self.check(source, size)
+        return self._move(to, source, size)
+
+    def cuMemcpy3DAsync(self, copy: Any, _: int) -> tuple:
+        assert copy.WidthInBytes <= min(copy.srcPitch, copy.dstPitch), "lines overlap"
+        assert copy.Height <= min(copy.srcHeight, copy.dstHeight) or copy.Depth == 1, "planes overlap"
+
+        def place(start: int, pitch: int, height: int, plane: int, line: int) -> int:
+            return start + (plane * height + line) * pitch
+
+        pairs = [
+            (place(copy.dstDevice, copy.dstPitch, copy.dstHeight, plane, line),
+             place(copy.srcDevice, copy.srcPitch, copy.srcHeight, plane, line))
+            for plane in range(copy.Depth) for line in range(copy.Height)
+        ]  # fmt: skip
+        for to, source in (pairs[0], pairs[-1]):
+            self.check(to, copy.WidthInBytes)
+            self.check(source, copy.WidthInBytes)
+        size = copy.WidthInBytes
+        self.enqueue(lambda: [ctypes.memmove(to, source, size) for to, source in pairs] and None)
+        return (OK,)
+
+    def cuMemsetD8Async(self, to: int, value: int, size: int, _: int) -> tuple:
+        self.check(to, size)
+        self.enqueue(lambda: ctypes.memset(to, value, size) and None)
+        return (OK,)
+
+    def cuMemsetD2D8Async(self, to: int, pitch: int, value: int, width: int, lines: int, _: int) -> tuple:
+        self.check(to, pitch * (lines - 1) + width)
+        self.enqueue(lambda: [ctypes.memset(to + line * pitch, value, width) for line in range(lines)] and None)
+        return (OK,)
+
+    # the stream ---------------------------------------------------------------------------------------------
+    def cuStreamSynchronize(self, _: int) -> tuple:
+        assert self.recorded is None, "waited for during a capture"
+        self.waits += 1
+        self.drain()
+        return (OK,)
+
+    def cuStreamBeginCapture(self, stream: int, _: int) -> tuple:
+        assert stream == STREAM and self.recorded is None
+        self.recorded = []
+        return (OK,)
+
+    def cuStreamEndCapture(self, _: int) -> tuple:
+        number = next(self._numbers)
+        self.graphs[number], self.recorded = self.recorded or [], None
+        return OK, number
+
+    def cuGraphInstantiate(self, graph: int, _: int) -> tuple:
+        number = next(self._numbers)
+        self.graphs[number] = self.graphs[graph]
+        return OK, number
+
+    def cuGraphDestroy(self, graph: int) -> tuple:
+        del self.graphs[graph]
+        return (OK,)
+
+    cuGraphExecDestroy = cuGraphDestroy
+
+    def cuGraphLaunch(self, graph: int, _: int) -> tuple:
+        self.launches += 1
+        self.queue += self.graphs[graph]
+        return (OK,)
+
+    def cuEventCreate(self, _: int) -> tuple:
+        return OK, [0.0]
+
+    def cuEventDestroy(self, _: list[float]) -> tuple:
+        return (OK,)
+
+    def cuEventRecord(self, event: list[float], _: int) -> tuple:
+        self.enqueue(lambda: event.__setitem__(0, time.perf_counter()))
+        return (OK,)
+
+    def cuEventSynchronize(self, _: list[float]) -> tuple:
+        self.drain()
+        return (OK,)
+
+    def cuEventElapsedTime(self, first: list[float], last: list[float]) -> tuple:
+        return OK, 1e3 * (last[0] - first[0])
+
+
+def host_device(capability: tuple[int, int] = (8, 9)) -> tuple[CudaDevice, HostDriver]:
+    driver = HostDriver(capability)
+    return CudaDevice(0, driver), driver
