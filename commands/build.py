@@ -64,7 +64,7 @@ def run(model: str, *, text: str, **given: Any) -> None:
             click.echo(f"Warning: trees that draft need --drafter; left out: {', '.join(drafting)}.", err=True)
     options = build_options(request, folder, trees, sampling, digest)
     plans = _Plans(folder, request.targets, request.one_plan)
-    plans.check(request.precision, [m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
+    plans.check([m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
     told: list[str] = []
     with Bar() as bar:
         manifest = build_bundle(
@@ -122,12 +122,12 @@ class _Plans:
         self._added: Any = None
         self._seconds = 0.0
 
-    def check(self, precision: str, head_dims: list[int]) -> None:
-        """Raises CascadeError, before the export, when a target cannot take the dtype or a head dimension."""
-        from ..engines.tensorrt.target import check_target
+    def check(self, head_dims: list[int]) -> None:
+        """Raises CascadeError, before the export, when there are targets and they cannot take a head dimension."""
+        from ..engines.tensorrt.target import check_head_dims
 
-        for target in self._chosen:
-            check_target(target, precision, tuple(head_dims))
+        if self._chosen:
+            check_head_dims(head_dims)
 
     def compile(self, stage: Path, manifest: Any, progress: Any) -> Any:
         """The manifest with the engines, the old bundle's among them where they are the same."""

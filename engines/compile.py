@@ -24,7 +24,7 @@ from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
 from .tensorrt.loader import installed_version
 from .tensorrt.profiles import Dims, engine_profiles, steady_pairs
-from .tensorrt.target import Target, check_target, joint_name, plan_folder, sharing
+from .tensorrt.target import Target, check_head_dims, joint_name, plan_folder, sharing
 
 Progress = Callable[[str, int, int], None]  # what is being done, plans compiled, plans in all
 
@@ -89,8 +89,8 @@ def _take_over(stage: Path, manifest: Manifest, old: Path) -> list[PlanInfo]:
 
 def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[tuple[Target, ...]]:
     """Targets that share plans, after the check that they can take the bundle."""
-    for target in targets:
-        check_target(target, manifest.engines["target"].precision, head_dims(manifest))
+    if targets:
+        check_head_dims(head_dims(manifest))
     return sharing(targets) if one_plan else [(target,) for target in targets]
 
 

@@ -9,12 +9,14 @@ from ...runtime.errors import CascadeError
 
 # TensorRT-RTX compiles ahead of time for these; an engine runs on the GPUs it names.
 RTX_ARCHITECTURES = {
-    "sm75": "Turing (RTX 20)",
     "sm86": "Ampere (RTX 30)",
     "sm89": "Ada (RTX 40)",
     "sm120": "Blackwell (RTX 50)",
     "sm121": "Blackwell (DGX Spark)",
 }
+# GPUs that are asked for as if they were among them.
+_DATA_CENTER = {"sm80": "A100", "sm90": "H100", "sm100": "B200", "sm103": "B300"}
+_TURING = "sm75"
 NAMES = ("tensorrt", *(f"rtx:{sm}" for sm in RTX_ARCHITECTURES))
 # Head dimensions with a fused attention kernel in fp16 and bf16 (measured with TensorRT-RTX 1.7.1).
 FUSED_HEAD_DIMS = (32, 48, 64, 80, 96, 128, 256)
@@ -55,22 +57,31 @@ def sharing(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     """The targets in groups that one plan can serve, the oldest GPU of each first.
 
     TensorRT-RTX compiles one plan for several GPUs, with one copy of the weights and the layers that suit the
-    oldest. Turing stays by itself: it lacks kernels that the others have.
+    oldest.
     """
     groups: dict[object, list[Target]] = {}
     for target in sorted(targets, key=lambda target: target.compute_capability or (0, 0)):
-        alone = target.backend != "tensorrt-rtx" or target.architecture == "sm75"
-        groups.setdefault(target.name if alone else target.backend, []).append(target)
+        groups.setdefault(target.backend, []).append(target)
     return [tuple(group) for group in groups.values()]
 
 
 def parse_target(text: str) -> Target:
-    """The target called `text`. Raises CascadeError for an unknown name."""
+    """The target called `text`. Raises CascadeError for an unknown name, or a GPU that TensorRT-RTX cannot serve."""
     if text == "tensorrt":
         return Target("tensorrt", None)
     kind, _, architecture = text.partition(":")
     if kind == "rtx" and architecture in RTX_ARCHITECTURES:
         return Target("tensorrt-rtx", architecture)
+    if kind == "rtx" and architecture in _DATA_CENTER:
+        raise CascadeError(
+            f"TensorRT-RTX does not serve data-center GPUs such as {_DATA_CENTER[architecture]} ({text}): use "
+            "--target tensorrt on that GPU."
+        )
+    if kind == "rtx" and architecture == _TURING:
+        raise CascadeError(
+            f"TensorRT-RTX has no fp32 matrix products for Turing ({text}), which the graphs need: use ONNX Runtime "
+            "with CUDA, or --target tensorrt on that GPU."
+        )
     raise CascadeError(f"unknown target {text!r}: choose one of {', '.join(NAMES)}.")
 
 
@@ -84,12 +95,8 @@ def attention_sentence(head_dim: int) -> str | None:
     )
 
 
-def check_target(target: Target, precision: str, head_dims: tuple[int, ...]) -> None:
-    """Raises CascadeError, before anything is compiled, when `target` cannot take the dtype or a head dimension."""
-    if target.architecture == "sm75" and precision == "bf16":
-        raise CascadeError(
-            f"{target.name} has no bfloat16 kernels (Turing): build the bundle with --precision fp16 for it."
-        )
+def check_head_dims(head_dims: Sequence[int]) -> None:
+    """Raises CascadeError, before anything is compiled, when no target can take a head dimension."""
     for head_dim in head_dims:
         sentence = attention_sentence(head_dim)
         if sentence:

@@ -28,7 +28,7 @@ from cascade_trt.runtime.bundle import MANIFEST, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.files import check_files
 
-SM75, SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (75, 86, 89))
+SM86, SM89 = (parse_target(f"rtx:sm{number}") for number in (86, 89))
 OPTIONS = builder_options(AttentionForm.DOUBLED, "fixed_nodes", 9)
 
 
@@ -57,19 +57,19 @@ def test_what_is_up_to_date_is_kept(bundle: Path, fake_worker: list[str]) -> Non
 def test_targets_share_one_plan(bundle: Path, fake_worker: list[str]) -> None:
     """One copy of the weights for several GPUs; what nobody names any more is removed."""
     assert add_plans(bundle, [SM89], quiet).built == 5
-    added = add_plans(bundle, [SM89, SM86, SM75], quiet, one_plan=True)
-    assert (added.built, added.kept) == (10, 0)  # Turing shares with nobody
-    assert "rtx:sm86 rtx:sm89 target" in fake_worker and "rtx:sm75 target" in fake_worker
+    added = add_plans(bundle, [SM89, SM86], quiet, one_plan=True)
+    assert (added.built, added.kept) == (5, 0)
+    assert "rtx:sm86 rtx:sm89 target" in fake_worker
     files = {(plan.target, plan.engine): plan.file for plan in added.manifest.plans}
     assert files["rtx:sm86", "target"] == files["rtx:sm89", "target"] == "tensorrt-rtx/sm86-sm89/target.plan"
     assert {str(path.relative_to(bundle)) for path in bundle.rglob("*.plan")} == set(files.values())
     assert not (bundle / "tensorrt-rtx" / "sm89").exists()
-    assert add_plans(bundle, [SM75, SM89, SM86], quiet, one_plan=True).built == 0
+    assert add_plans(bundle, [SM89, SM86], quiet, one_plan=True).built == 0
     (bundle / files["rtx:sm89", "embed"]).unlink()
-    assert add_plans(bundle, [SM75, SM89, SM86], quiet, one_plan=True).built == 1
+    assert add_plans(bundle, [SM89, SM86], quiet, one_plan=True).built == 1
     # Its layers suit the oldest GPU, so a plan for one GPU alone is another plan.
     assert add_plans(bundle, [SM89], quiet).built == 5
-    assert {path.parent.name for path in bundle.rglob("*.plan")} == {"sm75", "sm86-sm89", "sm89"}
+    assert {path.parent.name for path in bundle.rglob("*.plan")} == {"sm86-sm89", "sm89"}
 
 
 def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -> None:
@@ -249,7 +249,7 @@ def test_tensorrt_without_a_gpu_leaves_a_script(bundle: Path, monkeypatch: pytes
 
 
 def test_unknown_target_and_no_target(bundle: Path) -> None:
-    fails(bundle, "unknown target 'rtx:sm90'", "rtx:sm90")
+    fails(bundle, "unknown target 'rtx:sm91'", "rtx:sm91")
     result = CliRunner().invoke(cli, ["compile", str(bundle)])
     assert result.exit_code == 2 and "--target rtx:sm89" in result.stderr
 

@@ -20,7 +20,7 @@ PLAIN, DOUBLED, NODES = AttentionForm
     ("names", "precision", "form"),
     [("rtx:sm89", "fp16", DOUBLED), ("rtx:sm120", "bf16", DOUBLED), ("rtx:sm121", "fp16", DOUBLED),
      ("rtx:sm89 rtx:sm120", "fp16", DOUBLED), ("rtx:sm86", "fp16", NODES), ("rtx:sm86", "bf16", NODES),
-     ("rtx:sm120 rtx:sm86", "fp16", NODES), ("rtx:sm75", "fp16", PLAIN), ("rtx:sm86", "fp32", PLAIN),
+     ("rtx:sm120 rtx:sm86", "fp16", NODES), ("rtx:sm86", "fp32", PLAIN),
      ("rtx:sm89", "fp32", PLAIN), ("tensorrt", "fp16", PLAIN)],
 )  # fmt: skip
 def test_the_form_that_all_gpus_of_a_plan_read_in_place(names: str, precision: str, form: AttentionForm) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 
+from cascade_trt.cli import cli
 from cascade_trt.engines.tensorrt import loader
 from cascade_trt.engines.tensorrt.build import refusal
-from cascade_trt.engines.tensorrt.target import NAMES, check_target, joint_name, parse_target, plan_folder, sharing
+from cascade_trt.engines.tensorrt.target import (
+    NAMES,
+    Target,
+    check_head_dims,
+    joint_name,
+    parse_target,
+    plan_folder,
+    sharing,
+)
 from cascade_trt.runtime.errors import CascadeError
 
 
@@ -17,10 +27,27 @@ def test_every_name_reads_back(name: str) -> None:
     assert parse_target(name).name == name
 
 
-@pytest.mark.parametrize("name", ["rtx", "rtx:sm90", "rtx:89", "cuda", "tensorrt:sm89", ""])
+@pytest.mark.parametrize("name", ["rtx", "rtx:sm91", "rtx:89", "cuda", "tensorrt:sm89", ""])
 def test_an_unknown_name_is_told_with_the_known_ones(name: str) -> None:
-    with pytest.raises(CascadeError, match="choose one of tensorrt, rtx:sm75"):
+    with pytest.raises(CascadeError, match="choose one of tensorrt, rtx:sm86"):
         parse_target(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("rtx:sm90", "data-center GPUs such as H100"), ("rtx:sm80", "data-center GPUs such as A100"),
+     ("rtx:sm75", "no fp32 matrix products for Turing .*ONNX Runtime with CUDA")],
+)  # fmt: skip
+def test_a_gpu_that_tensorrt_rtx_cannot_serve_is_told_what_can(name: str, said: str) -> None:
+    with pytest.raises(CascadeError, match=f"{said}.*--target tensorrt on that GPU"):
+        parse_target(name)
+
+
+@pytest.mark.parametrize("command", ["build", "compile"])
+def test_the_help_names_every_target_and_no_other(command: str) -> None:
+    shown = next(option.help or "" for option in cli.commands[command].params if option.name == "targets")
+    spelt = re.findall(r"\b(?:rtx:)?(sm\d+)", shown)
+    assert [f"rtx:{sm}" for sm in spelt] == [name for name in NAMES if name != "tensorrt"] and "tensorrt" in shown
 
 
 def test_compute_capability() -> None:
@@ -30,22 +57,20 @@ def test_compute_capability() -> None:
 
 
 def test_targets_of_one_plan() -> None:
-    sm75, sm86, sm120, local = (parse_target(name) for name in ("rtx:sm75", "rtx:sm86", "rtx:sm120", "tensorrt"))
-    assert sharing([sm86, sm75, local, sm120]) == [(local,), (sm75,), (sm86, sm120)]
+    sm86, sm120, local = (parse_target(name) for name in ("rtx:sm86", "rtx:sm120", "tensorrt"))
+    assert sharing([sm120, local, sm86]) == [(local,), (sm86, sm120)]
     assert joint_name([sm86, sm120]) == "rtx:sm86+sm120" and joint_name([local]) == "tensorrt"
     assert plan_folder([sm86, sm120]) == "tensorrt-rtx/sm86-sm120" and plan_folder([local]) == "tensorrt/local"
 
 
-def test_bf16_on_turing_and_odd_heads_are_sentences() -> None:
-    check_target(parse_target("rtx:sm89"), "bf16", (64,))
-    with pytest.raises(CascadeError, match="rtx:sm75 has no bfloat16 kernels.*--precision fp16"):
-        check_target(parse_target("rtx:sm75"), "bf16", (64,))
+def test_odd_heads_are_a_sentence() -> None:
+    check_head_dims([64])
     with pytest.raises(CascadeError, match="no attention kernel for head_dim 100.*use ONNX Runtime"):
-        check_target(parse_target("rtx:sm89"), "fp16", (64, 100))
+        check_head_dims([64, 100])
 
 
 def test_tensorrts_refusals_become_one_sentence() -> None:
-    target = [parse_target("rtx:sm75")]
+    target = [Target("tensorrt-rtx", "sm75")]
     trace = "Error Code 1: Myelin ([pass.cpp:337] for Turing (SM75): FP32 GEMM is not supported. In compileG)"
     assert "Turing" in refusal("target.onnx", target, "fp16", [trace])
     trace = "CHECK failed. Attention operation was not supported by a dedicated kernel.\n (See https://...)"
