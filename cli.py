@@ -185,12 +185,12 @@ def generate(**options: Any) -> None:
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
 @click.option("--verify", is_flag=True, help="Also compare every file with its hash.")
 @click.option("--tensors", is_flag=True, help="Also list inputs and outputs of every TensorRT engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def info(bundle: Path, **options: Any) -> None:
-    """Show what is inside BUNDLE."""
+def info(bundle: Path | None, **options: Any) -> None:
+    """Show what is inside BUNDLE. [default: build/emoji, else the demo's in your cache, as in `generate`]"""
     from .commands.info import run
 
     run(bundle, **options)

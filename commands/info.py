@@ -17,11 +17,13 @@ from ..runtime.options import DrawOptions, check_sampling
 from ..runtime.rulebook import Rulebook
 from ..runtime.rules import RULE_NAMES
 from ..runtime.tables import open_neighbours, open_states
+from .demo import bundle_or_demo
 from .hints import program
 from .tables import Rows
 
 
-def run(bundle: Path, verify: bool, tensors: bool, as_json: bool) -> None:
+def run(bundle: Path | None, verify: bool, tensors: bool, as_json: bool) -> None:
+    bundle = bundle_or_demo(bundle)
     manifest = read_manifest(bundle)
     check_files(bundle, manifest, thorough=verify)
     if as_json:

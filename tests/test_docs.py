@@ -287,7 +287,7 @@ def test_tests(name: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "cascade-trt drw x", "cascade-trt generate x --rul exact", "cascade-trt calibrate cost", "cascade-trt info",
+        "cascade-trt drw x", "cascade-trt generate x --rul exact", "cascade-trt calibrate cost", "cascade-trt compile",
         "cascade-trt generate x --rule exat", "D=cascade:tau_draw=1; cascade-trt generate x --rule $D",
         "for t in a b; do cascade-trt build emoji --tree chain_x --out $t; done", "cascade-trt build llamagem",
         "FOO=1 cascade-trt compile build/x --target rtx:sm1 && true", "python -m cascade_trt.benchmarks.lossles",

@@ -52,6 +52,18 @@ def test_a_bundle_that_is_given_is_taken(cache: Path, built: list[Path]) -> None
     assert not built and not cache.exists()
 
 
+def test_info_shows_what_generate_would_draw_with(cache: Path, built: list[Path], tiny_bundle: Path) -> None:
+    """Built on first use, and none of it when there is one in build/."""
+    shown = CliRunner().invoke(cli, ["info", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout) == json.loads((built[0] / MANIFEST).read_text())
+    assert len(built) == 1 and built[0].parent == cache
+    shutil.copytree(tiny_bundle, demo.HERE)
+    shown = CliRunner().invoke(cli, ["info"])
+    assert shown.exit_code == 0, shown.output
+    assert "build/emoji" in shown.stdout and len(built) == 1
+
+
 def test_the_demo_is_built_once_and_told_once(
     cache: Path, built: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
