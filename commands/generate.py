@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,10 @@ class _Writer:
 
 
 def _draw(pipe: Pipeline, inputs: Inputs, seed: int, options: DrawOptions, writer: _Writer) -> None:
-    """Draws; each image is on disk as soon as it is done."""
-    with progress() as bar:
+    """Draws; each image is on disk as soon as it is done. Files are written beside the rounds, one after the other, and
+    all that were drawn are there when this returns or raises."""
+    with progress() as bar, ThreadPoolExecutor(1) as pool:
+        written: list[Future[None]] = []
         task = bar.add_task("tokens", total=len(inputs.labels) * pipe.manifest.model.plan.length)
 
         def advance(done: int, _total: int) -> None:
@@ -160,10 +163,15 @@ def _draw(pipe: Pipeline, inputs: Inputs, seed: int, options: DrawOptions, write
 
         for output in pipe.stream(**inputs.given, seed=seed, callback=advance, options=options):
             try:
-                writer.write(output)
+                written.append(pool.submit(writer.write, output))
             except KeyboardInterrupt:  # these images are drawn: they are written before it goes on
-                writer.write(output)
+                pool.submit(writer.write, output)
                 raise
+            for one in written:
+                if one.done():
+                    one.result()  # raises what went wrong, before more is drawn
+        for one in written:
+            one.result()
 
 
 def _report(writer: _Writer, as_json: bool) -> None:

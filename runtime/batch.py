@@ -23,16 +23,16 @@ from PIL import Image
 
 from . import loop
 from .chooser import Chooser
-from .conditioner import Conditioner
+from .conditioner import Conditioner, Prefix
 from .decoder import Decoder
 from .errors import CascadeError
-from .job import CANCELLED, CancelledError, Drawn, Job
+from .finisher import Finisher
+from .job import CANCELLED, CancelledError, Job
 from .lane import Lane
 from .options import DrawOptions
 from .request import Drawing, Request
 from .rounds import Rounds, Walked
 from .rules.exact import Exact
-from .rules.registry import PLAIN
 from .slots import TokenSequence
 from .stats import ROUND, Stats
 from .workspace import Workspace
@@ -72,6 +72,7 @@ class Batch:
         self._kinds, self._rounds, self._chooser = rounds, rounds[0], chooser
         self.lane = self._rounds.lanes[chooser.first]  # of the newest target call
         self._conditioner, self._decoder, self._check = conditioner, decoder, check
+        self._finisher = Finisher(decoder, stats)
         self._queue: deque[Job] = deque()
         self._slots: list[Entry | None] = []
         self._alike = 0  # rounds in a row before this one that had its tree
@@ -149,6 +150,8 @@ class Batch:
                     self._choose()
                     self._alike = self._alike + 1 if before is self.lane else 0
                     self._round(before, ended)
+                if not self.busy:
+                    ended += self._finisher.hand_out()
                 return ended
             except BaseException as error:
                 self._give_up(error)
@@ -168,7 +171,9 @@ class Batch:
         return sum(rounds.lanes.workspace.engine_seconds for rounds in self._kinds)
 
     def _give_up(self, error: BaseException) -> None:
-        """Ends the images in slots: a round that broke off leaves them in no state to go on from."""
+        """Ends the images in slots: a round that broke off leaves them in no state to go on from. What is drawn, and
+        only waits for its pixels, is handed out."""
+        self._finisher.hand_out()
         reason = CascadeError(f"the round broke off before this image was done ({error!r}): submit it again.")
         for entry in self._slots:
             if entry is not None:
@@ -179,7 +184,7 @@ class Batch:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not self._queue and not self.busy
+        return not self._queue and not self.busy and not self._finisher.decoding
 
     def drain(self) -> None:
         """Cancels everything; the slots are free afterwards."""
@@ -193,6 +198,7 @@ class Batch:
                     entry.job.cancel()
             self._settle([])
             self._drop_due([])
+            self._finisher.hand_out()
 
     def drop_queued(self, job: Job) -> None:
         """Takes a cancelled job out of the queue, if it is still there; where the queue is in use, the next step will.
@@ -293,7 +299,9 @@ class Batch:
         if any(s is not None for s in sequences):
             known = self._rounds.verify(self.lane, sequences, stats)
             self._take(known, 1e3 * (stats.of(ROUND) - started) if steady and len(known) == 1 else None, ended)
+        ended += self._finisher.hand_out()  # of the round before: the device has the next one to do meanwhile
         self._finish(ended)
+        self._look_ahead()
 
     def _take(self, known: Sequence[Walked], milliseconds: float | None, ended: list[Job]) -> None:
         """What is known of rounds: images that are not finite leave, the chooser hears of the others."""
@@ -304,15 +312,27 @@ class Batch:
             self._end_failed(failed, ended)
 
     def _finish(self, ended: list[Job]) -> None:
-        """Images that are done leave."""
+        """Images that are done leave their slots, and are decoded."""
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.sequence is not None and not entry.sequence.room:
-                try:
-                    outcome: Drawn | CascadeError = self._finished(entry.job, entry.sequence)
-                except CascadeError as error:  # its pixels are not finite; the others go on
-                    outcome = error
-                ended.append(entry.job.end(outcome))
+                self._finisher.start(entry.job, entry.sequence)
                 self._slots[slot] = None
+                if not self._decoder.is_late:
+                    ended += self._finisher.hand_out()
+
+    def _look_ahead(self) -> None:
+        """Conditions the next image while the device has a round to do: no slot will wait for that."""
+        with self._queued:
+            job = self._queue[0] if self._queue and self._rounds.under_way else None
+        if job is not None and job.prefix is None:
+            try:
+                job.prefix = self._prefix(job.drawing)
+            except CascadeError:
+                return  # it will be told when the image gets its slot
+
+    def _prefix(self, drawing: Drawing) -> Prefix:
+        with self.stats.stage("condition"):
+            return self._conditioner.prefix(drawing.conditioning, self._workspace.rows)
 
     def _observe(self, walked: Walked, milliseconds: float | None) -> None:
         """Tells the chooser what `exact` has accepted, and what the round took, where it was like the next one; walks
@@ -345,8 +365,8 @@ class Batch:
                 continue
             drawing, plan = entry.job.drawing, self._workspace.plan
             try:
-                with self.stats.stage("condition"):
-                    prefix = self._conditioner.prefix(drawing.conditioning, self._workspace.rows)
+                prefix = entry.job.prefix or self._prefix(drawing)
+                entry.job.prefix = None
                 entry.sequence = TokenSequence(drawing.seed, drawing.sampling, drawing.rule, plan, prefix.first)
                 entry.job.start(entry.sequence)
                 with self.stats.stage("prefill"):
@@ -356,21 +376,3 @@ class Batch:
             except CascadeError as error:
                 failed[slot] = error
         return failed
-
-    def _finished(self, job: Job, sequence: TokenSequence) -> Drawn:
-        """The image, and what it cost."""
-        codes, causes, origins = sequence.codes, sequence.code_causes, sequence.code_origins
-        with self.stats.stage("decode"):
-            image = self._decoder.image(codes)
-        rule = PLAIN if sequence.rule is None else sequence.rule.name
-        tree, why = (None, "plain decoding") if sequence.rule is None else (self.stats.tree, self.stats.why)
-        stats = Stats(rule, tree, why, self.stats.backend, self.stats.backend_why)
-        stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
-        stats.tokens = sequence.plan.codes_of_rounds
-        stats.total_seconds = job.progress.seconds
-        for counted in (stats, self.stats):
-            counted.count(causes, origins, sequence.trees)
-        self.stats.images += 1
-        self.stats.rounds += stats.rounds
-        self.stats.tokens += stats.tokens
-        return Drawn(image, codes, causes, origins, sequence.seed, stats, job.drawing.warnings)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
 from .backends import Backend
+from .backends.kernels import Kernels
 from .bundle import Manifest
 from .engines import Engines
 from .errors import CascadeError
@@ -15,25 +18,37 @@ _UNDRAWN = (232, 232, 232)  # light grey
 
 
 class Decoder:
-    """Decodes one image at a time; its buffers are made once."""
+    """Decodes one image at a time; its buffers are made once. With `kernels` the host need not wait for the pixels."""
 
-    def __init__(self, backend: Backend, engines: Engines, manifest: Manifest) -> None:
+    def __init__(
+        self, backend: Backend, engines: Engines, manifest: Manifest, kernels: Kernels | None = None
+    ) -> None:
+        self._kernels = kernels
         self._engines, self._plan, self._pixels = engines, manifest.model.plan, manifest.model.pixels
         plan, side = self._plan, self._pixels
         self._codes = backend.buffer((1, plan.image_tokens), "int64", "in")
         self._image = backend.buffer((1, 3, plan.rows * side, plan.columns * side), "float32", "out")
         self._call = engines["decode"].bind({"codes": self._codes}, {"image": self._image})
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the device decodes while the host goes on."""
+        return self._kernels is not None
+
+    def start(self, codes: np.ndarray) -> Callable[[], Image.Image]:
+        """Begins with codes int [rows * columns]; what is returned waits for the image. That raises CascadeError when
+        its pixels are not finite."""
+        self._codes.host[0] = codes
+        if self._kernels is None:
+            self._call.run(fetch=("image",))
+            return lambda: _image_of(self._image.host)
+        self._call.run()
+        arrival = self._kernels.bring(self._image)
+        return lambda: _image_of(arrival.wait())
+
     def image(self, codes: np.ndarray) -> Image.Image:
         """The image of codes int [rows * columns]. Raises CascadeError when its pixels are not finite."""
-        self._codes.host[0] = codes
-        self._call.run(fetch=("image",))
-        if not np.isfinite(self._image.host).all():
-            raise CascadeError(
-                "this image was drawn, but its pixels left the range of the decoder's numbers: build the bundle with "
-                "--precision bf16 or fp32."
-            )
-        return to_images(self._image.host)[0]
+        return self.start(codes)()
 
     def preview(self, codes: np.ndarray, drawn: int) -> Image.Image:
         """The image of the first `drawn` codes of [rows * columns]; what is not drawn yet is grey."""
@@ -48,3 +63,13 @@ class Decoder:
             image.paste(_UNDRAWN, (column * side, row * side, plan.columns * side, (row + 1) * side))
             image.paste(_UNDRAWN, (0, (row + 1) * side, plan.columns * side, plan.rows * side))
         return image
+
+
+def _image_of(pixels: np.ndarray) -> Image.Image:
+    """float32 [1, 3, H, W]."""
+    if not np.isfinite(pixels).all():
+        raise CascadeError(
+            "this image was drawn, but its pixels left the range of the decoder's numbers: build the bundle with "
+            "--precision bf16 or fp32."
+        )
+    return to_images(pixels)[0]

@@ -57,6 +57,10 @@ class DeviceRounds:
         vector = cache.nbytes // (2 * layers * rows * heads * slots)
         self._cache = Cache.of(cache.address, layers, rows, heads, slots, vector)
 
+    @property
+    def under_way(self) -> bool:
+        return bool(self._pending)
+
     def serves(self, rule: Rule | None) -> bool:
         return kind_of(rule) is not None and (not isinstance(rule, Neighbours) or self._images.has_table(rule.table))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .conditioner import Prefix
 from .errors import CascadeError
 from .request import Drawing
 from .slots import TokenSequence
@@ -62,6 +63,7 @@ class Job:
         self.drawing = drawing
         self._batch = batch
         self._deadline = None if drawing.timeout is None else time.monotonic() + drawing.timeout
+        self.prefix: Prefix | None = None  # where the batch has made it before there was a slot
         self._sequence: TokenSequence | None = None
         self._started: float | None = None
         self._ended: float | None = None

@@ -233,7 +233,7 @@ class Pipeline:
 
     def _shared_decoder(self) -> Decoder:
         if self._decoder is None:
-            self._decoder = Decoder(self._backend, self._engines, self.manifest)
+            self._decoder = Decoder(self._backend, self._engines, self.manifest, self._kernels)
         return self._decoder
 
     # drawing ------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Pipeline:
         return self._new_rounds(self._new_memory(slots), rows)
 
     def _new_batch(self, rounds: list[Rounds], chooser: Chooser, defaults: DrawOptions) -> Batch:
-        decoder = Decoder(self._backend, self._engines, self.manifest)
+        decoder = Decoder(self._backend, self._engines, self.manifest, self._kernels)
         stats = self._new_stats("mixed", chooser.asked)
         return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
 

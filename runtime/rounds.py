@@ -34,6 +34,11 @@ class Rounds(Protocol):
 
     lanes: Lanes
 
+    @property
+    def under_way(self) -> bool:
+        """Whether the device has a round to do while the host goes on."""
+        ...
+
     def serves(self, rule: Rule | None) -> bool:
         """Whether images of a rule (None: plain decoding) can be drawn."""
         ...
@@ -67,7 +72,7 @@ class HostRounds:
     """Rounds whose walks run on the host, between the calls of the engines."""
 
     def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
+        self.lanes, self.under_way = lanes, False
 
     def serves(self, rule: Rule | None) -> bool:  # noqa: ARG002 - every rule
         return True

@@ -19,7 +19,7 @@ class Arrival(Protocol):
     """Content of a buffer on its way to the host."""
 
     def wait(self) -> np.ndarray:
-        """Once: what the buffer held when it was asked for, in its shape."""
+        """What the buffer held when it was asked for, in its shape."""
         ...
 
 

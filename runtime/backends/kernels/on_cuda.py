@@ -23,38 +23,45 @@ class CudaKernels:
 
     def __init__(self, device: CudaDevice, cubin: bytes) -> None:
         self._device, self._kernels = device, device.load(cubin)
-        self._free: dict[int, list[CudaArrival]] = defaultdict(list)  # by bytes; what was waited for is used again
+        self._free: dict[int, list[Landing]] = defaultdict(list)  # by bytes
 
     def launch(self, name: str, grid: tuple[int, int, int], threads: int, *arguments: ctypes.Structure) -> None:
         self._kernels.launch(name, grid, (threads, 1, 1), arguments)
 
     def bring(self, buffer: Buffer) -> CudaArrival:
-        size = math.prod(buffer.shape) * host_dtype(buffer.dtype).itemsize
-        arrival = self._free[size].pop() if self._free[size] else CudaArrival(self._device, size, self._free[size])
-        arrival.start(buffer)
-        return arrival
+        free = self._free[math.prod(buffer.shape) * host_dtype(buffer.dtype).itemsize]
+        landing = free.pop() if free else Landing(self._device, buffer)
+        landing.take(buffer)
+        return CudaArrival(landing, free, buffer)
+
+
+class Landing:
+    """Pinned memory for what comes from the GPU, and a mark on the stream behind the copy."""
+
+    def __init__(self, device: CudaDevice, buffer: Buffer) -> None:
+        self._device = device
+        self.memory = device.pinned(math.prod(buffer.shape) * host_dtype(buffer.dtype).itemsize)
+        self.mark = device.event()
+
+    def take(self, buffer: Buffer) -> None:
+        self._device.download(self.memory.ctypes.data, buffer.address, len(self.memory))
+        self.mark.record()
 
 
 class CudaArrival:
-    """Pinned memory, and a mark on the stream behind the copy to it. After `wait` it goes back to `home`."""
+    """One content. The landing is free again as soon as the host has a copy."""
 
-    def __init__(self, device: CudaDevice, size: int, home: list[CudaArrival]) -> None:
-        self._device, self._pinned, self._home = device, device.pinned(size), home
-        self._mark = device.event()
-        self._buffer: Buffer | None = None
-
-    def start(self, buffer: Buffer) -> None:
-        self._buffer = buffer
-        self._device.download(self._pinned.ctypes.data, buffer.address, len(self._pinned))
-        self._mark.record()
+    def __init__(self, landing: Landing, free: list[Landing], buffer: Buffer) -> None:
+        self._landing, self._free = landing, free
+        self._shape, self._dtype = buffer.shape, host_dtype(buffer.dtype)
+        self._content: np.ndarray | None = None
 
     def wait(self) -> np.ndarray:
-        buffer, self._buffer = self._buffer, None
-        assert buffer is not None  # it was started, and not waited for since
-        self._mark.wait()
-        found = self._pinned.view(host_dtype(buffer.dtype)).reshape(buffer.shape).copy()
-        self._home.append(self)
-        return found
+        if self._content is None:
+            self._landing.mark.wait()
+            self._content = self._landing.memory.view(self._dtype).reshape(self._shape).copy()
+            self._free.append(self._landing)
+        return self._content
 
 
 def open_kernels(device: CudaDevice, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:

@@ -34,10 +34,11 @@ class HostKernels:
 
 class HostArrival:
     def __init__(self, kernels: HostKernels, content: np.ndarray) -> None:
-        self._kernels, self._content = kernels, content
+        self._kernels, self._content, self._waited = kernels, content, False
 
     def wait(self) -> np.ndarray:
-        self._kernels.under_way -= 1
+        self._kernels.under_way -= not self._waited
+        self._waited = True
         return self._content
 
 

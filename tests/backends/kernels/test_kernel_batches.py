@@ -91,6 +91,31 @@ def test_the_host_is_a_round_behind_and_copies_nothing_else(small: Pair, monkeyp
     assert kernels.under_way == 0
 
 
+def test_images_begin_and_end_beside_rounds(small: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is conditioned, and the last one's pixels are waited for, while the device has a round to do."""
+    pipe, kernels, conditioned = small.on_device, small.backend.of_rounds, []
+    batch, prefix = pipe.batch(2, tree="small_9"), pipe._conditioner.prefix
+    kernels.under_way = 0
+
+    def note(*given: Any) -> Any:
+        conditioned.append(kernels.under_way)
+        return prefix(*given)
+
+    monkeypatch.setattr(pipe._conditioner, "prefix", note)
+    jobs = [batch.submit(request_of(pipe, p, 1, DrawOptions(rule=r))) for p, r in ((0, "ar"), (1, None), (2, None))]
+    while jobs[1].progress.tokens < jobs[1].progress.total:
+        batch.step()
+    assert conditioned == [0, 0, 1]
+    assert not jobs[1].done  # drawn, and being decoded; the first is under way
+    launched = len(kernels.launched)
+    assert batch.step() == [jobs[1]] and jobs[1].done
+    assert len(kernels.launched) > launched and jobs[2].progress.tokens
+    assert [job.result().codes.tolist() for job in jobs] == [
+        small.on_host.generate(**{name: array[p : p + 1] for name, array in random_features(pipe, PROMPTS).items()},
+                               seed=1, tree="small_9").codes[0].tolist() for p in range(3)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("poison", [np.nan, 3e38, np.inf])
 @pytest.mark.parametrize("rule", ["exact", "strict"])
 def test_a_poisoned_image_ends_alone(small: Pair, alone: Alone, poison: float, rule: str) -> None:
