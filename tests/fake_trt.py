@@ -72,6 +72,19 @@ def compiled(
     return replace(Plans.of(bundle, manifest), entries=entries)
 
 
+def for_slots(bundle: Path, counts: Sequence[int]) -> dict[str, list[Dims]]:
+    """The profiles of each engine for calls on these numbers of slots, and those that fill one slot or draw for one."""
+    manifest = read_manifest(bundle)
+    length, found = manifest.model.condition.length, {}
+    for name in manifest.engines:
+        once = name.split(".")[0] not in ("target", "draft", "embed")
+        found[name] = [
+            dims for dims in engine_profiles(manifest, name)
+            if dims["P"] in counts or once or dims.get("M") == length or (dims.get("N"), dims.get("L")) == (length, 1)
+        ]  # fmt: skip
+    return found
+
+
 def draws_on(monkeypatch: Any, plans: Plans, graphs: bool = True) -> Pipeline:
     """The bundle of `plans` on them."""
     device, driver = host_device()

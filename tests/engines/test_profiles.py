@@ -10,10 +10,10 @@ import onnx
 import pytest
 from support import random_features
 
-from cascade_trt.engines.tensorrt.profiles import engine_profiles, fitting
+from cascade_trt.engines.tensorrt.profiles import engine_profiles
 from cascade_trt.runtime.backends import BoundCall, Buffer, Engine
+from cascade_trt.runtime.backends.tensorrt_shapes import smallest
 from cascade_trt.runtime.bundle import TreeInfo, read_manifest
-from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.tree import get_tree
 
@@ -23,10 +23,11 @@ def test_one_profile_for_each_shape(plain_bundle: Path) -> None:
     one = {"P": 1, "R": 2, "G": 2}
     depth = manifest.trees[0].tree().depth
     assert engine_profiles(manifest, "target") == [
-        one | {"N": 9, "L": depth + 1}, one | {"N": 6, "L": 1}, one | {"N": 1, "L": 1},
+        one | {"N": 33, "L": 33}, one | {"N": 9, "L": depth + 1}, one | {"N": 6, "L": 1}, one | {"N": 1, "L": 1},
     ]  # fmt: skip
     assert engine_profiles(manifest, "draft.small_9") == [
-        one | {"M": 6, "N_hidden": 6}, one | {"M": depth + 1, "N_hidden": 9},
+        one | {"M": 33, "N_hidden": 33}, one | {"M": 6, "N_hidden": 6}, one | {"M": depth + 1, "N_hidden": 9},
+        one | {"M": 1, "N_hidden": 1},
     ]  # fmt: skip
     assert engine_profiles(manifest, "embed") == [one | {"N": 33}, one | {"N": 1}]
     for engine in ("condition", "decode"):
@@ -42,11 +43,12 @@ def test_a_slot_is_filled_by_itself(plain_bundle: Path) -> None:
     target = engine_profiles(manifest, "target")
     assert [p["P"] for p in target if p["N"] == length] == [1]
     steady = [(p["P"], p["R"], p["N"], p["L"]) for p in target if p["N"] != length]
-    assert steady == [(slots, 2 * slots, *call) for slots in (1, 2, 3) for call in ((9, depth + 1), (1, 1))]
+    calls = (33, 33), (9, depth + 1), (1, 1)
+    assert steady == [(slots, 2 * slots, *call) for slots in (1, 2, 3) for call in calls]
     drafter = engine_profiles(manifest, "draft.small_9")
-    assert [(p["P"], p["M"], p["N_hidden"]) for p in drafter] == [
-        (1, length, length), *((slots, depth + 1, 9) for slots in (1, 2, 3)),
-    ]  # fmt: skip
+    assert [p["P"] for p in drafter if p["M"] == length] == [1]
+    steady = [(p["P"], p["M"], p["N_hidden"]) for p in drafter if p["M"] != length]
+    assert steady == [(slots, *call) for slots in (1, 2, 3) for call in ((33, 33), (depth + 1, 9), (1, 1))]
     assert [p["P"] for p in engine_profiles(manifest, "embed") if p["N"] == 1] == [1, 2, 3]
     for engine in ("condition", "decode"):
         assert [p["P"] for p in engine_profiles(manifest, engine)] == [1]
@@ -61,12 +63,12 @@ def test_trees_of_guesses(plain_bundle: Path) -> None:
     manifest = replace(
         manifest, engines=engines, trees=[TreeInfo.of(get_tree(name), engine) for name, engine in trees]
     )
-    sizes = [(25, 25), (17, 17), (15, 11), (9, 5), (6, 1), (1, 1)]
+    sizes = [(33, 33), (25, 25), (17, 17), (15, 11), (9, 5), (6, 1), (1, 1)]
     assert engine_profiles(manifest, "target") == [one | {"N": nodes, "L": rows} for nodes, rows in sizes]
     assert engine_profiles(manifest, "embed") == [one | {"N": nodes} for nodes in (33, 25, 17, 15, 1)]
-    assert engine_profiles(manifest, "draft.chain_1") == [
-        one | {"M": pairs, "N_hidden": nodes} for pairs, nodes in ((25, 25), (11, 15), (6, 6))
-    ]  # fmt: skip
+    read = (33, 33), (25, 25), (17, 17), (11, 15), (6, 6), (5, 9), (1, 1)  # whichever engine drafts for a tree
+    for engine in ("draft.chain_1", "draft.small_9"):
+        assert engine_profiles(manifest, engine) == [one | {"M": pairs, "N_hidden": nodes} for pairs, nodes in read]
     assert engine_profiles(manifest, "draft.chain_1", {"fixed_pairs": 25}) == [
         one | {"M": 25, "N_hidden": nodes} for nodes in (6, 33)
     ]  # fmt: skip
@@ -75,17 +77,28 @@ def test_trees_of_guesses(plain_bundle: Path) -> None:
 
 def test_a_bundle_without_trees_draws_with_guesses(plain_bundle: Path) -> None:
     manifest = replace(read_manifest(plain_bundle), trees=[], drafter=None)
-    assert [p["N"] for p in engine_profiles(manifest, "target")] == [17, 6, 1]
+    assert [p["N"] for p in engine_profiles(manifest, "target")] == [33, 17, 6, 1]
     assert [p["N"] for p in engine_profiles(manifest, "embed")] == [33, 17, 1]
 
 
 def test_the_smallest_profile_that_takes_a_call(plain_bundle: Path) -> None:
-    profiles = engine_profiles(replace(read_manifest(plain_bundle), batch=2), "draft.small_9")
-    assert fitting(profiles, 2, M=2, N_hidden=9) == {"P": 1, "R": 2, "G": 2, "M": 5, "N_hidden": 9}
-    assert fitting(profiles, 2, M=6, N_hidden=1)["M"] == 6 and fitting(profiles, 4, M=1, N_hidden=1)["M"] == 5
-    for rows, pairs, nodes in ((4, 6, 6), (2, 1, 10), (1, 1, 1)):
-        with pytest.raises(CascadeError, match=f"no profile for M = {pairs}, N_hidden = {nodes} on {rows} rows"):
-            fitting(profiles, rows, M=pairs, N_hidden=nodes)
+    """Pairs and hidden states may be filled up, as far as the cache has room; rows may not."""
+    manifest = replace(read_manifest(plain_bundle), batch=2)
+    profiles = engine_profiles(manifest, "draft.small_9")
+
+    def taken(rows: int, pairs: int, nodes: int, most: int = 33) -> dict[str, int] | None:
+        def shapes(dims: dict[str, int]) -> dict[str, tuple[int, ...]]:
+            return {"hidden": (dims["R"], dims["N_hidden"], 64), "path": (dims["P"], dims["M"])}
+
+        call = {"P": rows // 2, "R": rows, "M": pairs, "N_hidden": nodes}
+        index = smallest([shapes(dims) for dims in profiles], shapes(call), most)
+        return None if index is None else profiles[index]
+
+    assert taken(2, 2, 9) == {"P": 1, "R": 2, "G": 2, "M": 5, "N_hidden": 9} and taken(2, 5, 9) == taken(2, 2, 9)
+    assert taken(4, 1, 1) == {"P": 2, "R": 4, "G": 2, "M": 1, "N_hidden": 1}
+    assert taken(4, 6, 6) == {"P": 2, "R": 4, "G": 2, "M": 33, "N_hidden": 33}  # that of the prefix is for one slot
+    for call in ((6, 1, 1), (2, 34, 9), (2, 1, 34), (4, 6, 6, 32)):
+        assert taken(*call) is None
 
 
 @pytest.mark.parametrize(
