@@ -119,14 +119,20 @@ class Padded:
         yield None
 
     def prepare(self, piece: object) -> None:  # noqa: ARG002 - there is one
-        """What the host has to do before its uploads. Positions that kernels have written come to it first, which is a
-        wait in every call: a plan has profiles without it for the trees of its bundle."""
+        """What the host has to do before its uploads."""
         for name, own in self.own.items():
             if self._counts_on(name):
-                if self.inputs[name].kind != "in":
-                    self.inputs[name].fetch()
-                    self.device.synchronize()
-                own.host[:] = self.inputs[name].host[:, :1] + np.arange(own.shape[1])
+                own.host[:] = self._known(name)[name][:, :1] + np.arange(own.shape[1])
+
+    def _known(self, *names: str) -> dict[str, np.ndarray]:
+        """Inputs as the host sees them. What kernels have written comes to it first, which is a wait in every call; for
+        the trees of a bundle its plans have profiles without it, but for drafters on Ampere."""
+        written = [self.inputs[name] for name in names if self.inputs[name].kind != "in"]
+        for buffer in written:
+            buffer.fetch()
+        if written:
+            self.device.synchronize()
+        return {name: self.inputs[name].host for name in names}
 
     def before(self) -> None:
         """Queues the way of what differs into the engine's inputs."""
@@ -168,7 +174,7 @@ def cut(tree_mask: np.ndarray, fixed: int) -> list[Piece]:
 
 
 class _InPieces(Padded):
-    """The host writes every piece, so it must know what the call reads."""
+    """The host writes every piece."""
 
     cuts: tuple[str, ...] = ()  # inputs that are cut along axis 1
     moves: tuple[str, ...] = ()  # inputs of their shape whose content differs from piece to piece
@@ -179,8 +185,6 @@ class _InPieces(Padded):
     def _own(self, name: str, shape: tuple[int, ...]) -> CudaBuffer:
         if name not in (*self.cuts, *self.moves):
             return super()._own(name, shape)
-        if self.inputs[name].kind != "in":
-            raise ValueError(f"{name} is not the host's to write: a call cannot be cut into pieces without it")
         shape = shape if name in self.cuts else self.inputs[name].shape
         return cuda_buffer(self.device, shape, self.inputs[name].dtype, "in")
 
@@ -215,12 +219,12 @@ class NodesInPieces(_InPieces):
         """Nothing: `prepare` writes it whole."""
 
     def pieces(self) -> Iterator[Piece]:
-        yield from cut(self.inputs["tree_mask"].host, self.own["embeds"].shape[1])
+        yield from cut(self._known("tree_mask")["tree_mask"], self.own["embeds"].shape[1])
 
     def prepare(self, piece: object) -> None:
         """Fills the engine's inputs: the piece's nodes, then its last one again; a mask that begins at the piece."""
         assert isinstance(piece, Piece)
-        given = {name: self.inputs[name].host for name in (*self.cuts, *self.moves)}
+        given = self._known(*self.cuts, *self.moves)
         own = {name: self.own[name].host for name in (*self.cuts, *self.moves)}
         start, fixed = piece.start, self.own["embeds"].shape[1]
         nodes = start + np.minimum(np.arange(fixed), piece.count - 1)
@@ -255,12 +259,12 @@ class PairsInPieces(_InPieces):
         raise ValueError(f"{name} is {list(made)} in a piece, the buffer is {list(wanted)}")
 
     def pieces(self) -> Iterator[int]:
-        count, fixed = self.inputs["count"].host, self.own["path"].shape[1]
+        count, fixed = self._known("count")["count"], self.own["path"].shape[1]
         yield from range(-(-int(count.max()) // fixed))
 
     def prepare(self, piece: object) -> None:
         assert isinstance(piece, int)
-        given = {name: self.inputs[name].host for name in (*self.cuts, *self.moves, "prompt_of_row")}
+        given = self._known(*self.cuts, *self.moves, "prompt_of_row")
         own = {name: self.own[name].host for name in (*self.cuts, *self.moves)}
         count, fixed = given["count"], self.own["path"].shape[1]
         first = np.minimum(piece * fixed, np.maximum(count - fixed, 0))  # [P]

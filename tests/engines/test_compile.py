@@ -78,7 +78,7 @@ def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -
     plans = {plan.target: plan for plan in added.manifest.plans if plan.engine == "target"}
     assert plans["rtx:sm86"].fixed_nodes == 33
     assert plans["rtx:sm86"].profiles == [{"P": 1, "R": 2, "G": 2, "N": 33, "L": 33}]
-    assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 3
+    assert plans["rtx:sm89"].fixed_nodes is None and len(plans["rtx:sm89"].profiles) == 4
     assert {plan.fixed_nodes for plan in added.manifest.plans if plan.engine != "target"} == {None}
     drafters = {plan.target: plan for plan in added.manifest.plans if plan.engine == "draft.small_9"}
     assert drafters["rtx:sm86"].fixed_pairs == 5 and drafters["rtx:sm89"].fixed_pairs is None
@@ -87,7 +87,7 @@ def test_ampere_gets_one_number_of_nodes(bundle: Path, fake_worker: list[str]) -
     shared = add_plans(bundle, [SM89, SM86], quiet, one_plan=True).manifest.plans
     assert {plan.fixed_nodes for plan in shared if plan.engine == "target"} == {33}
     plain = add_plans(bundle, [SM86], quiet, plain_attention=True).manifest.plans
-    assert {len(plan.profiles) for plan in plain if (plan.target, plan.engine) == ("rtx:sm86", "target")} == {3}
+    assert {len(plan.profiles) for plan in plain if (plan.target, plan.engine) == ("rtx:sm86", "target")} == {4}
     assert fake_worker.count("rtx:sm86 target") == 2 and fake_worker.count("rtx:sm86 rtx:sm89 target") == 1
 
 
