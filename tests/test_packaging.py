@@ -111,6 +111,22 @@ def test_the_two_onnx_runtimes_are_extras_that_are_new_enough() -> None:
         assert tuple(map(int, version.split("."))) >= least
 
 
+def test_extras_that_sentences_name_can_be_installed_without_an_index() -> None:
+    """pip reads the extras of the package that is installed, from a checkout or a wheel. With --upgrade or
+    --force-reinstall it would look for the package itself, which no index has."""
+    left_out = ("build", "tests", ".venv")
+    sources = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in left_out]
+    text = "\n".join(re.sub(r'"\s*f?"', "", path.read_text()) for path in sources)
+    commands = re.findall(r"pip install ([^`(]*)'cascade-trt\[([^\]]+)\]'", text)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert len(commands) > 10
+    assert {options for options, _ in commands} == {""}
+    assert {name for _, names in commands if "{" not in names for name in names.split(",")} <= set(extras)
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps"]
+    for extra in extras:
+        subprocess.run([*pip, f"cascade-trt[{extra}]"], check=True, capture_output=True)
+
+
 def run_installed(installed: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`python -m cascade_trt` in `folder`, outside the checkout, with the wheel's files before the checkout's."""
     folder.mkdir(exist_ok=True)

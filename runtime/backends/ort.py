@@ -114,7 +114,7 @@ def version_problem(version: str, extra: str = "cpu", least: str = LEAST_VERSION
     given, needed = ([int(part) for part in text.split(".")[:2] if part.isdigit()] for text in (version, least))
     if given >= needed or not given:  # a build of somebody's own may be called anything
         return None
-    return f"{version} is too old, {least} is needed: run `pip install --upgrade 'cascade-trt[{extra}]'`"
+    return f"{version} is too old, {least} is needed: run `pip install 'cascade-trt[{extra}]'`"
 
 
 def reason(error: Exception) -> str:

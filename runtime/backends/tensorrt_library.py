@@ -35,19 +35,18 @@ def import_library(backend: str) -> Library:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CascadeError(
             f"{module} is installed but does not load ({reason}): install it again with "
-            f"`pip install --force-reinstall 'cascade-trt[{extra}]'` and check the CUDA libraries."
+            f"`pip install --force-reinstall {backend}` and check the CUDA libraries."
         ) from error
     version = str(getattr(trt, "__version__", "")) or "unknown"
     if not hasattr(trt, "Builder"):
         raise CascadeError(
-            f"{module} is installed without its libraries: run `pip install --force-reinstall "
-            f"'cascade-trt[{extra}]'`."
+            f"{module} is installed without its libraries: run `pip install --force-reinstall {backend}`."
         )
     oldest = _OLDEST[backend]
     if version_numbers(version)[:2] < oldest:
         raise CascadeError(
             f"{module} {version} is too old for in-place KV updates: install "
-            f"{oldest[0]}.{oldest[1]} or newer with `pip install --upgrade 'cascade-trt[{extra}]'`."
+            f"{oldest[0]}.{oldest[1]} or newer with `pip install 'cascade-trt[{extra}]'`."
         )
     return Library(backend, trt, version)
 

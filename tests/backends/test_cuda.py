@@ -146,7 +146,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> types.SimpleName
 
 def test_an_old_onnx_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "1.30.2")
-    wanted = r"^ONNX Runtime 1.30.2 is too old, 1.31 is needed: run `pip install --upgrade 'cascade-trt\[cuda\]'`\.$"
+    wanted = r"^ONNX Runtime 1.30.2 is too old, 1.31 is needed: run `pip install 'cascade-trt\[cuda\]'`\.$"
     with pytest.raises(CascadeError, match=wanted):
         open_backend("ort-cuda")
 

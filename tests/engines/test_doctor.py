@@ -92,7 +92,7 @@ def test_what_the_gpu_s_onnx_runtime_lacks(plain_bundle: Path, monkeypatch: pyte
         return found.verdict, found.sentence
 
     assert verdict(replace(CUDA, onnxruntime="1.30.0"))[0] == REBUILD
-    assert "1.31 is needed: run `pip install --upgrade 'cascade-trt[cuda]'`" in verdict(
+    assert "1.31 is needed: run `pip install 'cascade-trt[cuda]'`" in verdict(
         replace(CUDA, onnxruntime="1.30.0")
     )[1]
     assert verdict(replace(CUDA, bindings=False)) == (
