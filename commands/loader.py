@@ -33,7 +33,7 @@ def with_loader(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a click command the options, and its function a `loader`."""
 
     @click.option("--backend", default="auto", show_default=True,
-                  help="ort-cpu, ort-cuda, or auto: a GPU where one can be used.")
+                  help="ort-cpu, ort-cuda, tensorrt-rtx, tensorrt, or auto: a GPU where one can be used.")
     @click.option("--threads", type=int, help="Threads of each engine on the CPU. [default: one for each core]")
     @click.option("--device", type=int, help="Number of the GPU, among those that CUDA shows. [default: the first]")
     @functools.wraps(command)

@@ -12,9 +12,11 @@ from typing import Any
 
 import fake_trt
 import pytest
+from click.testing import CliRunner
 from host_cuda import HostDriver, host_device
 
-from cascade_trt.runtime.backends import Backend, Identity, choice, tensorrt
+from cascade_trt.cli import cli
+from cascade_trt.runtime.backends import BACKEND_NAMES, Backend, Identity, choice, open_backend, tensorrt
 from cascade_trt.runtime.backends.choice import Offer, choose_backend
 from cascade_trt.runtime.backends.device import CudaDevice
 from cascade_trt.runtime.backends.ort import OrtBackend
@@ -203,3 +205,10 @@ def test_a_pipeline_takes_them(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "b" / MANIFEST).write_text(manifest.to_json())
     with Pipeline.load(tmp_path / "b", warm=False) as pipe:
         assert pipe.backend.name == "tensorrt-rtx"
+
+
+def test_the_command_line_names_every_backend() -> None:
+    shown = " ".join(CliRunner().invoke(cli, ["generate", "--help"]).output.split())
+    assert f"--backend TEXT {', '.join(BACKEND_NAMES)}, or auto: a GPU" in shown
+    with pytest.raises(CascadeError, match="^tensorrt runs the engines of a bundle: name it to `Pipeline.load`"):
+        open_backend("tensorrt")
