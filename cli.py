@@ -102,7 +102,8 @@ BUNDLE = click.option(
 @click.option("--max-top-k", type=int, help="Logits that the engine returns: the largest top_k to be used.")
 @click.option("--dummy-weights", is_flag=True, help="Random weights for a preset: for sizing and benchmarks.")
 @click.option("--target", "targets", multiple=True,
-              help="Also compile TensorRT engines: rtx:sm86|sm89|sm120|sm121, tensorrt; repeatable.")
+              help="Also compile TensorRT engines: rtx:sm86|sm89|sm120|sm121, tensorrt; or the kernels of a round: "
+                   "cuda, cuda:smNN; repeatable.")
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
 @click.option("--out", type=PATH, help="Folder of the bundle. [default: build/<model>]")
 def build(model: str, **options: Any) -> None:
@@ -115,11 +116,12 @@ def build(model: str, **options: Any) -> None:
 @cli.command("compile")
 @click.argument("bundle", type=PATH)
 @click.option("--target", "targets", multiple=True,
-              help="rtx:sm86|sm89|sm120|sm121 (on any machine), tensorrt (for this machine's GPU); repeatable.")
+              help="rtx:sm86|sm89|sm120|sm121 (TensorRT engines, on any machine), tensorrt (for this machine's GPU), "
+                   "cuda (the kernels of a round, for every GPU), cuda:smNN (for one); repeatable.")
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
 @click.option("--plain-attention", is_flag=True, help="As the graphs have it: TensorRT copies the KV caches then.")
 def compile_(bundle: Path, **options: Any) -> None:
-    """Compile TensorRT engines for BUNDLE; what is up to date is kept."""
+    """Compile TensorRT engines, or the kernels of a round, for BUNDLE; what is up to date is kept."""
     from .commands.compile import run
 
     run(bundle, **options)

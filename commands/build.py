@@ -35,16 +35,20 @@ def run(model: str, *, text: str, **given: Any) -> None:
     trees, folder = chosen_trees(request), request.out or Path("build") / request.model
     digest = ""
     if request.targets:
+        from ..engines.bundle_kernels import split_targets
         from ..engines.compile import require_packages
+        from ..engines.kernels import compiler
         from ..engines.request import already_built
-        from ..engines.tensorrt.target import parse_target
 
-        require_packages([parse_target(name) for name in request.targets])  # what is wrong is told before the work
+        targets, architectures = split_targets(request.targets)
+        require_packages(targets)  # what is wrong is told before the work
+        if architectures:
+            compiler(architectures)
         digest = _digest(request, trees)
         if already_built(folder, digest):
-            from .compile import run as compile_plans
+            from .compile import run as compile_targets
 
-            compile_plans(folder, request.targets, request.one_plan)
+            compile_targets(folder, request.targets, request.one_plan)
             return
     check_replaceable(folder)
     try:
@@ -63,15 +67,15 @@ def run(model: str, *, text: str, **given: Any) -> None:
         if request.trees and drafting:
             click.echo(f"Warning: trees that draft need --drafter; left out: {', '.join(drafting)}.", err=True)
     options = build_options(request, folder, trees, sampling, digest)
-    plans = _Plans(folder, request.targets, request.one_plan)
-    plans.check([m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
+    compiled = _Compiled(folder, request.targets, request.one_plan)
+    compiled.check([m.stack.head_dim for m in (parts.target, parts.drafter) if m is not None])
     told: list[str] = []
     with Bar() as bar:
         manifest = build_bundle(
-            parts, options, bar.update, lambda stage, made: plans.compile(stage, made, bar.update), told.append
+            parts, options, bar.update, lambda stage, made: compiled.compile(stage, made, bar.update), told.append
         )
     _report(options.out, manifest, told)
-    plans.report()
+    compiled.report()
 
 
 def chosen_trees(request: BuildRequest) -> tuple[AnyTree, ...]:
@@ -109,18 +113,20 @@ def _digest(request: BuildRequest, trees: tuple[AnyTree, ...]) -> str:
     return request_digest(asked | {"trees": [repr(tree) for tree in trees]}, files)
 
 
-class _Plans:
-    """TensorRT engines of a new bundle: those that need no GPU are in it when it takes the old one's place."""
+class _Compiled:
+    """TensorRT engines and kernels of a new bundle: those that need no GPU are in it when it takes the old one's
+    place."""
 
     def __init__(self, folder: Path, targets: tuple[str, ...], one_plan: bool) -> None:
-        from ..engines.tensorrt.target import parse_target
+        from ..engines.bundle_kernels import split_targets
 
-        self._chosen = [parse_target(target) for target in dict.fromkeys(targets)]
+        self._chosen, self._architectures = split_targets(targets)
         self._folder, self._one_plan = folder, one_plan
         self._ahead = [target for target in self._chosen if target.compute_capability is not None]
         self._local = [target.name for target in self._chosen if target.compute_capability is None]
         self._added: Any = None
-        self._seconds = 0.0
+        self._kernels: Any = None
+        self._seconds = [0.0, 0.0]  # for engines, for kernels
 
     def check(self, head_dims: list[int]) -> None:
         """Raises CascadeError, before the export, when there are targets and they cannot take a head dimension."""
@@ -130,20 +136,27 @@ class _Plans:
             check_head_dims(head_dims)
 
     def compile(self, stage: Path, manifest: Any, progress: Any) -> Any:
-        """The manifest with the engines, the old bundle's among them where they are the same."""
+        """The manifest with engines and kernels, the old bundle's among them where they are the same."""
+        from ..engines.bundle_kernels import kernels_of_new_bundle
         from ..engines.compile import plans_of_new_bundle
 
         started = time.perf_counter()
         self._added = plans_of_new_bundle(stage, manifest, self._folder, self._ahead, progress, self._one_plan)
-        self._seconds = time.perf_counter() - started
-        return self._added.manifest
+        between = time.perf_counter()
+        manifest, asked = self._added.manifest, self._architectures
+        self._kernels = kernels_of_new_bundle(stage, manifest, self._folder, asked, progress)
+        self._seconds = [between - started, time.perf_counter() - between]
+        return self._kernels.manifest
 
     def report(self) -> None:
         """Says what was compiled. Then compiles for this machine's GPU: where that fails, the bundle stays."""
-        from .compile import report, run
+        from .compile import report, report_kernels, run, say_next
 
+        report_kernels(self._folder, self._kernels, self._seconds[1])
         if self._ahead:
-            report(self._folder, self._added, self._ahead, self._seconds)
+            report(self._folder, self._added, self._ahead, self._seconds[0])
+        if self._kernels.built or self._added.built:
+            say_next(self._folder)
         if self._local:
             run(self._folder, tuple(self._local), self._one_plan)
 

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..runtime.backends import BACKEND_NAMES
+from ..runtime.backends.kernels.info import kernel_problem, kernel_source
 from ..runtime.bundle import CLASS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
@@ -18,7 +19,7 @@ from ..runtime.rulebook import Rulebook
 from ..runtime.rules import RULE_NAMES
 from ..runtime.tables import open_neighbours, open_states
 from .demo import bundle_or_demo
-from .hints import program
+from .hints import program, usable
 from .tables import Rows
 
 
@@ -33,6 +34,7 @@ def run(bundle: Path | None, verify: bool, tensors: bool, as_json: bool) -> None
     _overview(console, bundle, manifest)
     _engines(console, manifest)
     _plans(console, bundle, manifest, verify)
+    _broken_kernels(console, bundle, manifest)
     if tensors:
         _tensors(console, bundle, manifest)
     _backends(console, manifest)
@@ -75,6 +77,7 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("tables", _tables(bundle, manifest)),
         ("costs", "\n".join(map(_costs, manifest.costs)) or
                   f"none measured: run {program()} calibrate costs --bundle {bundle}"),
+        ("kernels", _kernels(bundle, manifest)),
         ("weights", weights),
     ]  # fmt: skip
     for name, value in rows:
@@ -144,6 +147,23 @@ def _costs(info: CostInfo) -> str:
     slots = f"{', '.join(map(str, info.slots))} image{'s' * (info.slots[-1] != 1)} at a time"
     images = f"accepted lengths of {info.images} image{'s' * (info.images != 1)}"
     return f"{info.backend} {info.backend_version} on {info.machine}, {threads}: {slots}, {images}"
+
+
+def _kernels(bundle: Path, manifest: Manifest) -> str:
+    """What a GPU runs of a round outside of the engines."""
+    if not manifest.kernels:
+        return f"none: run {program()} compile {bundle} --target cuda"
+    names, compilers = ([getattr(info, name) for info in manifest.kernels] for name in ("architecture", "compiler"))
+    size = human(sum(info.bytes for info in manifest.kernels))
+    return f"{', '.join(names)}: {size}, {', '.join(dict.fromkeys(compilers))}"
+
+
+def _broken_kernels(console: Console, bundle: Path, manifest: Manifest) -> None:
+    """Those that no GPU is given."""
+    source = kernel_source()
+    for problem in dict.fromkeys(kernel_problem(bundle, info, source) for info in manifest.kernels):
+        if problem is not None:
+            console.print(usable(problem), style="red", soft_wrap=True)
 
 
 def _guessed(manifest: Manifest) -> str:

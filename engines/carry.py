@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime.backends.kernels.info import SUFFIX
 from ..runtime.bundle import MANIFEST, CostInfo, Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
@@ -14,7 +15,7 @@ from ..runtime.rulebook import Rulebook
 from .origin import BROUGHT, NEIGHBOURS, STATES, origin, point_images, same_part, same_target, with_point
 from .publish import files_below, link
 
-_WRITTEN = (".onnx", ".data", ".npy", ".npz", ".plan", ".layers.json")  # by builds, beside the names below
+_WRITTEN = (".onnx", ".data", ".npy", ".npz", ".plan", ".layers.json", SUFFIX)  # by builds, beside the names below
 _NAMED = (MANIFEST, "tokenizer.json")
 
 
@@ -134,7 +135,10 @@ def _costs_of(info: CostInfo) -> str:
 
 def _files(carried: Carried, stage: Path, out: Path, old: Manifest | None) -> None:
     """Files that no build wrote. Those of a manifest that cannot be read are told by their names."""
-    own = None if old is None else {*_NAMED, *old.files} | {file for p in old.plans for file in (p.file, p.report)}
+    own: set[str] | None = None
+    if old is not None:
+        own = {*_NAMED, *old.files, *(info.file for info in old.kernels)}
+        own |= {file for plan in old.plans for file in (plan.file, plan.report)}
     for path in sorted(files_below(out)):
         name = path.relative_to(out)
         ours = path.name in _NAMED or path.name.endswith(_WRITTEN) if own is None else str(name) in own

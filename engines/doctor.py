@@ -1,7 +1,7 @@
 """Judges this machine and bundles on it, in sentences.
 
-Every verdict is one of: "usable", "rebuild" (with the command), "cannot tell" (no GPU here), "damaged", and "not
-for here" (the bundle is as it should be, this part of it serves other machines).
+Every verdict is one of: "usable", "rebuild" (with the command), "cannot tell" (no GPU here), "damaged", "not for here"
+(the bundle is as it should be, this part of it serves other machines), and "none" (the bundle has no kernels).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..runtime.backends import CUDA_PROVIDER
+from ..runtime.backends.kernels.info import OLDEST, kernel_problem, kernel_source, kernels_for
 from ..runtime.backends.ort import version_problem
 from ..runtime.backends.ort_cuda import LEAST_VERSION as LEAST_ON_CUDA
 from ..runtime.backends.ort_cuda import NEEDS_BFLOAT16
@@ -27,7 +28,7 @@ from ..runtime.plans import REBUILD, UNKNOWN, USABLE, Here, fit, installed_versi
 from .cache import plan_damage
 from .gpu import Gpu, find_gpu
 
-DAMAGED, ELSEWHERE = "damaged", "not for here"
+DAMAGED, ELSEWHERE, NONE = "damaged", "not for here", "none"
 _ROOM = 1.3  # memory that ONNX Runtime takes for weights, as a share of their files
 
 
@@ -123,13 +124,14 @@ def machine_sentences(machine: Machine) -> list[str]:
 
 
 def judge_bundle(bundle: Path, machine: Machine) -> list[Verdict]:
-    """A verdict for ONNX Runtime and for each TensorRT target of `bundle`."""
+    """A verdict for ONNX Runtime, for the kernels and for each TensorRT target of `bundle`."""
     try:
         manifest = read_manifest(bundle)
         check_files(bundle, manifest)
     except CascadeError as error:
         return [Verdict("bundle", DAMAGED, f"{error}")]
     verdicts = [_judge_ort(manifest, machine), *_judge_cuda(manifest, machine)]
+    verdicts += _judge_kernels(bundle, manifest, machine)
     damage = _damage(bundle, manifest)
     targets = list(dict.fromkeys(plan.target for plan in manifest.plans))
     judged = [_judge_target(bundle, manifest, target, damage, machine) for target in targets]
@@ -168,6 +170,24 @@ def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
         sentence = f"{gpu.name} does not compute in bfloat16: build with --precision fp16."
         return [Verdict("ort-cuda", ELSEWHERE, sentence)]
     return [Verdict("ort-cuda", USABLE, f"runs on {gpu.name}.")]
+
+
+def _judge_kernels(bundle: Path, manifest: Manifest, machine: Machine) -> list[Verdict]:
+    """What a backend will find when it loads the kernels; nothing where there is neither a GPU nor a kernel."""
+    if machine.gpu is not None:
+        gpu = machine.gpu
+        found = kernels_for(bundle, manifest.kernels, gpu.compute_capability)
+        if found.code is not None:
+            return [Verdict("kernels", USABLE, f"those for {found.architecture} run on {gpu.name}.")]
+        verdict = ELSEWHERE if gpu.compute_capability < OLDEST else REBUILD if manifest.kernels else NONE
+        return [Verdict("kernels", verdict, found.why)]
+    source = kernel_source()
+    for info in manifest.kernels:
+        if (problem := kernel_problem(bundle, info, source)) is not None:
+            return [Verdict("kernels", REBUILD, problem)]
+    held = ", ".join(info.architecture for info in manifest.kernels)
+    sentence = f"those for {held} are whole, but there is no GPU here to tell whether one of them fits."
+    return [Verdict("kernels", UNKNOWN, sentence)] if held else []
 
 
 def _damage(bundle: Path, manifest: Manifest) -> dict[str, str]:

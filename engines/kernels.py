@@ -12,20 +12,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.backends.kernels.info import KernelInfo, source_digest, sources
+from ..runtime.backends.kernels.info import ARCHITECTURES, OPTIONS, SUFFIX, KernelInfo, kernel_source, sources
 from ..runtime.digests import whole_digest
 from ..runtime.errors import CascadeError
 from ..runtime.staging import write_file
 
-ARCHITECTURES = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
-OPTIONS = ("--std=c++17", "--fmad=false")  # no fused multiply-add: what tests see on the CPU is what a GPU computes
-_FOLDER = "kernels"
-_INSTALL = "run `pip install 'cascade-trt[cuda]'`"
+FOLDER = "kernels"
+_INSTALL = (
+    "run `pip install 'cuda-bindings>=13,<14' 'nvidia-cuda-nvrtc>=13,<14'` (the extra cascade-trt[cuda] has both, and "
+    "ONNX Runtime for GPUs)"
+)
 
 
-def kernel_source() -> str:
-    """The digest that kernels of this version have (`KernelInfo.source`)."""
-    return source_digest(OPTIONS)
+def compiler(architectures: Sequence[str] = ()) -> str:
+    """The compiler that is installed, "nvrtc 13.5". Raises CascadeError without one, and where it compiles nothing for
+    one of `architectures`."""
+    nvrtc = _import_nvrtc()
+    version, known = _version(nvrtc), [f"sm{number}" for number in _check(nvrtc.nvrtcGetSupportedArchs())]
+    for architecture in architectures:
+        if architecture not in known:
+            raise CascadeError(
+                f"NVRTC {version} compiles nothing for {architecture!r}: choose among {', '.join(known)}."
+            )
+    return f"nvrtc {version}"
 
 
 def compile_kernels(
@@ -36,23 +45,15 @@ def compile_kernels(
     The same source and compiler give the same files, and other ones other names. `progress` gets the architecture that
     is next. Raises CascadeError when NVRTC is missing or refuses; what has been written by then may stay.
     """
-    nvrtc = _import_nvrtc()
-    version, known = _version(nvrtc), _check(nvrtc.nvrtcGetSupportedArchs())
-    for architecture in architectures:
-        if architecture not in {f"sm{number}" for number in known}:
-            raise CascadeError(
-                f"NVRTC {version} compiles nothing for {architecture!r}: choose among "
-                f"{', '.join(f'sm{number}' for number in known)}."
-            )
-    source, found = kernel_source(), []
-    compiler = f"nvrtc {version}"
-    key = hashlib.sha256(f"{source} {compiler}".encode()).hexdigest()[:16]
+    by, nvrtc, source, found = compiler(architectures), _import_nvrtc(), kernel_source(), []
+    key = hashlib.sha256(f"{source} {by}".encode()).hexdigest()[:16]
     for architecture in architectures:
         progress(architecture)
-        file = f"{_FOLDER}/round-{key}.{architecture}.cubin"
+        file = f"{FOLDER}/round-{key}.{architecture}{SUFFIX}"
         code = _compile(nvrtc, architecture)
-        write_file(out / file, code)  # a new file: never through a hard link that a published bundle shares
-        found.append(KernelInfo(file, architecture, compiler, source, len(code), whole_digest(out / file)))
+        (out / file).unlink(missing_ok=True)  # never through a link, and a hard one that a published bundle shares
+        write_file(out / file, code)
+        found.append(KernelInfo(file, architecture, by, source, len(code), whole_digest(out / file)))
     return found
 
 
@@ -102,5 +103,5 @@ def _check(answer: tuple[Any, ...]) -> Any:
     """What a call answers behind its status. Raises CascadeError for any status but success."""
     status, *values = answer
     if int(status):
-        raise CascadeError(f"NVRTC failed ({status.name}): install it anew with `pip install 'cascade-trt[cuda]'`.")
+        raise CascadeError(f"NVRTC failed ({status.name}): {_INSTALL} anew.")
     return values[0] if len(values) == 1 else values

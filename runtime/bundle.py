@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from .backends.kernels.info import KernelInfo
 from .digests import describe_file
 from .engine_info import FIXED_NODES, FIXED_PAIRS, CostInfo, EngineInfo, FileInfo, MergedInfo, PlanInfo
 from .errors import CascadeError
@@ -36,9 +37,9 @@ from .tree import MOST_NODES, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree
 
 __all__ = [
     "CLASS", "FEATURES", "FIXED_NODES", "FIXED_PAIRS", "MANIFEST", "MOST_SLOTS", "OWN", "SCHEMA_VERSION", "SLOT",
-    "STATES", "ConditionInfo", "CostInfo", "DrafterInfo", "DynamicInfo", "EngineInfo", "FileInfo", "Manifest",
-    "MergedInfo", "ModelInfo", "PlanInfo", "SamplingDefaults", "TargetInfo", "TextInfo", "TreeInfo", "describe_file",
-    "read_manifest",
+    "STATES", "ConditionInfo", "CostInfo", "DrafterInfo", "DynamicInfo", "EngineInfo", "FileInfo", "KernelInfo",
+    "Manifest", "MergedInfo", "ModelInfo", "PlanInfo", "SamplingDefaults", "TargetInfo", "TextInfo", "TreeInfo",
+    "describe_file", "read_manifest",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 5
@@ -100,6 +101,7 @@ class Manifest:
     parity: dict[str, dict[str, Any]] = field(default_factory=dict)
     backends: dict[str, str] = field(default_factory=dict)
     plans: Annotated[list[PlanInfo], Within(0, 4096)] = field(default_factory=list)
+    kernels: Annotated[list[KernelInfo], Within(0, 64)] = field(default_factory=list)  # compiled for GPUs
     request: str = ""  # digest of what the build was asked for
     rules: dict[str, str] = field(default_factory=dict)  # what a rule's bare name means here (calibrate thresholds)
     neighbours: str | None = None  # file with LANTERN's table, int [V, K]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backends.kernels.info import SPELT, SUFFIX
 from .engine_info import FIXED_NODES, FIXED_PAIRS
 from .errors import CascadeError
 from .model_info import FEATURES, MOST_SLOTS
@@ -27,7 +28,7 @@ _MOST_CODES = 1 << 24
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises CascadeError for the first thing that cannot be."""
-    for check in (_sizes, _defaults, _engines, _files, _trees, _merged, _rules, _reports):
+    for check in (_sizes, _defaults, _engines, _files, _trees, _merged, _rules, _kernels, _reports):
         for wrong in check(manifest):
             raise CascadeError(f"{wrong}: build the bundle again.")
 
@@ -84,7 +85,7 @@ def _engines(m: Manifest) -> Iterator[str]:
 
 def _files(m: Manifest) -> Iterator[str]:
     plans = [file for plan in m.plans for file in (plan.file, plan.report)]
-    for name in (*m.files, *plans):
+    for name in (*m.files, *plans, *(info.file for info in m.kernels)):
         path = Path(name)
         if path.is_absolute() or path.drive or not path.parts or ".." in path.parts or str(path) != name:
             yield f"bundle {m.name} names the file {name!r}, which may lie outside of it"
@@ -158,6 +159,20 @@ def _rules(m: Manifest) -> Iterator[str]:
         else:
             if not takes_settings:
                 yield f"{point} is none: the rule has no settings"
+
+
+def _kernels(m: Manifest) -> Iterator[str]:
+    """One file for each architecture, which is nothing else: it goes when it is compiled again."""
+    known, seen = {*m.files, *(file for plan in m.plans for file in (plan.file, plan.report))}, set[str]()
+    for info in m.kernels:
+        if not SPELT.fullmatch(info.architecture):
+            yield f"bundle {m.name} has kernels for {info.architecture!r}, which is no architecture (as sm90 is)"
+        if not info.file.endswith(SUFFIX) or info.file in known:
+            yield f"the kernels {info.file} of bundle {m.name} are no {SUFFIX} file of their own"
+        if info.architecture in seen:
+            yield f"bundle {m.name} has kernels for {info.architecture} twice"
+        known.add(info.file)
+        seen.add(info.architecture)
 
 
 def _reports(m: Manifest) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cascade_trt.cli import cli
-from cascade_trt.engines.tensorrt.target import parse_target
+from cascade_trt.engines.bundle_kernels import split_targets
 from cascade_trt.export.families import names
 from cascade_trt.export.families.llamagen.presets import get_preset
 from cascade_trt.runtime.errors import CascadeError
@@ -151,7 +151,7 @@ def check(command: click.Command, arguments: Sequence[str], whole: bool) -> None
         if whole:
             raise
         return
-    for option, read_value in {"rule": a_rule, "tree": a_tree, "target": parse_target}.items():
+    for option, read_value in {"rule": a_rule, "tree": a_tree, "target": a_target}.items():
         for value in (values.get(option) or (), *(values.get(f"{option}s") or ())):
             if value and not LEFT_OPEN.search(value):
                 read_value(value)
@@ -162,6 +162,10 @@ def check(command: click.Command, arguments: Sequence[str], whole: bool) -> None
 def a_rule(spelt: str) -> None:
     if spelt != PLAIN:
         get_rule(spelt, *TABLES)
+
+
+def a_target(spelt: str) -> None:
+    split_targets([spelt])
 
 
 def a_tree(spelt: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cascade_trt.engines import doctor
 from cascade_trt.engines.doctor import (
     DAMAGED,
     ELSEWHERE,
+    NONE,
     REBUILD,
     UNKNOWN,
     USABLE,
@@ -26,8 +28,11 @@ from cascade_trt.engines.doctor import (
     onnx_runtimes,
 )
 from cascade_trt.engines.gpu import Gpu, parse_cuda, parse_gpu
+from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.engines.tensorrt.header import plan_problem, rtx_version
+from cascade_trt.runtime.backends.kernels.info import KernelInfo, kernel_source, kernels_for
 from cascade_trt.runtime.bundle import PlanInfo, read_manifest
+from cascade_trt.runtime.digests import whole_digest
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24 << 30, 20 << 30)
 MACHINE = Machine("linux-x86_64", ADA, {"tensorrt-rtx": "1.7.1.116", "tensorrt": None}, ["CPUExecutionProvider"],
@@ -80,9 +85,9 @@ def test_targets_for_other_gpus_are_no_fault_where_one_fits(
     def found(machine: Machine) -> dict[str, str]:
         return {verdict.what: verdict.verdict for verdict in judge_bundle(plain_bundle, machine)}
 
-    assert found(MACHINE) == {"ort-cpu": USABLE, "rtx:sm89": USABLE, "rtx:sm86": ELSEWHERE}
+    assert found(MACHINE) == {"ort-cpu": USABLE, "kernels": NONE, "rtx:sm89": USABLE, "rtx:sm86": ELSEWHERE}
     blackwell = replace(MACHINE, gpu=replace(ADA, compute_capability=(12, 0)))
-    assert found(blackwell) == {"ort-cpu": USABLE, "rtx:sm89": REBUILD, "rtx:sm86": REBUILD}
+    assert found(blackwell) == {"ort-cpu": USABLE, "kernels": NONE, "rtx:sm89": REBUILD, "rtx:sm86": REBUILD}
     assert found(CUDA)["ort-cuda"] == USABLE and found(replace(CUDA, gpu=None))["ort-cuda"] == UNKNOWN
 
 
@@ -104,6 +109,47 @@ def test_what_the_gpu_s_onnx_runtime_lacks(plain_bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(doctor, "read_manifest", lambda _: replace(manifest, engines=engines))
     monkeypatch.setattr(doctor, "check_files", lambda *_: None)  # which would see that the graphs are fp16
     assert verdict(turing)[0] == ELSEWHERE and verdict(CUDA)[0] == USABLE
+
+
+def test_kernels_as_a_backend_will_find_them(plain_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(plain_bundle, tmp_path / "b"))
+
+    def verdict(*kernels: KernelInfo, gpu: tuple[int, int] | None = (8, 9)) -> tuple[str, str] | None:
+        """What the doctor says, which is what a backend would be given."""
+        amend_bundle(bundle, lambda _, manifest: replace(manifest, kernels=list(kernels)))
+        machine = replace(MACHINE, gpu=None if gpu is None else replace(ADA, compute_capability=gpu))
+        judged = [one for one in judge_bundle(bundle, machine) if one.what == "kernels"]
+        if gpu is not None:
+            found = kernels_for(bundle, kernels, gpu)
+            assert (judged[0].verdict == USABLE) == (found.code is not None)
+            assert judged[0].sentence == found.why or found.why == ""
+        return (judged[0].verdict, judged[0].sentence) if judged else None
+
+    def compiled(architecture: str, source: str = "") -> KernelInfo:
+        path = bundle / f"kernels/{architecture}.cubin"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"code")
+        file = f"kernels/{architecture}.cubin"
+        return KernelInfo(file, architecture, "nvrtc 13.5", source or kernel_source(), 4, whole_digest(path))
+
+    again = f"run `cascade-trt compile {bundle} --target cuda"
+    assert verdict() == (NONE, f"{bundle} holds no kernels: {again}`.")
+    assert verdict(gpu=None) is None
+    sm86, sm90, old = compiled("sm86"), compiled("sm90"), compiled("sm80", "0")
+    assert verdict(sm86, sm90) == (USABLE, f"those for sm86 run on {ADA.name}.")
+    kind, sentence = verdict(sm86, sm90, gpu=(12, 0)) or ("", "")
+    assert kind == REBUILD and "compute capability 12.0; they are for sm86, sm90" in sentence
+    assert sentence.endswith(f"{again}:sm120`.")
+    assert verdict(old) == (REBUILD, f"the kernels in {bundle} belong to another version of cascade-trt: {again}`.")
+    kind, sentence = verdict(sm86, gpu=(7, 0)) or ("", "")
+    assert kind == ELSEWHERE and "7.5 or newer, this one has 7.0" in sentence
+    kind, sentence = verdict(sm86, sm90, gpu=None) or ("", "")
+    assert kind == UNKNOWN and "those for sm86, sm90 are whole" in sentence
+    assert verdict(sm86, old, gpu=None) == verdict(old)
+    (bundle / sm86.file).write_bytes(b"Code")
+    for gpu in (None, (8, 9)):
+        kind, sentence = verdict(sm86, sm90, gpu=gpu) or ("", "")
+        assert kind == REBUILD and "sm86.cubin have changed since they were compiled" in sentence
 
 
 def test_what_onnx_runtime_cannot_do_here(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

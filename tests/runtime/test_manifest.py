@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper
 
 from cascade_trt.runtime.arrays import outline
 from cascade_trt.runtime.backends.host import HostCache
-from cascade_trt.runtime.bundle import MANIFEST, Manifest, read_manifest
+from cascade_trt.runtime.bundle import MANIFEST, KernelInfo, Manifest, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.graph_check import check_graphs
@@ -98,6 +99,46 @@ def test_every_engine_is_compared(tiny: Pipeline) -> None:
 def test_what_a_build_writes_is_in_order(tiny: Pipeline, small_vocabulary: Pipeline, text_bundle: Path) -> None:
     for folder in (tiny.folder, small_vocabulary.folder, text_bundle):
         check_files(folder, read_manifest(folder), thorough=True)
+
+
+SM90 = KernelInfo("kernels/a.sm90.cubin", "sm90", "nvrtc 13.5", "0", 1, "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *[({"architecture": name}, "which is no architecture")
+          for name in ("90", "sm_90", "sm9", "sm090", "sm9a", "SM90", "sm90 ", "sm9000", "sm٩٠")],
+        *[({"file": name}, "may lie outside of it") for name in ("../a.cubin", "/a.cubin", "kernels/../a.cubin", ".")],
+        *[({"file": name}, "no .cubin file of their own") for name in ("target.onnx", "notes.txt", "b.cubin")],
+        *[({"bytes": count}, "bytes must lie between 1 and") for count in (0, -1, 1 << 40)],
+        ({"bytes": 1.5}, "bytes must be int"), ({"file": None}, "file must be str"), ({"more": 1}, "unknown entries"),
+    ],
+)  # fmt: skip
+def test_entries_of_kernels(tiny: Pipeline, changes: dict[str, Any], said: str) -> None:
+    content = json.loads(tiny.manifest.to_json())
+    plan = {"file": "b.cubin", "report": "b.json", "profiles": [], "network": {}, "options": {}, "seconds": 1.0}
+    texts = ("engine", "target", "key", "backend", "backend_version", "compute_capability", "platform", "precision",
+             "sha256")  # fmt: skip
+    content["plans"] = [plan | dict.fromkeys(texts, "a") | {"bytes": 1, "peak_memory": 1}]
+    assert build(Manifest, content | {"kernels": [asdict(SM90)]}, "manifest").kernels == [SM90]
+    with pytest.raises(CascadeError, match=said):
+        build(Manifest, content | {"kernels": [asdict(SM90) | changes]}, "manifest")
+
+
+def test_kernels_that_are_named_twice(tiny: Pipeline) -> None:
+    sm80 = replace(SM90, architecture="sm80", file="kernels/a.sm80.cubin")
+    assert replace(tiny.manifest, kernels=[sm80, SM90]).kernels == [sm80, SM90]
+    with pytest.raises(CascadeError, match="has kernels for sm90 twice"):
+        replace(tiny.manifest, kernels=[SM90, replace(sm80, architecture="sm90")])
+    with pytest.raises(CascadeError, match="no .cubin file of their own"):
+        replace(tiny.manifest, kernels=[SM90, replace(sm80, file=SM90.file)])
+
+
+def test_a_bundle_from_before_there_were_kernels(tiny: Pipeline) -> None:
+    content = json.loads(tiny.manifest.to_json())
+    assert content.pop("kernels") == []
+    assert build(Manifest, content, "manifest") == tiny.manifest
 
 
 @settings(deadline=None)

@@ -19,7 +19,7 @@ from support import build, save_checkpoints, save_text_encoder
 
 from cascade_trt.cli import cli
 from cascade_trt.runtime import graph_check
-from cascade_trt.runtime.bundle import MANIFEST, CostInfo, Manifest, PlanInfo, describe_file
+from cascade_trt.runtime.bundle import MANIFEST, CostInfo, KernelInfo, Manifest, PlanInfo, describe_file
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.rules.states import StateTable
@@ -69,8 +69,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp32", {"fixed_nodes": 8}, [{"P": 1, "N": 8}],
         {"attention": 2}, 100, "0" * 64, 1.0, 1000,
     )  # fmt: skip
+    kernels = [KernelInfo(f"kernels/{sm}.cubin", sm, "nvrtc 13.5", "0" * 64, 9, "1" * 64) for sm in ("sm80", "sm90")]
     content = json.loads((out / MANIFEST).read_text()) | {
         "states": "s.npz", "costs": [asdict(costs)], "plans": [asdict(plan)], "rules": {"lantern": "lantern:delta=0.2"},
+        "kernels": [asdict(info) for info in kernels],
     }  # fmt: skip
     content["files"]["s.npz"] = asdict(describe_file(out / "s.npz"))
     (out / MANIFEST).write_text(json.dumps(content))
@@ -144,7 +146,7 @@ def outcome(folder: Path, change: Change) -> Pipeline | str:
 
 def core(manifest: Manifest) -> Manifest:
     """What a drawing can depend on."""
-    return replace(manifest, name="", tool="", provenance={}, parity={}, backends={}, request="", plans=[])
+    return replace(manifest, name="", tool="", provenance={}, parity={}, backends={}, request="", plans=[], kernels=[])
 
 
 def draw(pipe: Pipeline) -> np.ndarray | str:
@@ -194,7 +196,8 @@ def test_what_is_shown_of_it(bundle: Path, tmp_path: Path) -> None:
     """By `info` and `doctor`, which print much of what no drawing reads."""
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     good = json.loads((bundle / MANIFEST).read_text())
-    shown = {name: good[name] for name in ("name", "provenance", "backends", "plans", "costs", "rules", "sampling")}
+    names = ("name", "provenance", "backends", "plans", "kernels", "costs", "rules", "sampling")
+    shown = {name: good[name] for name in names}
     shown["parity"] = {name: good["parity"][name] for name in ("target", "embed")}
     for turn, change in enumerate(changes(good | shown, each=1)):
         if change.place[0] not in shown or turn % 19:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ...digests import whole_digest
 from ...errors import CascadeError
-from ...schema import Count
+from ...schema import Within
 
 FOLDER = Path(__file__).parent
-_AGAIN = "run `cascade-trt compile BUNDLE --target cuda` again"
+ARCHITECTURES = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120")  # of `--target cuda`
+OPTIONS = ("--std=c++17", "--fmad=false")  # no fused multiply-add: what tests see on the CPU is what a GPU computes
+SPELT = re.compile(r"sm[1-9][0-9]{1,2}")  # an architecture
+SUFFIX = ".cubin"
+OLDEST = 7, 5  # compute capability: NVRTC compiles for no older GPU
+_LARGEST = 64 << 20  # bytes of a file, which is read as a whole
 # GPUs on a board with their CPU run no code for cards, nor the other way round, whatever their numbers say.
 _BOARDS = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 
@@ -26,7 +32,7 @@ class KernelInfo:
     architecture: str
     compiler: str
     source: str
-    bytes: Count
+    bytes: Annotated[int, Within(1, _LARGEST)]
     sha256: str
 
     @property
@@ -34,6 +40,16 @@ class KernelInfo:
         """The compute capability that it was compiled for."""
         number = int(self.architecture.removeprefix("sm"))
         return number // 10, number % 10
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """`code` is what a GPU loads, compiled for `architecture`. Where there is none, `why` says in a sentence what is
+    missing and what to do; it can follow a colon."""
+
+    code: bytes | None
+    architecture: str = ""
+    why: str = ""
 
 
 def sources() -> dict[str, str]:
@@ -49,6 +65,11 @@ def source_digest(options: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def kernel_source() -> str:
+    """The digest that kernels of this version have (`KernelInfo.source`)."""
+    return source_digest(OPTIONS)
+
+
 def serving(kernels: Iterable[KernelInfo], capability: tuple[int, int]) -> KernelInfo | None:
     """The kernels that a GPU of a compute capability can run, None without: the code of its own architecture, or of an
     earlier one with the same first number."""
@@ -60,16 +81,67 @@ def serving(kernels: Iterable[KernelInfo], capability: tuple[int, int]) -> Kerne
     return max(fitting, key=lambda info: info.capability, default=None)
 
 
-def check_kernels(bundle: Path, kernels: Iterable[KernelInfo], source: str) -> None:
-    """Raises CascadeError for the first file that is missing, has changed, or was made from other source than `source`,
-    whose arrays may lie otherwise."""
-    for info in kernels:
-        path = bundle / info.file
-        if info.source != source:
-            raise CascadeError(f"the kernels {path} belong to another version of cascade-trt: {_AGAIN}.")
+def kernels_for(bundle: Path, kernels: Sequence[KernelInfo], capability: tuple[int, int]) -> MachineCode:
+    """The machine code for a GPU of a compute capability, out of `kernels`, the manifest's entries of `bundle`.
+
+    Code of other source than this version's is not taken: its arrays may lie otherwise. The file is compared with the
+    manifest.
+    """
+    here = ".".join(map(str, capability))
+    if capability < OLDEST:
+        least = ".".join(map(str, OLDEST))
+        return MachineCode(None, why=f"kernels need a GPU of compute capability {least} or newer, this one has {here}.")
+    if not kernels:
+        return MachineCode(None, why=f"{bundle} holds no kernels: {again(bundle)}.")
+    source = kernel_source()
+    info = serving([info for info in kernels if info.source == source], capability)
+    if info is not None:
         try:
-            whole = path.stat().st_size == info.bytes and whole_digest(path) == info.sha256
-        except OSError as error:
-            raise CascadeError(f"the kernels {path} cannot be read ({error.strerror}): {_AGAIN}.") from None
-        if not whole:
-            raise CascadeError(f"the kernels {path} have changed since they were compiled: {_AGAIN}.")
+            return MachineCode(read_code(bundle, info), info.architecture)
+        except CascadeError as error:
+            return MachineCode(None, why=str(error))
+    if (other := serving(kernels, capability)) is not None:
+        return MachineCode(None, why=of_another_version(bundle, other))
+    held = ", ".join(dict.fromkeys(info.architecture for info in kernels))
+    what = f"none of the kernels in {bundle} fits this GPU (compute capability {here}; they are for {held})"
+    return MachineCode(None, why=f"{what}: {again(bundle, f'cuda:sm{capability[0]}{capability[1]}')}.")
+
+
+def kernel_problem(bundle: Path, info: KernelInfo, source: str) -> str | None:
+    """A sentence on what keeps kernels from being used on any GPU, None where nothing does. `source` is
+    `kernel_source()`."""
+    if info.source != source:
+        return of_another_version(bundle, info)
+    try:
+        read_code(bundle, info)
+    except CascadeError as error:
+        return str(error)
+    return None
+
+
+def read_code(bundle: Path, info: KernelInfo) -> bytes:
+    """The machine code. Raises CascadeError where its file is missing, or is not what the manifest says."""
+    path, advice = bundle / info.file, again(bundle, _target(info))
+    try:
+        whole = path.stat().st_size == info.bytes
+        code = path.read_bytes() if whole else b""
+    except OSError as error:
+        raise CascadeError(f"the kernels {path} cannot be read ({error.strerror}): {advice}.") from None
+    if not whole or hashlib.sha256(code).hexdigest() != info.sha256:
+        raise CascadeError(f"the kernels {path} have changed since they were compiled: {advice}.")
+    return code
+
+
+def of_another_version(bundle: Path, info: KernelInfo) -> str:
+    """The sentence on kernels of other source than this version's."""
+    return f"the kernels in {bundle} belong to another version of cascade-trt: {again(bundle, _target(info))}."
+
+
+def again(bundle: Path, target: str = "cuda") -> str:
+    """How to compile what is missing."""
+    return f"run `cascade-trt compile {bundle} --target {target}`"
+
+
+def _target(info: KernelInfo) -> str:
+    """What compiles these kernels again, and others that were compiled with them."""
+    return "cuda" if info.architecture in ARCHITECTURES else f"cuda:{info.architecture}"

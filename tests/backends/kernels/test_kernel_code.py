@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import cascade_trt
 from cascade_trt.engines import kernels
-from cascade_trt.engines.kernels import ARCHITECTURES, compile_kernels, kernel_source
-from cascade_trt.runtime.backends.kernels.info import KernelInfo, check_kernels, serving, source_digest, sources
+from cascade_trt.engines.kernels import compile_kernels
+from cascade_trt.runtime.backends.kernels.info import (
+    ARCHITECTURES,
+    OPTIONS,
+    KernelInfo,
+    MachineCode,
+    kernel_problem,
+    kernel_source,
+    kernels_for,
+    read_code,
+    serving,
+    source_digest,
+    sources,
+)
 from cascade_trt.runtime.backends.kernels.layout import THREADS
 from cascade_trt.runtime.digests import whole_digest
 from cascade_trt.runtime.errors import CascadeError
@@ -30,9 +45,9 @@ def test_all_architectures(tmp_path: Path) -> None:
     seen: list[str] = []
     found = compile_kernels(tmp_path, progress=seen.append)
     assert seen == list(ARCHITECTURES) == [info.architecture for info in found]
-    check_kernels(tmp_path, found, kernel_source())
     for info in found:
-        code = (tmp_path / info.file).read_bytes()
+        assert kernel_problem(tmp_path, info, kernel_source()) is None
+        code = read_code(tmp_path, info)
         assert code.startswith(b"\x7fELF") and all(f".text.{name}\0".encode() in code for name in THREADS)
     assert {path.name for path in (tmp_path / "kernels").iterdir()} == {Path(info.file).name for info in found}
     (again,) = compile_kernels(tmp_path / "again", ["sm90"])
@@ -55,7 +70,7 @@ def test_what_nvrtc_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    with pytest.raises(CascadeError, match=r"cuda-bindings is not installed.*pip install 'cascade-trt\[cuda\]'"):
+    with pytest.raises(CascadeError, match=r"cuda-bindings is not installed.*pip install .*cascade-trt\[cuda\]"):
         compile_kernels(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -92,21 +107,60 @@ def test_a_board_takes_its_own_and_newer_code_serves_no_older_gpu() -> None:
     assert serving([info("sm89")], (8, 6)) is None
 
 
-def test_kernels_that_are_not_whole(tmp_path: Path) -> None:
-    file = tmp_path / "a.cubin"
-    file.write_bytes(b"code")
-    whole = KernelInfo("a.cubin", "sm90", "nvrtc 13.5", kernel_source(), 4, whole_digest(file))
-    check_kernels(tmp_path, [whole], kernel_source())
-    with pytest.raises(CascadeError, match="belong to another version"):
-        check_kernels(tmp_path, [replace(whole, source="0")], kernel_source())
-    file.write_bytes(b"Code")
-    with pytest.raises(CascadeError, match="have changed"):
-        check_kernels(tmp_path, [whole], kernel_source())
-    file.unlink()
-    with pytest.raises(CascadeError, match="cannot be read"):
-        check_kernels(tmp_path, [whole], kernel_source())
+def entry(folder: Path, architecture: str, source: str = "") -> KernelInfo:
+    """Kernels whose machine code is a text."""
+    (folder / f"{architecture}.cubin").write_bytes(code := f"code of {architecture}".encode())
+    digest = whole_digest(folder / f"{architecture}.cubin")
+    return KernelInfo(f"{architecture}.cubin", architecture, "nvrtc 13.5", source or kernel_source(), len(code), digest)
+
+
+def none(folder: Path, kernels: list[KernelInfo], capability: tuple[int, int]) -> str:
+    """Why there are none. It is one sentence, which can follow a colon."""
+    found = kernels_for(folder, kernels, capability)
+    assert found.code is None and found.why.endswith(".") and "\n" not in found.why and not found.why[0].isupper()
+    return found.why.replace(str(folder), "BUNDLE")
+
+
+def test_the_code_for_a_gpu(tmp_path: Path) -> None:
+    held = [entry(tmp_path, name) for name in ("sm80", "sm86", "sm90")]
+    assert kernels_for(tmp_path, held, (8, 9)) == MachineCode(b"code of sm86", "sm86")
+    assert kernels_for(tmp_path, held, (9, 0)) == MachineCode(b"code of sm90", "sm90")
+    fits_better = replace(held[1], source="0")  # but is of another version
+    assert kernels_for(tmp_path, [held[0], fits_better], (8, 9)) == MachineCode(b"code of sm80", "sm80")
+
+
+def test_why_a_gpu_gets_no_kernels(tmp_path: Path) -> None:
+    sm90, sm87, old = entry(tmp_path, "sm90"), entry(tmp_path, "sm87"), entry(tmp_path, "sm80", "0")
+    again = "run `cascade-trt compile BUNDLE --target cuda"
+    assert none(tmp_path, [], (9, 0)) == f"BUNDLE holds no kernels: {again}`."
+    assert none(tmp_path, [sm90, sm87], (10, 3)) == (
+        "none of the kernels in BUNDLE fits this GPU (compute capability 10.3; they are for sm90, sm87): "
+        f"{again}:sm103`."
+    )
+    assert none(tmp_path, [sm90, old], (8, 9)) == (
+        f"the kernels in BUNDLE belong to another version of cascade-trt: {again}`."
+    )
+    for held in ([], [sm90], [old]):
+        assert "need a GPU of compute capability 7.5 or newer, this one has 7.0" in none(tmp_path, held, (7, 0))
+    (tmp_path / sm87.file).write_bytes(b"Code of sm87")
+    assert none(tmp_path, [sm87], (8, 7)) == (
+        f"the kernels BUNDLE/sm87.cubin have changed since they were compiled: {again}:sm87`."
+    )
+    (tmp_path / sm90.file).write_bytes(b"code of sm9")
+    assert none(tmp_path, [sm90], (9, 0)) == (
+        f"the kernels BUNDLE/sm90.cubin have changed since they were compiled: {again}`."
+    )
+    (tmp_path / sm90.file).unlink()
+    assert "BUNDLE/sm90.cubin cannot be read (No such file or directory): " in none(tmp_path, [sm90], (9, 0))
+
+
+def test_what_is_to_be_installed_is_what_the_extras_have() -> None:
+    extras = tomllib.loads((Path(cascade_trt.__file__).parent / "pyproject.toml").read_text())
+    extras = extras["project"]["optional-dependencies"]
+    said = re.findall(r"'(\S+?)'", kernels._INSTALL)
+    assert len(said) == 2 and set(said) <= set(extras["cuda"]) & set(extras["dev"])
 
 
 def test_the_digest_is_that_of_source_and_options() -> None:
-    assert kernel_source() == source_digest(kernels.OPTIONS) != source_digest()
+    assert kernel_source() == source_digest(OPTIONS) != source_digest()
     assert {"round.h", "noise.cu", "walk_by_rule.cu"} <= set(sources())
