@@ -7,9 +7,11 @@
 | `calls` | ms of a target call by nodes and images, and what reading weights and cache takes at a copy's bandwidth |
 | `torch` | the same target call on one node in PyTorch: eager in a CUDA graph, and torch.compile |
 
-Every part replaces its own entry in benchmarks/results/gpu.json. `torch` takes the name of a preset.
+Every part replaces its own entry in benchmarks/results/gpu.json. `torch` takes the name of a preset. Rounds run on the
+device where the bundle has kernels; `--rounds host` shows what that gains, and draws with the noise of the host.
 
     cascade-trt build llamagen-t2i-b --dummy-weights --precision fp16 --batch 8 --max-nodes 61 --out build/gpt_b
+    cascade-trt compile build/gpt_b --target cuda
     python -m cascade_trt.benchmarks.gpu speed build/gpt_b
     python -m cascade_trt.benchmarks.gpu torch llamagen-t2i-b
 """
@@ -26,6 +28,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..runtime.backends import Backend
 from ..runtime.costs import measure
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
@@ -40,6 +43,30 @@ NODES = (1, 8, 17, 33, 60)
 TREES = ("jacobi_8", "jacobi_16", "jacobi_32", "jacobi_59", "mixed_8", "mixed_16", "mixed_32", "mixed_59", "small_6",
          "chain_7")  # fmt: skip
 BACKEND = click.option("--backend", default="ort-cuda", show_default=True)
+DEVICE, HOST = "device", "host"
+ROUNDS = click.option("--rounds", type=click.Choice([DEVICE, HOST]), default=DEVICE, show_default=True)
+
+
+class HostRounds:
+    """A backend without its kernels."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def kernels(self, *_: object) -> None:
+        return None
+
+
+def load(bundle: Path, name: str, rounds: str) -> Pipeline:
+    """The bundle on a backend, with rounds as asked for."""
+    if rounds == DEVICE:
+        return Pipeline.load(bundle, name)
+    with Pipeline.load(bundle, name, warm=False) as pipe:
+        backend = HostRounds(pipe.backend.backend)
+    return Pipeline.load(bundle, backend)  # type: ignore[arg-type] - it has what a backend has
 
 
 @click.group()
@@ -51,10 +78,11 @@ def main() -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @BACKEND
+@ROUNDS
 @click.option("--images", type=int, default=8, show_default=True)
-def parity(bundle: Path, backend: str, images: int) -> None:
+def parity(bundle: Path, backend: str, rounds: str, images: int) -> None:
     """Codes of `ar` against the CPU's, and of `exact` against the GPU's own `ar`, with each tree."""
-    with Pipeline.load(bundle, backend) as pipe:
+    with load(bundle, backend, rounds) as pipe:
         plain = _drawn(pipe, 1, {"rule": "ar"}, images)
         trees = {tree: _agreement(_drawn(pipe, 1, {"rule": "exact", "tree": tree}, images), plain)
                  for tree in served(pipe, TREES)}  # fmt: skip
@@ -65,7 +93,7 @@ def parity(bundle: Path, backend: str, images: int) -> None:
     if support == "yes":
         with Pipeline.load(bundle, "ort-cpu") as pipe:
             row["cpu"] = _agreement(plain, _drawn(pipe, 1, {"rule": "ar"}, images))
-    store("parity", bundle.name, backend, row)
+    store("parity", bundle.name, backend, {"rounds": rounds, **row})
 
 
 def _agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:
@@ -78,16 +106,19 @@ def _agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dic
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @BACKEND
+@ROUNDS
 @click.option("--slots", "sizes", type=int, multiple=True, default=SLOTS, show_default=True)
 @click.option("--tree", "trees", multiple=True, help="Repeatable. [default: all that the bundle serves]")
 @click.option("--repeats", type=int, default=3, show_default=True)
-def speed(bundle: Path, backend: str, sizes: tuple[int, ...], trees: tuple[str, ...], repeats: int) -> None:
+def speed(
+    bundle: Path, backend: str, rounds: str, sizes: tuple[int, ...], trees: tuple[str, ...], repeats: int
+) -> None:
     """Whole images, all settings in turn."""
-    with Pipeline.load(bundle, backend) as pipe:
+    with load(bundle, backend, rounds) as pipe:
         chosen = trees or served(pipe, TREES)
         settings = {NO_TREE: {"rule": "ar"}} | {tree: {"rule": "exact", "tree": tree} for tree in chosen}
         rows = [row for slots in sizes for row in _speeds(pipe, slots, settings, repeats)]
-    store("speed", bundle.name, backend, {"repeats": repeats, "rows": rows})
+    store("speed", bundle.name, backend, {"rounds": rounds, "repeats": repeats, "rows": rows})
 
 
 def _speeds(pipe: Pipeline, slots: int, settings: dict[str, dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
@@ -215,12 +246,13 @@ def _short(value: Any) -> str:
 
 
 def store(part: str, subject: str, backend: str, found: dict[str, Any]) -> None:
-    """Puts an entry in the place of the one of the same part, subject, backend and GPU."""
+    """Puts an entry in the place of the one of the same part, subject, backend, rounds and GPU."""
     entry = {"part": part, "subject": subject, "backend": backend, "gpu": _gpu(), "machine": describe_machine(None)}
     entries = json.loads(FILE.read_text())["entries"] if FILE.is_file() else []
-    key = ("part", "subject", "backend", "gpu")
-    kept = [one for one in entries if any(one[name] != entry[name] for name in key)]
-    FILE.write_text(json.dumps({"entries": [*kept, entry | found]}, indent=1) + "\n")
+    entry |= found
+    key = ("part", "subject", "backend", "rounds", "gpu")
+    kept = [one for one in entries if any(one.get(name) != entry.get(name) for name in key)]
+    FILE.write_text(json.dumps({"entries": [*kept, entry]}, indent=1) + "\n")
     click.echo(f"{part} of {subject} on {backend}: {_short(found) if part == 'parity' else FILE}")
 
 

@@ -45,6 +45,12 @@ def test_parts_stand_beside_each_other_and_replace_their_own(tiny_bundle: Path, 
     assert len(row["ms"]) == len(row["nodes"]) and row["roofline_ms"] > 0
 
 
+def test_rounds_of_the_host_are_an_entry_of_their_own(tiny_bundle: Path, entries: Any) -> None:
+    for rounds in ("device", "host"):
+        run("speed", tiny_bundle, *CPU, "--rounds", rounds, "--slots", 1, "--tree", "jacobi_8", "--repeats", 1)
+    assert [entry["rounds"] for entry in entries()] == ["device", "host"]
+
+
 def test_agreement_counts_images_and_tokens() -> None:
     import numpy as np
 
