@@ -60,7 +60,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._drawing: int | None = None  # the thread that holds the lock
         self._engines = Engines(self._backend, folder, manifest)
-        self._kernels = self._backend.kernels(folder, getattr(manifest, "kernels", ()))
+        self._kernels = self._backend.kernels(folder, manifest.kernels)
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
         self._rulebook = Rulebook(folder, manifest)
         self._checker = Checker(manifest, self._rulebook, encoder)

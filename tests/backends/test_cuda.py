@@ -7,13 +7,16 @@ import sys
 import types
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cascade_trt.runtime.backends import BACKEND_NAMES, open_backend, ort_cuda
 from cascade_trt.runtime.backends.device import CudaDevice, pieces
-from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.backends.kernels import on_cuda
+from cascade_trt.runtime.backends.kernels.info import MachineCode
+from cascade_trt.runtime.errors import CascadeError, CascadeWarning
 
 NAMES = ("SUCCESS", "INVALID_VALUE", "OUT_OF_MEMORY", "NO_DEVICE", "ILLEGAL_ADDRESS", "SYSTEM_DRIVER_MISMATCH",
          "INSUFFICIENT_DRIVER", "ECC_UNCORRECTABLE")  # fmt: skip
@@ -209,3 +212,14 @@ def test_bfloat16_needs_a_card_that_has_it() -> None:
     device = CudaDevice(0, Driver(cuDeviceGetAttribute=(OK, 7)))
     with pytest.raises(CascadeError, match=r"^target.onnx computes in bfloat16, which this GPU \(A card\) does not:"):
         ort_cuda.OrtCudaEngine(None, session, device, "target.onnx", graphs=True)
+
+
+def test_without_kernels_rounds_are_the_hosts_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CudaDevice(0, Driver(cuLibraryLoadData=(OK, 5)))
+    with pytest.warns(CascadeWarning, match="^rounds run on the host, which is slower: .* holds no kernels: run `casc"):
+        assert on_cuda.open_kernels(device, tmp_path, []) is None
+    monkeypatch.setattr(on_cuda, "kernels_for", lambda *_: MachineCode(b"code", "sm90"))
+    assert isinstance(on_cuda.open_kernels(device, tmp_path, []), on_cuda.CudaKernels)
+    refusing = CudaDevice(0, Driver(cuLibraryLoadData=failing("INVALID_VALUE")))
+    with pytest.raises(CascadeError, match="CUDA refuses a call"):
+        on_cuda.open_kernels(refusing, tmp_path, [])

@@ -15,7 +15,7 @@ from ...errors import CascadeWarning
 from .. import Buffer
 from ..device import CudaDevice
 from ..host import host_dtype
-from .info import KernelInfo
+from .info import KernelInfo, kernels_for
 
 
 class CudaKernels:
@@ -66,8 +66,6 @@ class CudaArrival:
 
 def open_kernels(device: CudaDevice, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
     """The kernels in the bundle that `device` can run. Warns and returns None where there are none."""
-    from .info import kernels_for
-
     found = kernels_for(bundle, compiled, device.capability)
     if found.code is None:
         warnings.warn(f"rounds run on the host, which is slower: {found.why}", CascadeWarning, stacklevel=2)
