@@ -222,8 +222,8 @@ class TensorRtEngine:
         shown = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()
                           if len(shape) > 1 and not name.startswith("past_"))  # fmt: skip
         raise CascadeError(
-            f"{self.file} has no profile for {shown}: draw with a tree that the bundle was built with, and no more "
-            "images at a time than its --batch; or build it so, and compile its engines again."
+            f"{self.file} has no profile for {shown}: draw with guidance as the bundle does, with a tree that it was "
+            "built with, and no more images at a time than its --batch; or build it so, and compile its engines again."
         )
 
     def _others(

@@ -13,6 +13,7 @@ from host_cuda import HostDriver, host_device
 
 from cascade_trt.runtime.backends.host import host_buffer
 from cascade_trt.runtime.backends.tensorrt import TensorRtBackend, TensorRtCall
+from cascade_trt.runtime.backends.tensorrt_shapes import Padded
 from cascade_trt.runtime.bundle import PlanInfo
 from cascade_trt.runtime.errors import CascadeError, CascadeWarning
 from cascade_trt.runtime.plans import Here, Plans
@@ -217,8 +218,22 @@ def test_other_buffers_are_refused(sums: Sums) -> None:
 
 def test_a_shape_without_profile_is_a_sentence(sums: Sums) -> None:
     x, y = (sums.backend.buffer((1, SLOTS + 1), "float32", "in") for _ in range(2))
-    with pytest.raises(CascadeError, match=r"has no profile for x \[1, 13\], y \[1, 13\]: draw with a tree that the"):
+    with pytest.raises(CascadeError, match=r"has no profile for x \[1, 13\], y \[1, 13\]: draw with guidance as"):
         sums.engine.bind({"x": x, "y": y}, {})
+
+
+def test_nodes_that_fill_a_call_up_see_themselves(sums: Sums) -> None:
+    """Whatever the caller's nodes see; a node without any slot would not be finite on every GPU."""
+    mask = sums.backend.buffer((2, 2, 6), "bool", "in")
+    mask.host[:, :, 0] = mask.host[1, 1, 1] = True
+    padded = Padded(sums.backend.device, {"tree_mask": mask}, {}, {"tree_mask": (2, 4, 6)}, {})
+    mask.upload()
+    padded.before()
+    own = padded.own["tree_mask"]
+    own.fetch()
+    sums.backend.device.synchronize()
+    assert (own.host[:, :2] == mask.host).all()
+    assert own.host[:, 2:].astype(int).tolist() == [[[0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]] * 2
 
 
 # what it loads ----------------------------------------------------------------------------------------------

@@ -110,13 +110,15 @@ class Turns:
         """Nothing follows from it."""
 
 
-def test_more_images_than_were_compiled_for_are_refused(
+def test_what_no_engine_was_compiled_for_is_refused(
     three: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = fake_trt.draws_on(monkeypatch, fake_trt.compiled(three.folder, tmp_path))
     workspace = other.workspace(slots=5)
-    with pytest.raises(CascadeError, match=r"target.plan has no profile for .*: draw with a tree that the bundle was"):
+    with pytest.raises(CascadeError, match=r"target.plan has no profile for .*: draw with guidance as the bundle"):
         Lanes(workspace)["small_9"].run_target(5, ())
+    with pytest.raises(CascadeError, match=r"has no profile for \w+ \[1, .*: draw with guidance as"):
+        other.generate(**random_features(three, 1), guidance_scale=1.0)
 
 
 # verify -----------------------------------------------------------------------------------------------------
