@@ -4,39 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import fake_trt
 import pytest
+from any_plans import any_plans
 from contract import DIM, HEADS, ROWS, SLOTS, Contract, scatter_graph, sums_graph
 from host_cuda import HostDriver, host_device
 
 from cascade_trt.runtime.backends.host import host_buffer
 from cascade_trt.runtime.backends.tensorrt import TensorRtBackend, TensorRtCall
 from cascade_trt.runtime.backends.tensorrt_shapes import Padded
-from cascade_trt.runtime.bundle import PlanInfo
 from cascade_trt.runtime.errors import CascadeError, CascadeWarning
-from cascade_trt.runtime.plans import Here, Plans
-
-
-class AnyPlans(Plans):
-    """Plans of whatever graph is asked for in the bundle's folder, with a profile for every size of the contract."""
-
-    def fitting(self, backend: str, here: Here, target: str | None = None) -> dict[str, PlanInfo]:
-        assert (backend, here.gpu, target) == ("tensorrt-rtx", ("A card", (8, 9)), None)
-        folder = self.folder
-
-        class Compiled(dict[str, PlanInfo]):
-            def get(self, name: str, default: Any = None) -> PlanInfo | None:  # noqa: ARG002
-                file = folder / f"{name}.plan"
-                profiles = [{"R": rows, "N": count} for rows in range(1, ROWS + 1) for count in range(1, SLOTS + 1)]
-                fake_trt.write_plan(file, folder / name, profiles)
-                if name == "odd.onnx":  # which is no graph
-                    file.write_bytes(b"odd")
-                return fake_trt.plan_info(name.removesuffix(".onnx"), file, profiles)
-
-        slots = [{"P": count, "N": 1} for count in range(1, 9)]
-        return Compiled({"embed.onnx": fake_trt.plan_info("embed", Path(__file__), slots)})
+from cascade_trt.runtime.plans import Plans
 
 
 class TestTensorRt(Contract):
@@ -47,7 +26,7 @@ class TestTensorRt(Contract):
     @pytest.fixture
     def backend(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRtBackend:
         device, driver = host_device()
-        plans = AnyPlans(tmp_path, {}, [], most_nodes=SLOTS)
+        plans = any_plans(tmp_path)
         return fake_trt.backend(monkeypatch, plans, device, driver, graphs=self.graphs)
 
 
@@ -84,7 +63,7 @@ class Sums:
 @pytest.fixture
 def sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sums:
     device, driver = host_device()
-    plans = AnyPlans(tmp_path, {}, [], most_nodes=SLOTS)
+    plans = any_plans(tmp_path)
     return Sums(fake_trt.backend(monkeypatch, plans, device, driver), driver, tmp_path)
 
 
@@ -103,7 +82,7 @@ def test_a_steady_run_is_one_launch(sums: Sums) -> None:
 
 def test_without_graphs_nothing_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, driver = host_device()
-    plans = AnyPlans(tmp_path, {}, [], most_nodes=SLOTS)
+    plans = any_plans(tmp_path)
     sums = Sums(fake_trt.backend(monkeypatch, plans, device, driver, graphs=False), driver, tmp_path)
     for value in (1.0, 2.0, 3.0):
         sums.check(value)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import fake_trt
 import pytest
+from any_plans import any_plans
+from conftest_trt import require_rtx
+from contract import ROWS, SLOTS, scatter_graph, sums_graph
+from inside_tensorrt import compile_for
 
+from cascade_trt.engines.tensorrt import header
 from cascade_trt.runtime.backends import tensorrt, tensorrt_library
+from cascade_trt.runtime.plans import Here
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'cascade-trt[rtx]'")
 OBJECTS = {  # in a class of the backend: how it calls TensorRT's objects, and what they are
@@ -101,3 +108,14 @@ def test_what_tensorrt_gives_as_a_reason_is_one_sentence() -> None:
     assert said == "TensorRT on this GPU cannot load a.plan (Magic tag does not match): compile it again."
     said = str(tensorrt_library.refused("load a.plan", log, "compile it again"))
     assert said == "TensorRT on this GPU cannot load a.plan (it gives no reason): compile it again."
+
+
+def test_the_contracts_graphs_compile_for_the_card_that_will_run_them(tmp_path: Path) -> None:
+    """`inside_tensorrt.py` compiles them there; caches are updated in place, and every profile is there."""
+    require_rtx()
+    plans = any_plans(tmp_path, partial(compile_for, "rtx:sm89"))
+    compiled = plans.fitting("tensorrt-rtx", Here.look(("A card", (8, 9))))
+    for graph in (sums_graph(tmp_path), scatter_graph(tmp_path)):
+        plan = compiled.get(graph.name)
+        assert plan is not None and plan.bytes > 1 << 16 and len(plan.profiles) == ROWS * SLOTS
+        assert header.plan_problem(Path(plan.file)) is None
