@@ -111,6 +111,26 @@ class Contract:
         engine.bind({"x": between, "y": y}, {"sum": total}).run(fetch=("sum",))
         np.testing.assert_array_equal(total.host, x.host[[3, 1, 2, 3]])
 
+    @computes
+    def test_a_buffer_of_the_device_holds_what_was_sent(self, backend: Backend, tmp_path: Path) -> None:
+        """To all places or some of them; a run sends nothing by itself, for kernels may have written since."""
+        engine = backend.load(sums_graph(tmp_path))
+        x, y = backend.buffer((4, 2), "float32", "device"), backend.buffer((4, 2), "float32", "in")
+        total = backend.buffer((4, 2), "float32", "out")
+        call = engine.bind({"x": x, "y": y}, {"sum": total})
+        x.host[:] = np.arange(8).reshape(4, 2)
+        x.send()
+        call.run(fetch=("sum",))
+        np.testing.assert_array_equal(total.host, x.host)
+        x.host[1:3] = 9
+        x.view(1, 3).send()
+        call.run(fetch=("sum",))
+        assert total.host[:, 0].tolist() == [0, 9, 9, 6]
+
+    def test_a_view_has_its_own_address(self, backend: Backend) -> None:
+        buffer = backend.buffer((4, 3), "float32", "device")
+        assert buffer.view(2, 4).address == buffer.address + 2 * 3 * 4 > 0
+
     # binding ------------------------------------------------------------------------------------------------
     @computes
     def test_a_call_reads_what_was_written_before_each_run(self, backend: Backend, tmp_path: Path) -> None:
@@ -284,6 +304,12 @@ class Contract:
             backend.load_merged(odd, {"x": odd, "y": odd})
 
     # caches -------------------------------------------------------------------------------------------------
+    def test_a_cache_knows_its_block(self, backend: Backend) -> None:
+        cache = backend.cache(LAYERS, ROWS, HEADS, SLOTS, DIM, "float16")
+        assert cache.shape == (LAYERS, 2, ROWS, HEADS, SLOTS, DIM)
+        assert cache.nbytes == 2 * np.prod(cache.shape)
+        assert cache.address % 16 == 0 and cache.address  # kernels move 16 bytes at a time
+
     def test_bindings_are_views_of_one_block(self, backend: Backend) -> None:
         cache = backend.cache(LAYERS, ROWS, HEADS, SLOTS, DIM, "float16")
         assert cache.nbytes == LAYERS * 2 * ROWS * HEADS * SLOTS * DIM * 2
