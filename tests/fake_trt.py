@@ -92,10 +92,12 @@ def draws_on(monkeypatch: Any, plans: Plans, graphs: bool = True) -> Pipeline:
     return Pipeline.load(plans.folder, own, warm=False)
 
 
-def backend(monkeypatch: Any, plans: Plans, device: CudaDevice, driver: HostDriver, **options: Any) -> TensorRtBackend:
-    """TensorRT-RTX's backend on this TensorRT and that device."""
+def backend(
+    monkeypatch: Any, plans: Plans, device: CudaDevice, driver: HostDriver, name: str = "tensorrt-rtx", **options: Any
+) -> TensorRtBackend:
+    """A backend on this TensorRT and that device."""
     install(monkeypatch, driver)
-    return TensorRtBackend("tensorrt-rtx", plans, device, **options)
+    return TensorRtBackend(name, plans, device, **options)
 
 
 def install(monkeypatch: Any, driver: HostDriver, version: str = VERSION) -> None:

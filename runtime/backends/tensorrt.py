@@ -23,7 +23,7 @@ from typing import Any
 
 from ..engine_info import FIXED_NODES, FIXED_PAIRS, PlanInfo
 from ..errors import CascadeError, CascadeWarning
-from ..plans import EXTRAS, Here, Plans
+from ..plans import EXTRAS, RTX, Here, Plans
 from . import Buffer, Identity, Kind
 from .cuda_memory import CudaBuffer, CudaCache, cuda_buffer
 from .device import CudaDevice, DeviceMemory, Graph
@@ -181,13 +181,18 @@ class TensorRtEngine:
         """TensorRT-RTX compiles kernels when a call first runs. All contexts share them, and they are final when a CUDA
         graph is captured. None for TensorRT, which has compiled everything."""
         trt = self._trt
-        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        if self._parts.library.backend != RTX:
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.set_runtime_cache(config.create_runtime_cache())
         return config
+
+    @property
+    def makes_graphs(self) -> bool:
+        """Whether TensorRT can make CUDA graphs itself."""
+        return self._config is not None
 
     def dtype(self, name: str) -> str:
         return (self._inputs | self._outputs)[name]
@@ -380,7 +385,7 @@ class TensorRtCall:
         engine, self._captures = self._engine, False
         context, stream = self._context.context, engine.device.stream
         engine.device.make_current()
-        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+        if engine.makes_graphs and not context.is_stream_capturable(stream):
             self._context = engine.context(self._index, whole_graph=True)
             self._set_addresses()
             return

@@ -11,7 +11,7 @@ import fake_trt
 from contract import ROWS, SLOTS
 
 from cascade_trt.runtime.bundle import PlanInfo
-from cascade_trt.runtime.plans import Here, Plans
+from cascade_trt.runtime.plans import BACKENDS, Here, Plans
 
 Compile = Callable[[Path, Path, list[dict[str, int]]], object]  # graph, file, profiles
 
@@ -24,7 +24,7 @@ class AnyPlans(Plans):
     compile: Compile = lambda graph, file, profiles: fake_trt.write_plan(file, graph, profiles)
 
     def fitting(self, backend: str, here: Here, target: str | None = None) -> dict[str, PlanInfo]:
-        assert backend == "tensorrt-rtx" and here.gpu is not None and target is None
+        assert backend in BACKENDS and here.gpu is not None and target is None
         plans = self
 
         class Compiled(dict[str, PlanInfo]):

@@ -21,17 +21,30 @@ from cascade_trt.runtime.plans import Plans
 class TestTensorRt(Contract):
     host_is_device = False
     loads_merged = False
-    graphs = True
+    name, graphs = "tensorrt-rtx", True
 
     @pytest.fixture
     def backend(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRtBackend:
         device, driver = host_device()
         plans = any_plans(tmp_path)
-        return fake_trt.backend(monkeypatch, plans, device, driver, graphs=self.graphs)
+        return fake_trt.backend(monkeypatch, plans, device, driver, self.name, graphs=self.graphs)
 
 
 class TestWithoutGraphs(TestTensorRt):
     graphs = False
+
+
+class TestWithoutRtx(TestTensorRt):
+    """TensorRT has none of TensorRT-RTX's settings of a context."""
+
+    name = "tensorrt"
+
+    @pytest.fixture(autouse=True)
+    def without_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("DynamicShapesKernelSpecializationStrategy", "CudaGraphStrategy"):
+            monkeypatch.delattr(fake_trt.FakeTrt, name)
+        monkeypatch.delattr(fake_trt.FakeEngine, "create_runtime_config")
+        monkeypatch.delattr(fake_trt.FakeContext, "is_stream_capturable")
 
 
 # what a call does ---------------------------------------------------------------------------------------------
