@@ -43,7 +43,10 @@ def _typed(file: Path, name: str) -> str:
     found = shutil.which(name)
     if found is not None and os.path.abspath(found) == place:
         return name
-    below = os.path.relpath(place)
+    try:
+        below = os.path.relpath(place)
+    except FileNotFoundError:  # the working directory is gone
+        return shlex.quote(place)
     if below.startswith(os.pardir):
         return shlex.quote(place)
     return shlex.quote(below if os.sep in below else os.path.join(os.curdir, below))

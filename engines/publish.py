@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..runtime.bundle import MANIFEST, Manifest, read_manifest
 from ..runtime.errors import CascadeError
+from ..runtime.files import check_files, require_utf8
 from .lock import locked
 from .origin import same_target
 from .swap import put_in_place, require_movable
@@ -36,11 +37,12 @@ def staged_bundle(out: Path, patience: float = 0.0) -> Iterator[Path]:
     After an error or Ctrl-C the staging folder is gone and an older bundle in `out` is as it was; at every moment `out`
     is the old bundle or the new one. Raises CascadeError, before the block, when `out` cannot be replaced, holds
     something that is not a bundle, or is still being built by another after `patience` seconds; and after it when the
-    disk is full.
+    disk is full, or what was staged cannot be loaded.
     """
     out = Path(os.path.realpath(out))  # through a link, so that the bundle behind it is the one replaced
     with _staging(out, patience) as stage:
         yield stage
+        require_loadable(stage, out)
         _refuse_others(out)  # once more: a build is long
         if out.exists():
             stage.chmod(stat.S_IMODE(out.stat().st_mode))
@@ -58,7 +60,9 @@ def _staging(out: Path, patience: float) -> Iterator[Path]:
     """An empty folder beside `out` that is gone afterwards, unless it was moved, with no other builder inside."""
     with ExitStack() as stack:
         stack.enter_context(_as_sentence(out))
+        require_utf8(out)
         _refuse_others(out)
+        _refuse_working_folder(out)
         stack.callback(_remove_empty, [folder for folder in out.parents if not folder.exists()])
         out.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out, patience))
@@ -95,6 +99,29 @@ def _refuse_others(out: Path) -> None:
     """Raises CascadeError when `out` holds something that is neither a bundle nor empty."""
     if os.path.lexists(out) and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).is_file())):
         raise CascadeError(f"{out} exists and is not a bundle: choose another --out.")
+
+
+def _refuse_working_folder(out: Path) -> None:
+    """Raises CascadeError where the exchange would take the caller's working directory away: a shell in it would be
+    left in a folder that is gone."""
+    here = Path.cwd()
+    if out == here or out in here.parents:
+        raise CascadeError(
+            f"{out} is the folder that this command runs in, or is above it, and a bundle is replaced as a whole: run "
+            "the command from another folder."
+        )
+
+
+def require_loadable(stage: Path, out: Path) -> None:
+    """Raises CascadeError when the bundle in `stage`, which is to become `out`, could not be loaded there."""
+    try:
+        check_files(stage, read_manifest(stage))
+    except CascadeError as error:
+        reason = str(error).replace(str(stage), str(out)).rstrip(".").removesuffix(": build the bundle again")
+        raise CascadeError(
+            f"the new bundle could not be loaded ({reason}), so {out} is left as it was: correct what was asked for, "
+            "or report this."
+        ) from None
 
 
 def _clear_stale(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
-from ..runtime.tree import MOST_NODES, AnyTree, DynamicTree, same_shape
+from ..runtime.tree import AnyTree, DynamicTree, same_shape
 from .checkpoints.source import check_shapes
 from .digest import watched
 from .graphs.builder import GraphBuilder
@@ -48,7 +49,7 @@ from .neighbours import FILE as NEIGHBOURS
 from .neighbours import neighbour_table
 from .parity import check_parity
 from .parts import Parts
-from .request import MAX_NODES
+from .request import MAX_NODES, check_sizes
 from .support import backend_support
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes read, bytes in all
@@ -166,12 +167,7 @@ def build_bundle(
 def _check(parts: Parts, options: BuildOptions) -> None:
     if options.precision not in PRECISIONS:
         raise CascadeError(f"unknown precision {options.precision!r}: choose one of {', '.join(PRECISIONS)}.")
-    if options.batch < 1:
-        raise CascadeError("--batch must be at least 1.")
-    if options.max_top_k < 1:
-        raise CascadeError("--max-top-k must be at least 1.")
-    if not 2 <= options.max_nodes <= MOST_NODES:
-        raise CascadeError(f"--max-nodes must be from 2 (the root and one guess) to {MOST_NODES}.")
+    check_sizes(options.batch, options.max_top_k, options.max_nodes)
     widest = max(map(_widest, options.drafts.values()), default=0)
     codes = parts.target.plan.codes
     if widest > codes:
@@ -268,7 +264,7 @@ def _manifest(
         )  # fmt: skip
     return Manifest(
         schema=SCHEMA_VERSION,
-        name=options.out.name,
+        name=Path(os.path.abspath(options.out)).name,
         tool=f"cascade-trt {__version__}",
         batch=options.batch,
         model=model,

@@ -12,6 +12,7 @@ import torch
 
 from ..runtime.errors import CascadeError
 from ..runtime.rules.states import StateTable
+from .checkpoints.reading import spelt
 from .checkpoints.source import TensorSource
 from .checkpoints.t5 import t5_shapes
 from .checkpoints.vq import vq_shapes
@@ -53,7 +54,7 @@ class Parts:
         return sum(math.prod(shape) for shape in self._shapes()[part])
 
     def provenance(self) -> dict[str, Any]:
-        """Where the weights came from: file name and size of each part."""
+        """Where the weights came from: file name, escaped where it cannot be printed, and size of each part."""
         found: dict[str, Any] = {}
         drafter = self.drafter.checkpoint if self.drafter is not None else None
         for part, source in (
@@ -64,7 +65,7 @@ class Parts:
             if self.dummy:
                 found[part] = {"weights": "random (--dummy-weights)"}
             else:
-                found[part] = {"file": source.path.name, "parameters": self.parameters(part)}
+                found[part] = {"file": spelt(source.path.name), "parameters": self.parameters(part)}
         return found
 
     @property

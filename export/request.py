@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CascadeError
+from ..runtime.model_info import MOST_SLOTS
+from ..runtime.schema import printable
+from ..runtime.tree import MOST_NODES
 
 DEMO_MODEL = "emoji"
+MOST_TOP_K = 1 << 24  # no vocabulary has more tokens
 MAX_NODES = 33  # of one target call, unless a build asks for another number: `mixed_32` with its root
 
 
@@ -50,8 +54,24 @@ class BuildRequest:
         return [path for path in given if path is not None]
 
 
+def check_sizes(batch: int, max_top_k: int | None, max_nodes: int | None) -> None:
+    """Raises CascadeError for numbers that no bundle can have (None: the default)."""
+    if not 1 <= batch <= MOST_SLOTS:
+        raise CascadeError(f"--batch must be from 1 to {MOST_SLOTS}, not {batch}.")
+    if max_top_k is not None and not 1 <= max_top_k <= MOST_TOP_K:
+        raise CascadeError(f"--max-top-k must be from 1 to {MOST_TOP_K}, not {max_top_k}.")
+    if max_nodes is not None and not 2 <= max_nodes <= MOST_NODES:
+        raise CascadeError(f"--max-nodes must be from 2 (the root and one guess) to {MOST_NODES}, not {max_nodes}.")
+
+
 def check_request(request: BuildRequest) -> None:
-    """Raises CascadeError for options that this model has no use for: they would be dropped without a word."""
+    """Raises CascadeError for what no bundle can be, and for options that this model has no use for: they would be
+    dropped without a word."""
+    check_sizes(request.batch, request.max_top_k, request.max_nodes)
+    if request.out is not None and not printable(request.out.name):
+        raise CascadeError(f"--out {request.out} has a name that cannot be printed: choose another.")
+    if request.one_plan and not any(target.startswith("rtx:") for target in request.targets):
+        raise CascadeError("--one-plan is for targets of TensorRT-RTX: add --target rtx:smNN, or leave it away.")
     if request.model == DEMO_MODEL and request.dummy_weights:
         raise CascadeError("emoji comes with its own weights: leave --dummy-weights away.")
     if request.model != DEMO_MODEL and not request.dummy_weights:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .bundle import MANIFEST, FileInfo, Manifest
 from .digests import describe_file, sampled_digest, whole_digest
 from .errors import CascadeError
 from .graph_check import check_graphs
+from .schema import short
 from .tables import check_tables
 
-__all__ = ["check_files", "describe_file"]
+__all__ = ["as_folder", "check_files", "describe_file", "require_utf8"]
 
 _HASHED_WHOLE = 256 << 20  # bytes; larger files are checked by size and by samples when a bundle is loaded
+
+
+def as_folder(given: Any) -> Path:
+    """`given` as the path of a folder. Raises CascadeError for what is no path of text."""
+    if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
+        raise CascadeError(f"a bundle's folder must be a path or its text, not {short(given)}.")
+    return Path(given)
+
+
+def require_utf8(folder: Path) -> None:
+    """Raises CascadeError for a path that ONNX Runtime cannot be given: it takes UTF-8 alone."""
+    try:
+        os.path.abspath(folder).encode()
+    except UnicodeEncodeError:
+        raise CascadeError(
+            f"the path {folder} is not UTF-8, and engines cannot be loaded from it: choose or rename the folder."
+        ) from None
 
 
 def check_files(folder: Path, manifest: Manifest, thorough: bool = False) -> None:

@@ -29,7 +29,7 @@ from .device_rounds import DeviceRounds
 from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
 from .errors import CascadeError
-from .files import check_files
+from .files import as_folder, check_files, require_utf8
 from .job import Drawn, Job
 from .lane import Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling
@@ -91,7 +91,8 @@ class Pipeline:
         own = not isinstance(backend, str)
         if own and (threads is not None or device is not None or not hasattr(backend, "load")):
             raise CascadeError("backend must be a name, or a backend that was made with its own threads or device.")
-        folder = Path(folder)
+        folder = as_folder(folder)
+        require_utf8(folder)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         if isinstance(backend, str):

@@ -69,12 +69,17 @@ def _check_content(content: Any) -> None:
         texts = [item for item in level if isinstance(item, str)]
         texts += [name for item in level if isinstance(item, dict) for name in item]
         for text in texts:
-            if len(text) > _LONGEST_TEXT or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+            if len(text) > _LONGEST_TEXT or not printable(text):
                 raise ValueError(f"it holds the text {short(text)}, which is too long or cannot be printed")
         nested = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [item for items in nested for item in items]
     if level:
         raise ValueError("it is too deep")
+
+
+def printable(text: str) -> bool:
+    """Whether a terminal may get the text: no control characters, no bytes that are no letters."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 def short(value: object) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import CascadeError
 from .nearest import meant
+from .schema import printable
 
 # Children of each node, level by level in breadth-first order; nodes left out at the end have none.
 # The first three are published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the cost of
@@ -391,6 +392,8 @@ def _tree_of_file(path: Path) -> Tree:
             raise CascadeError(f"{path} must hold {_FORM}.")
         if node["source"] not in SOURCES:
             raise CascadeError(f"{path} names the source {node['source']!r}: choose among {', '.join(SOURCES)}.")
+    if not printable(path.stem):
+        raise CascadeError(f"the tree file {path} gives its tree a name that cannot be printed: rename the file.")
     tree = tree_from_paths(path.stem, [node["path"] for node in nodes], [node["source"] for node in nodes])
     if tree.name in (AUTO, NO_TREE) or _is_taken(tree):
         raise CascadeError(f"{path} is called as a tree of another shape is: name the file otherwise.")

@@ -249,7 +249,71 @@ def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path, stop: signal.Signals) -> N
     assert (out / "manifest.json").read_text() == before
 
 
-def test_only_one_build_at_a_time(tmp_path: Path) -> None:
+UNBUILDABLE = {
+    "--max-top-k must be from 1 to": ("--max-top-k", 10**20),
+    "--max-top-k must be from 1": ("--max-top-k", 0),
+    "--batch must be from 1 to 1024, not 1025": ("--batch", 1025),
+    "--max-nodes must be from 2": ("--max-nodes", 1025),
+    "--one-plan is for targets of TensorRT-RTX": ("--one-plan",),
+}
+
+
+@pytest.mark.parametrize("sentence", UNBUILDABLE)
+def test_numbers_of_no_bundle_are_refused_before_the_work(
+    tmp_path: Path, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(family, "open_llamagen", lambda *_: pytest.fail("the checkpoint was opened"))
+    refused(run(*arguments(tmp_path / "out"), *UNBUILDABLE[sentence]), tmp_path / "out", sentence)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "x\x1b[31m", os.fsdecode(b"\xff"), os.fsdecode(b"\xff") + "/b"])
+def test_a_bundle_whose_name_could_not_be_read_back(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(family, "open_llamagen", lambda *_: pytest.fail("the checkpoint was opened"))
+    result = run(*arguments(tmp_path / name))
+    assert result.exit_code == 2 and "Error: " in result.stderr and "choose" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"t\nx.pt", b"\xff.pt", b"\x1b[31m.pt"])
+def test_a_checkpoint_of_any_name_makes_a_bundle_that_loads(tmp_path: Path, name: bytes) -> None:
+    given = save_checkpoints(tmp_path / "checkpoints")
+    odd = tmp_path / os.fsdecode(name)
+    Path(str(given[2])).rename(odd)
+    given[2] = odd
+    assert run(*given, "--out", tmp_path / "out").exit_code == 0
+    assert read_manifest(tmp_path / "out").provenance["target"]["file"].isprintable()
+
+
+def test_a_tree_whose_name_could_not_be_read_back(tmp_path: Path) -> None:
+    tree = tmp_path / "a\nb.json"
+    tree.write_text("[[0], [1]]")
+    result = run(*arguments(tmp_path / "out"), "--tree", tree)
+    assert result.exit_code == 2 and "cannot be printed" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_the_working_directory_is_no_place_for_a_bundle(
+    tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "d" / "e"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    result = run(*arguments(Path(out)))
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert Path.cwd() == here and [path.name for path in tmp_path.rglob("*")] == ["d", "e"]
+
+
+def test_a_bundle_moved_to_where_engines_cannot_be_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
+    moved = tmp_path / os.fsdecode(b"\xfe")
+    shutil.copytree(tiny_bundle, moved)
+    with pytest.raises(CascadeError, match="is not UTF-8"):
+        Pipeline.load(moved)
+
+
+def test_only_one_build_at_a_time(tiny_bundle: Path, tmp_path: Path) -> None:
     from cascade_trt.engines.publish import staged_bundle
 
     out = tmp_path / "bundle"
@@ -258,6 +322,7 @@ def test_only_one_build_at_a_time(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "another build" in result.stderr
         assert stage.is_dir()
+        shutil.copytree(tiny_bundle, stage, dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -11,16 +11,25 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cascade_trt.engines import publish as publishing
 from cascade_trt.engines import swap
 from cascade_trt.engines.publish import amend_bundle, check_replaceable, staged_bundle
-from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.runtime.bundle import Manifest, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.files import check_files
+
+
+@pytest.fixture(autouse=True)
+def folders_of_any_content(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests here publish folders whose manifest is a word: what is in them is not looked at."""
+    if "amended" not in request.fixturenames:
+        monkeypatch.setattr(publishing, "require_loadable", lambda *_: None)
 
 
 def publish(out: Path, content: str) -> None:
@@ -314,6 +323,58 @@ def test_the_bundle_is_whole_whenever_a_builder_is_killed(amended: Path) -> None
     assert int(read_manifest(amended).request) > 6
     amend_bundle(amended, lambda _, manifest: manifest)
     assert names(amended.parent) == ["bundle"]
+
+
+SPOILS = ("cannot be printed", "out of all bounds", "lacks its file", "has changed")
+
+
+def spoilt(how: str, stage: Path, manifest: Manifest) -> Manifest:
+    """The manifest, once it or a file beside it is of no use."""
+    if how == "lacks its file":
+        (stage / "decode.data").unlink()
+    if how == "has changed":
+        rewritten(stage / "decode.data")
+    if how == "cannot be printed":
+        return replace(manifest, name="a\tb")
+    if how == "out of all bounds":
+        return replace(manifest, target=replace(manifest.target, max_top_k=10**20))
+    return manifest
+
+
+def rewritten(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[7] ^= 1
+    file.unlink()  # the published bundle shares its bytes
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("reason", SPOILS)
+def test_what_could_not_be_loaded_is_not_published(amended: Path, reason: str) -> None:
+    before = read_manifest(amended)
+    with pytest.raises(CascadeError, match=f"new bundle could not be loaded .*({reason})") as told:
+        amend_bundle(amended, partial(spoilt, reason))
+    assert f"{amended} is left as it was" in str(told.value) and ".part" not in str(told.value)
+    assert read_manifest(amended) == before
+    check_files(amended, before, thorough=True)
+    assert names(amended.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_working_directory_is_not_exchanged(amended: Path, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell in it would be left in a folder that is gone."""
+    here = amended / "inside" if inside else amended
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(CascadeError, match="run the command from another folder"):
+        amend_bundle(Path(os.pardir if inside else os.curdir), lambda _, manifest: manifest)
+    assert Path.cwd() == here
+    assert names(amended.parent) == ["bundle"]
+
+
+def test_a_path_that_engines_cannot_be_loaded_from(tmp_path: Path) -> None:
+    with pytest.raises(CascadeError, match="is not UTF-8"):
+        check_replaceable(tmp_path / os.fsdecode(b"\xff") / "bundle")
+    assert names(tmp_path) == []
 
 
 def test_results_of_other_weights_are_not_written(amended: Path) -> None:
