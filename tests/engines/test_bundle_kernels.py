@@ -18,7 +18,7 @@ from conftest_trt import TARGET
 from support import save_checkpoints
 
 from cascade_trt.cli import cli
-from cascade_trt.engines import bundle_kernels, kernels
+from cascade_trt.engines import bundle_kernels, compile, kernels
 from cascade_trt.engines.bundle_kernels import split_targets
 from cascade_trt.engines.publish import amend_bundle
 from cascade_trt.engines.tensorrt.target import parse_target
@@ -107,7 +107,17 @@ def test_kernels_of_one_architecture(bundle: Path) -> None:
     assert f"kernels sm90: {info.bytes / 1000:.1f} kB, {info.compiler}" in shown
 
 
-@pytest.mark.usefixtures("nvrtc")
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong must be told before the work."""
+
+    def fails(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("cascade_trt.export.build.build_bundle", fails)
+
+
+@pytest.mark.usefixtures("nvrtc", "no_export")
 def test_what_nvrtc_does_not_know(bundle: Path, tmp_path: Path) -> None:
     before = everything(bundle)
     said = refused("compile", bundle, *SM90, "--target", "cuda:sm61")
@@ -139,6 +149,7 @@ def test_names_of_targets() -> None:
         split_targets(["rtx:sm90"])
 
 
+@pytest.mark.usefixtures("no_export")
 def test_without_the_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     before = everything(bundle)
@@ -250,6 +261,14 @@ def test_engines_and_kernels_at_once(bundle: Path, fake_nvrtc: list[str], fake_w
     said = run("compile", bundle, *SM90, "--target", TARGET)
     assert "the kernels for sm90 are up to date" in said and "all 5 TensorRT engines are up to date" in said
     assert len(fake_nvrtc) == 1 and "next" not in said
+
+
+@pytest.mark.usefixtures("fake_nvrtc")
+def test_a_missing_tensorrt_is_told_before_kernels_are_compiled(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "installed_version", lambda _: None)
+    before = everything(bundle)
+    assert "tensorrt-rtx is not installed" in refused("compile", bundle, *SM90, "--target", TARGET)
+    assert everything(bundle) == before
 
 
 def test_a_bundle_that_is_built_again(

@@ -154,6 +154,19 @@ def test_why_a_gpu_gets_no_kernels(tmp_path: Path) -> None:
     assert "BUNDLE/sm90.cubin cannot be read (No such file or directory): " in none(tmp_path, [sm90], (9, 0))
 
 
+def test_a_file_of_another_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be of any."""
+    info = entry(tmp_path, "sm90")
+    (tmp_path / info.file).write_bytes(b"code of sm90, and more")
+
+    def fails(_: Path) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(CascadeError, match="have changed since"):
+        read_code(tmp_path, info)
+
+
 def test_what_is_to_be_installed_is_what_the_extras_have() -> None:
     extras = tomllib.loads((Path(cascade_trt.__file__).parent / "pyproject.toml").read_text())
     extras = extras["project"]["optional-dependencies"]
