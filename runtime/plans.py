@@ -6,6 +6,7 @@ backends, for the choice between them and for `doctor`.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ BACKENDS = RTX, CLASSIC  # in the order in which they are tried
 EXTRAS = {RTX: "rtx", CLASSIC: "tensorrt"}  # of this package
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0", "12.1")  # that TensorRT-RTX compiles for
 USABLE, REBUILD, UNKNOWN = "usable", "rebuild", "cannot tell"
+_HASHED = 256 << 20  # bytes of a plan: less than half a second
 _DISTRIBUTIONS = {RTX: ("tensorrt-rtx", "tensorrt_rtx"), CLASSIC: ("tensorrt", "tensorrt-cu13")}
 
 
@@ -131,6 +133,20 @@ class Plans:
     def again(self, target: str) -> str:
         """How to compile anew."""
         return f"run `cascade-trt compile {self.folder} --target {target}`."
+
+    def read(self, plan: PlanInfo) -> bytes:
+        """The plan's file. Raises CascadeError when it is not the one that was compiled; of large ones the size is
+        compared alone."""
+        file, again = self.folder / plan.file, self.again(plan.target)
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise CascadeError(f"{file} cannot be read ({error.strerror}): {again}") from None
+        if len(data) != plan.bytes:
+            raise CascadeError(f"{file} has {len(data)} bytes instead of {plan.bytes}: {again}")
+        if len(data) <= _HASHED and hashlib.sha256(data).hexdigest() != plan.sha256:
+            raise CascadeError(f"{file} has changed since it was compiled: {again}")
+        return data
 
     def fitting(self, backend: str, here: Here, target: str | None = None) -> dict[str, PlanInfo]:
         """The plans of one target (None: whichever fits) that run here, by the file name of their graphs.

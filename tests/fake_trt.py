@@ -8,6 +8,7 @@ queued runs when the stream gets there. A captured graph keeps the addresses tha
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,8 @@ def plan_info(
     return PlanInfo(
         engine=engine, target=target, file=str(file), report="", key="", backend=backend, backend_version=version,
         compute_capability=capability, platform=this_platform(), precision="fp16", options=dict(options or {}),
-        profiles=list(profiles), network={}, bytes=file.stat().st_size, sha256="", seconds=0.0, peak_memory=0,
+        profiles=list(profiles), network={}, bytes=file.stat().st_size,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(), seconds=0.0, peak_memory=0,
     )  # fmt: skip
 
 

@@ -74,14 +74,7 @@ class TensorRtBackend:
         if plan is None:
             target = next((plan.target for plan in self._plans.values()), self._name)
             raise CascadeError(f"{path.name} has no engine for {target}: {self._bundle.again(target)}")
-        file = self._bundle.folder / plan.file
-        advice = self._bundle.again(plan.target).rstrip(".")
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise CascadeError(f"{file} cannot be read ({error.strerror}): {advice}.") from None
-        if len(data) != plan.bytes:
-            raise CascadeError(f"{file} has {len(data)} bytes instead of {plan.bytes}: {advice}.")
+        data, advice = self._bundle.read(plan), self._bundle.again(plan.target).rstrip(".")
         self.device.make_current()
         engine = self._parts.runtime.deserialize_cuda_engine(data)
         if engine is None:

@@ -152,7 +152,8 @@ def test_verify_asks_the_doctor_first(
     plans = []
     for plan in manifest.plans:
         file = fake_trt.write_plan(own / plan.file, own / manifest.engines[plan.engine].file, plan.profiles)
-        plans.append(replace(plan, bytes=file.stat().st_size, backend_version=fake_trt.VERSION))
+        made = fake_trt.plan_info(plan.engine, file, plan.profiles)
+        plans.append(replace(plan, bytes=made.bytes, sha256=made.sha256, backend_version=fake_trt.VERSION))
     (own / MANIFEST).write_text(replace(manifest, plans=plans).to_json())
     for target, capability in (("rtx:sm89", (8, 9)), ("rtx:sm86", (8, 6))):
         device, driver = host_device(capability)
