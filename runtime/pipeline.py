@@ -6,10 +6,10 @@ shapes, warm up. `generate` then allocates nothing that grows with the cache.
 
 from __future__ import annotations
 
-import threading
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
@@ -41,9 +41,11 @@ from .rounds import HostRounds, Rounds
 from .rulebook import Rulebook
 from .rules import Rule
 from .rules.registry import PLAIN
+from .schema import short
 from .slots import Memory
 from .stats import Stats
 from .tree import AUTO, ROOT, AnyTree
+from .turn import Turn
 from .workspace import Workspace
 
 Callback = Callable[[int, int], None]
@@ -57,8 +59,7 @@ class Pipeline:
 
     def __init__(self, folder: Path, manifest: Manifest, chosen: Chosen) -> None:
         self.folder, self.manifest, self._chosen, self._backend = folder, manifest, chosen, chosen.backend
-        self._lock = threading.Lock()
-        self._drawing: int | None = None  # the thread that holds the lock
+        self._turn = Turn()
         self._engines = Engines(self._backend, folder, manifest)
         self._kernels = self._backend.kernels(folder, manifest.kernels)
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
@@ -173,8 +174,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees engines and caches. The pipeline cannot draw any more, nor can batches made from it begin images."""
-        own = self._drawing == threading.get_ident()  # an open stream of the caller's: it would wait for itself
-        with nullcontext() if own else self._lock:
+        with self._turn.taken_or_own():  # an open stream of the caller's: it would wait for itself
             self._reset()
             self._engines.close()
 
@@ -356,25 +356,29 @@ class Pipeline:
     def _exclusive(self) -> Iterator[None]:
         """Waits until no other thread draws. Raises CascadeError where the caller would wait for itself."""
         self._engines.check_open()
-        if self._drawing == threading.get_ident():
-            raise CascadeError(
-                "this pipeline is drawing: finish or close its open stream first, and draw with a second pipeline or "
-                "`Pipeline.batch` inside a callback."
-            )
-        with self._lock:
-            self._drawing = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._drawing = None
+        with self._turn.taken():
+            yield
+
+
+def _takes_two(callback: object) -> bool:
+    """Whether it can be called with (done, total), as far as it says."""
+    if not callable(callback):
+        return False
+    try:
+        inspect.signature(callback).bind(0, 0)
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C say nothing
+        return True
+    return True
 
 
 class _Run:
     """One `generate` or `stream`: its images through a batch on the pipeline's own memory."""
 
     def __init__(self, pipeline: Pipeline, drawings: list[Drawing], callback: Callback | None) -> None:
-        if callback is not None and not callable(callback):
-            raise CascadeError(f"callback must be a function of (done, total), not {callback!r}.")
+        if callback is not None and not _takes_two(callback):
+            raise CascadeError(f"callback must be a function of (done, total), not {short(callback)}.")
         self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
         first = drawings[0]
         self.stats = pipeline._new_stats(PLAIN if first.rule is None else first.rule.name, first.tree)
@@ -413,6 +417,7 @@ class _Run:
                         self._callback(tokens + batch.tokens, len(jobs) * batch.length)
                     if ended and (images := fresh()):
                         yield images
+                        pipe._turn.goes_on()
                         handed.update(images)
             except KeyboardInterrupt:
                 if images := fresh():  # done in the very round that was interrupted

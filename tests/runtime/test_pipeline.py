@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +176,75 @@ def test_a_pipeline_with_an_open_stream_can_be_closed(small_vocabulary: Pipeline
         next(stream)
     with pytest.raises(CascadeError, match="closed"):
         pipe.generate(**given)
+
+
+def in_thread(work: Callable[[], object]) -> None:
+    """Runs `work` to its end in a thread of its own, which is no more then."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "it waits for itself"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("first", ["generate", "close"])
+def test_a_stream_that_another_thread_began(small_vocabulary: Pipeline, first: str, goes_on: bool) -> None:
+    """Whoever goes on with it drives it; where the thread that drove it is no more, nobody would ever end it."""
+    given = random_features(small_vocabulary, 6)
+    pipe = Pipeline.load(small_vocabulary.folder, threads=1, warm=False)
+    stream = pipe.stream(**given)
+    in_thread(lambda: next(stream))
+
+    def use() -> None:
+        if goes_on:
+            next(stream)
+        if first == "generate":
+            with pytest.raises(CascadeError, match="this pipeline is drawing"):
+                pipe.generate(**given)
+            stream.close()  # type: ignore[attr-defined]
+            assert len(pipe.generate(**given).images) == 6
+        pipe.close()
+
+    in_thread(use)
+    with pytest.raises(CascadeError, match="closed"):
+        pipe.generate(**given)
+
+
+def test_a_stream_that_another_thread_still_drives_is_waited_for(small_vocabulary: Pipeline) -> None:
+    given = random_features(small_vocabulary, 6)
+    stream, began, ended = small_vocabulary.stream(**given), threading.Event(), threading.Event()
+
+    def drive() -> None:
+        next(stream)
+        began.set()
+        time.sleep(0.8)  # longer than a look of those who wait
+        ended.set()
+        list(stream)
+
+    with ThreadPoolExecutor(1) as pool:
+        driving = pool.submit(drive)
+        assert began.wait(60)
+        assert len(small_vocabulary.generate(**given).images) == 6
+        assert ended.is_set()
+        driving.result()
+
+
+@pytest.mark.parametrize("callback", [lambda: None, lambda _: None, lambda _a, _b, _c: None, 7, "print"])
+def test_a_callback_that_cannot_be_called(small_vocabulary: Pipeline, callback: Any) -> None:
+    given = random_features(small_vocabulary, 1)
+    with pytest.raises(CascadeError, match=r"callback must be a function of \(done, total\)"):
+        small_vocabulary.generate(**given, callback=callback)
+
+
+@pytest.mark.parametrize("callback", [lambda *_: None, lambda _a, _b, _c=3: None, {}.get, max])
+def test_callbacks_that_can_be_called(small_vocabulary: Pipeline, callback: Any) -> None:
+    assert small_vocabulary.generate(**random_features(small_vocabulary, 1), callback=callback).images
+
+
+@pytest.mark.parametrize("folder", [5, None, b"x", ["a"]])
+def test_what_is_no_folder_is_refused(folder: Any) -> None:
+    with pytest.raises(CascadeError, match="must be a path or its text"):
+        Pipeline.load(folder)
 
 
 def test_options_in_one_object(small_vocabulary: Pipeline) -> None:
