@@ -232,7 +232,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
             build_text(g, parts.text, parts.text_config, target.prefix_len)
             stage.save(g, "text", ["text.data"])
     stage.close(*files.values())
-    np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq))
+    np.save(stage.folder / NEIGHBOURS, neighbour_table(parts.vq, parts.vq_config.normalised))
     if parts.states is not None:
         parts.states.save(stage.folder / STATES)
     return Shapes(shape, drafted)

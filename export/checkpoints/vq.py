@@ -1,8 +1,13 @@
-"""LlamaGen's VQ tokenizers: VQ-16, VQ-8 and small ones; every dimension is read off the decoder's tensors."""
+"""LlamaGen's VQ tokenizers (VQ-16, VQ-8, small ones), and VQGANs with taming-transformers' names, as Chameleon's.
+
+Every dimension is read off the decoder's tensors.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,21 @@ from ...runtime.errors import CascadeError
 from ...runtime.plan import TokenPlan
 from ..models.vq import VQConfig
 from .reading import shown
-from .source import Shape, TensorSource, check_all_read, check_shapes, count, looks_like, matrix, open_source
+from .source import (
+    RenamedSource,
+    Shape,
+    TensorSource,
+    check_all_read,
+    check_shapes,
+    count,
+    looks_like,
+    matrix,
+    open_source,
+    renamed,
+)
 
 _ENCODING = ("encoder.", "quant_conv.", "loss.", "discriminator.")  # of no use for decoding
+_TAMING_MID = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
 
 def vq_shapes(config: VQConfig) -> dict[str, Shape]:
@@ -50,7 +67,7 @@ def vq_shapes(config: VQConfig) -> dict[str, Shape]:
         for j in range(config.num_res_blocks + 1):
             res(f"{name}.res.{j}", channels, out)
             channels = out
-            if level == 0:
+            if level == 0 and config.attention:
                 attention(f"{name}.attn.{j}", channels)
         if level < len(config.ch_mult) - 1:
             conv(f"{name}.upsample.conv", channels, channels, 3)
@@ -86,6 +103,35 @@ def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQC
     return source, config
 
 
+def open_vqgan(path: Path) -> tuple[TensorSource, VQConfig]:
+    """Opens a VQGAN with taming-transformers' names, whose codes are not normalised; the source has LlamaGen's names.
+
+    Raises CascadeError for another kind of file, missing or misshapen tensors, and those that would be left unread.
+    """
+    source = open_source(path, "VQ checkpoint", ["quantize.embedding.weight"], _ENCODING)
+    if "quantize.embedding.weight" not in source:
+        raise CascadeError(f"{path} is not a VQ tokenizer but {looks_like(source)}.")
+    levels = count(source, "decoder.up.", "VQ checkpoint")
+    if not levels:
+        raise CascadeError(f"{path} is a VQ tokenizer, but not a VQGAN as Chameleon's: it has no decoder.up levels.")
+    names = {_name_of_taming(name, levels): name for name in source.names()}
+    source = RenamedSource(source.path, renamed(source, names), source.notes)
+    attention = any(name.startswith("decoder.conv_blocks.0.attn.") for name in names)
+    config = replace(_infer(source), attention=attention, normalised=False)
+    check_shapes(source, vq_shapes(config), "VQ checkpoint")
+    check_all_read(source, vq_shapes(config), "VQ checkpoint")
+    return source, config
+
+
+def _name_of_taming(name: str, levels: int) -> str:
+    """LlamaGen's name of a tensor. Levels count from the lowest resolution there, from the highest in taming's."""
+    if (mid := re.fullmatch(r"decoder\.mid\.(block_1|attn_1|block_2)\.(.+)", name)) is not None:
+        return f"decoder.mid.{_TAMING_MID[mid[1]]}.{mid[2]}"
+    if (up := re.fullmatch(r"decoder\.up\.([0-9]+)\.(block|attn|upsample)\.(.+)", name)) is None:
+        return name
+    return f"decoder.conv_blocks.{levels - 1 - int(up[1])}.{'res' if up[2] == 'block' else up[2]}.{up[3]}"
+
+
 def _agree(given: Any, found: int | list[int]) -> bool:
     """Whether a setting says what the weights say.
 
@@ -102,7 +148,7 @@ def _kernel(source: TensorSource, name: str) -> Shape:
     """The shape [out, in, height, width] of a convolution that has to be there."""
     if name not in source:
         raise CascadeError(
-            f"the VQ checkpoint {source.path} lacks the tensor {name}: give LlamaGen's VQ file."
+            f"the VQ checkpoint {source.path} lacks the tensor {name}: it is incomplete or of another kind."
         )
     shape = source.shape(name)
     if len(shape) != 4 or 0 in shape:
@@ -128,7 +174,7 @@ def _infer(source: TensorSource) -> VQConfig:
     if any(width % groups for width in widths):
         raise CascadeError(
             f"the VQ checkpoint {source.path} has {widths} channels, not multiples of {groups}: "
-            "give LlamaGen's VQ file."
+            "it is of another kind."
         )
     ch = widths[0]
     if any(width % ch for width in widths):

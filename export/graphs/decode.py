@@ -31,7 +31,7 @@ EPSILON = 1e-6
 def build_decode(g: GraphBuilder, source: TensorSource, config: VQConfig, rows: int, columns: int) -> None:
     """Fills `g` with the decoder of `rows` x `columns` codes; names are those of LlamaGen's VQ checkpoint."""
     codes = g.input("codes", INT64, ["P", rows * columns])
-    table = g.weight("vq.latents", lambda: latent_table(source))  # [V, Z]
+    table = g.weight("vq.latents", lambda: latent_table(source, config.normalised))  # [V, Z]
     z = g.op("Transpose", g.op("Gather", table, codes, axis=0), perm=[0, 2, 1])
     x = g.reshape(z, [0, config.z_channels, rows, columns])
     layers = Layers(g, source, config.groups, rows, columns)
@@ -41,17 +41,18 @@ def build_decode(g: GraphBuilder, source: TensorSource, config: VQConfig, rows: 
             x = layers.residual(x, "decoder.mid.0")
             x = layers.attention(x, "decoder.mid.1")
             x = layers.residual(x, "decoder.mid.2")
-        for level in range(len(config.ch_mult)):  # level 0 has the lowest resolution and the attention
+        for level in range(len(config.ch_mult)):  # level 0 has the lowest resolution, and attention where there is any
             with g.scope(f"levels.{level}"):
                 x, layers = decoder_level(layers, x, config, level)
         x = layers.conv(layers.norm(x, "decoder.norm_out", swish=True), "decoder.conv_out")
     g.output("image", g.to_float(x), FLOAT, ["P", 3, layers.height, layers.width])
 
 
-def latent_table(source: TensorSource) -> np.ndarray:
-    """float32 [V, Z]: the latents of each code, from the L2-normalised codebook and post_quant_conv."""
+def latent_table(source: TensorSource, normalised: bool = True) -> np.ndarray:
+    """float32 [V, Z]: the latents of each code, from the codebook, L2-normalised or as it is, and post_quant_conv."""
     codebook = source.load("quantize.embedding.weight").double()  # [V, E]
-    codebook = codebook / codebook.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    if normalised:
+        codebook = codebook / codebook.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     weight = source.load("post_quant_conv.weight").double().flatten(1)  # [Z, E], a 1x1 convolution
     return as_numpy(codebook @ weight.T + source.load("post_quant_conv.bias").double())
 
@@ -61,7 +62,7 @@ def decoder_level(layers: Layers, x: ir.Value, config: VQConfig, level: int) -> 
     name = f"decoder.conv_blocks.{level}"
     for index in range(config.num_res_blocks + 1):
         x = layers.residual(x, f"{name}.res.{index}")
-        if level == 0:
+        if level == 0 and config.attention:
             x = layers.attention(x, f"{name}.attn.{index}")
     if level == len(config.ch_mult) - 1:
         return x, layers

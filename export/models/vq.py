@@ -1,6 +1,7 @@
 """LlamaGen's VQ tokenizer in PyTorch, with the original checkpoint's key names (VQ-16, VQ-8 and small ones).
 
-Source: LlamaGen (arXiv 2406.06525) after VQGAN (arXiv 2012.09841). The decoder is what gets exported; the encoder
+Source: LlamaGen (arXiv 2406.06525) after VQGAN (arXiv 2012.09841). Chameleon's VQGAN is the same decoder without
+attention outside of the middle, on codes that are not normalised. The decoder is what gets exported; the encoder
 and the quantiser's training side serve the demo recipe. Levels of the decoder count from the lowest resolution.
 """
 
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Dimensions of a VQ tokenizer; one downsampling between the levels of ch_mult."""
+    """Dimensions of a VQ tokenizer; one downsampling between the levels of ch_mult.
+
+    `attention`: also behind each block of the lowest resolution, not in the middle alone. `normalised`: codes are on
+    the unit sphere.
+    """
 
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -24,6 +29,8 @@ class VQConfig:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     groups: int = 32
+    attention: bool = True
+    normalised: bool = True
 
     @property
     def factor(self) -> int:
@@ -118,7 +125,8 @@ class VQEncoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         channels = config.ch
         for index, mult in enumerate(config.ch_mult):
-            level = Level(channels, config.ch * mult, config.num_res_blocks, index == last, groups)
+            attention = config.attention and index == last
+            level = Level(channels, config.ch * mult, config.num_res_blocks, attention, groups)
             channels = config.ch * mult
             if index < last:
                 level.downsample = Resample(channels, up=False)
@@ -145,7 +153,8 @@ class VQDecoder(nn.Module):
         self.mid = _middle(channels, groups)
         self.conv_blocks = nn.ModuleList()
         for index, mult in enumerate(reversed(config.ch_mult)):
-            level = Level(channels, config.ch * mult, config.num_res_blocks + 1, index == 0, groups)
+            attention = config.attention and index == 0
+            level = Level(channels, config.ch * mult, config.num_res_blocks + 1, attention, groups)
             channels = config.ch * mult
             if index < last:
                 level.upsample = Resample(channels, up=True)
@@ -161,16 +170,18 @@ class VQDecoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Codes on the unit sphere: both the table's rows and the latents are L2-normalised."""
+    """Codes on the unit sphere: both the table's rows and the latents are L2-normalised, if `normalised` says so."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
+        self.normalised = config.normalised
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
         nn.init.normal_(self.embedding.weight)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Normalised codes [..., codebook_dim] of ids [...]."""
-        return F.embedding(ids, F.normalize(self.embedding.weight, dim=-1))
+        """Codes [..., codebook_dim] of ids [...]."""
+        codes = self.embedding.weight
+        return F.embedding(ids, F.normalize(codes, dim=-1) if self.normalised else codes)
 
     def nearest(self, z: Tensor) -> Tensor:
         """Ids int64 [...] of the codes nearest to z [..., codebook_dim]."""

@@ -21,14 +21,15 @@ class Codebook:
         return self._codes
 
 
+@pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize(("vocab", "count"), [(1, 0), (2, 1), (40, 39), (1500, 1024)])
-def test_nearest_first(vocab: int, count: int) -> None:
+def test_nearest_first(vocab: int, count: int, normalised: bool) -> None:
     codes = torch.randn(vocab, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 5, vocab)[:, None]
-    table = neighbour_table(Codebook(codes))  # type: ignore[arg-type]
+    table = neighbour_table(Codebook(codes), normalised)  # type: ignore[arg-type]
     assert table.shape == (vocab, count)
     assert table.dtype == np.uint16
-    unit = torch.nn.functional.normalize(codes.double(), dim=-1)
-    distances = torch.cdist(unit, unit).fill_diagonal_(torch.inf).numpy()
+    seen = torch.nn.functional.normalize(codes.double(), dim=-1) if normalised else codes.double()
+    distances = torch.cdist(seen, seen).fill_diagonal_(torch.inf).numpy()
     picked = np.take_along_axis(distances, table.astype(np.int64), axis=1)
     np.testing.assert_allclose(picked, np.sort(distances, axis=1)[:, :count], atol=1e-7)
     assert all(row not in table[row] for row in range(vocab))
