@@ -2,6 +2,7 @@
 #
 #   make generate PROMPT="a red apple" [RULE=exact SEED=0 OUT=build/...]
 #                                          build the demo's engines if they are missing, draw, name the PNG
+#   make engines MODEL=llamagen            a published model (`cascade-trt models`), from checkpoints/<model>/ or the hub
 #   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
 #                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
 #                                          [TARGET="rtx:sm86 rtx:sm89" (any machine) or TARGET=tensorrt (its GPU)]
@@ -31,7 +32,7 @@ quoted = '$(subst ','\'',$(1))'
 
 .PHONY: help setup engines generate test test-fast test-stand-in lint bench clean
 help:
-	@sed -n '3,8p' Makefile | cut -c3-
+	@sed -n '3,9p' Makefile | cut -c3-
 
 # The virtual environment: the runtime alone, then export tools, then what tests need. Stamps make each step
 # run once, and again when pyproject.toml changes.
@@ -42,7 +43,7 @@ $(VENV)/.base:
 
 $(VENV)/.export: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,hub]'
 	touch $@
 
 # TensorRT is installed for those who ask for its engines.
@@ -51,7 +52,7 @@ $(VENV)/.rtx $(VENV)/.tensorrt: $(VENV)/.%: $(VENV)/.export pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,eval,train,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,hub,eval,train,rtx,dev]'
 	touch $@
 
 setup: $(VENV)/.export

@@ -85,11 +85,13 @@ BUNDLE = click.option(
 
 @cli.command()
 @click.argument("model")
-@click.option("--checkpoint", type=PATH, help="The transformer's checkpoint (.pt, .safetensors, folder).")
+@click.option("--checkpoint", type=PATH, help="The transformer's checkpoint (.pt, .safetensors, folder). [default: "
+              "the published files, in checkpoints/<model>/ or from the Hugging Face hub]")
 @click.option("--vq", type=PATH, help="The VQ tokenizer's checkpoint; only its decoder is used.")
 @click.option("--drafter", type=PATH,
               help="LANTERN drafter (file or folder); without it guesses come from the round before.")
-@click.option("--text", default="none", help="Folder of the text encoder (transformers format), or 'none'.")
+@click.option("--text", help="Folder of the text encoder (transformers format), or 'none'. [default: none with "
+              "--checkpoint, else the published one]")
 @click.option("--config", type=PATH, help="JSON with what the checkpoint cannot tell (grid, n_head, ...).")
 @click.option("--grid", type=int, help="Side of the token grid: 16, 24, 32 (instead of --config).")
 @click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
@@ -107,7 +109,8 @@ BUNDLE = click.option(
 @click.option("--one-plan", is_flag=True, help="One plan for all rtx targets: smaller, fit for the oldest GPU.")
 @click.option("--out", type=PATH, help="Folder of the bundle. [default: build/<model>]")
 def build(model: str, **options: Any) -> None:
-    """Build a bundle for MODEL: `llamagen` with checkpoints, `emoji` (bundled), or a preset of `models`."""
+    """Build a bundle for MODEL: a preset of `models` from its published files, `llamagen` with checkpoints of yours,
+    or `emoji` (bundled)."""
     from .commands.build import run
 
     run(model, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..engines.publish import check_replaceable
-from ..export.request import MAX_NODES, BuildRequest, check_request
+from ..export.families import names
+from ..export.request import DEMO_MODEL, MAX_NODES, BuildRequest, check_request
 from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
@@ -28,11 +30,17 @@ _TREES = ("mixed_32", "small_6")
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
-def run(model: str, *, text: str, **given: Any) -> None:
+def run(model: str, *, text: str | None, **given: Any) -> None:
     """Opens the parts, builds the bundle, says what was built and what to do next. Takes the command's options."""
-    request = BuildRequest(model, text=None if text == "none" else Path(text), **given)
+    without = text == "none"
+    request = BuildRequest(model, text=None if without or text is None else Path(text), without_text=without, **given)
     check_request(request)
     trees, folder = chosen_trees(request), request.out or Path("build") / request.model
+    check_replaceable(folder)
+    origins: Mapping[str, dict[str, str]] = {}
+    is_given = request.checkpoint is not None and request.model in names()
+    if not (is_given or request.dummy_weights or request.model == DEMO_MODEL):
+        request, origins = _located(request)
     digest = ""
     if request.targets:
         from ..engines.bundle_kernels import split_targets
@@ -50,15 +58,13 @@ def run(model: str, *, text: str, **given: Any) -> None:
 
             compile_targets(folder, request.targets, request.one_plan)
             return
-    check_replaceable(folder)
     try:
         from ..export.build import build_bundle
         from ..export.open import open_parts
     except ImportError as error:
-        raise CascadeError(
-            f"{error.name} is not installed: run `pip install 'cascade-trt[export]'` to build bundles."
-        ) from None
+        raise _not_installed(error) from None
     parts, sampling = open_parts(request)
+    parts = replace(parts, origins=origins)
     for note in parts.notes:
         click.echo(f"Note: {note}", err=True)
     if parts.drafter is None:
@@ -76,6 +82,24 @@ def run(model: str, *, text: str, **given: Any) -> None:
         )
     _report(options.out, manifest, told)
     compiled.report()
+
+
+def _located(request: BuildRequest) -> tuple[BuildRequest, Mapping[str, dict[str, str]]]:
+    """The request with the published model's files, fetched where they are not here, and where they came from."""
+    try:
+        from ..export.families import published_of
+        from ..export.hub import locate
+
+        preset, family, published = published_of(request.model)
+    except ImportError as error:
+        raise _not_installed(error) from None
+    with Bar() as bar:
+        located = locate(request, preset, family.name, published, bar.say, bar.update)
+    return located.request, located.origins
+
+
+def _not_installed(error: ImportError) -> CascadeError:
+    return CascadeError(f"{error.name} is not installed: run `pip install 'cascade-trt[export]'` to build bundles.")
 
 
 def chosen_trees(request: BuildRequest) -> tuple[AnyTree, ...]:
@@ -175,6 +199,10 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def say(self, sentence: str) -> None:
+        """Above the bar."""
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, what: str, done: int, total: int) -> None:
         self._progress.update(self._task, description=what, completed=done, total=total or None)

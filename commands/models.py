@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import click
 
-from ..export.families.llamagen.presets import PRESETS
+from ..export.families.llamagen.presets import PRESETS, Preset
 from .hints import program
 from .tables import Rows
 
 
+def _facts(preset: Preset) -> dict[str, Any]:
+    """A preset for JSON, where its files lie as text."""
+    published = None if preset.published is None else str(preset.published)
+    return asdict(replace(preset, published=None)) | {"published": published}
+
+
 def run(as_json: bool) -> None:
     if as_json:
-        rows = [asdict(p) | {"parameters": p.parameters, "image_size": p.image_size} for p in PRESETS.values()]
+        rows = [_facts(p) | {"parameters": p.parameters, "image_size": p.image_size} for p in PRESETS.values()]
         click.echo(json.dumps(rows, indent=1))
         return
     table = Rows(("model", "weights", "layers x width", "image", "tokens", "guidance", "top_k"))
@@ -25,12 +32,13 @@ def run(as_json: bool) -> None:
             preset.name, size, f"{preset.n_layer} x {preset.dim}", f"{preset.image_size} px",
             str(preset.grid**2), str(preset.guidance_scale), str(preset.top_k),
         )  # fmt: skip
-        files.add(preset.name, preset.download)
+        files.add(preset.name, "no public file" if preset.published is None else str(preset.published))
     table.print()
     files.print()
     build = f"{program()} build"
     click.echo(
-        f"build one:\n  {build} llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
+        f"build one from the hub:\n  {build} llamagen-t2i-xl-stage1\n"
+        f"from files of yours:\n  {build} llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
         f"or, for sizing, with random weights:\n  {build} llamagen-t2i-b --dummy-weights\n"
         f"the bundled demo:\n  {build} emoji"
     )

@@ -35,6 +35,7 @@ class Parts:
     dummy: bool = False
     rules: Mapping[str, str] = field(default_factory=dict)  # what a rule's bare name means with these weights
     states: StateTable | None = None
+    origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of what was fetched: repository, revision
 
     def _shapes(self) -> dict[str, list[tuple[int, ...]]]:
         """The shapes of every tensor that the graphs need, of each part."""
@@ -66,6 +67,7 @@ class Parts:
                 found[part] = {"weights": "random (--dummy-weights)"}
             else:
                 found[part] = {"file": spelt(source.path.name), "parameters": self.parameters(part)}
+                found[part] |= self.origins.get(part, {})
         return found
 
     @property

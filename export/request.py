@@ -20,7 +20,8 @@ MAX_NODES = 33  # of one target call, unless a build asks for another number: `m
 class BuildRequest:
     """The command's options. `model` is a family, a preset (with `dummy_weights`), or "emoji", the bundled demo.
 
-    `text` is the text encoder's folder, None without one; `trees` are names, none for the model's own choice.
+    `text` is the text encoder's folder; `without_text`: none is wanted, though there is a published one. `trees` are
+    names, none for the model's own choice.
     """
 
     model: str
@@ -40,6 +41,7 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     one_plan: bool = False
     out: Path | None = None
+    without_text: bool = False
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from ...runtime.nearest import meant
 if TYPE_CHECKING:
     from ...runtime.bundle import SamplingDefaults
     from ..parts import Parts
+    from ..published import Published
     from ..request import BuildRequest
 
 _BUILT_IN = {"llamagen": ".llamagen.family"}  # modules that hold a FAMILY, imported when they are asked for
@@ -24,12 +25,16 @@ class Family:
 
     `open` gives the parts of a `BuildRequest` and their sampling defaults, and checks every tensor before it reads
     one; `dummy` gives those of a preset's name, with another grid where one is given. Both raise CascadeError.
+    `published` says where the files of presets lie on the hub; `default` is the preset that the family's own name means
+    there.
     """
 
     name: str
     open: Callable[[BuildRequest], tuple[Parts, SamplingDefaults]]
     presets: frozenset[str] = frozenset()
     dummy: Callable[[str, int | None], tuple[Parts, SamplingDefaults]] | None = None
+    published: Mapping[str, Published] = field(default_factory=dict)
+    default: str | None = None
 
 
 _REGISTERED: dict[str, Family] = {}
@@ -66,3 +71,16 @@ def family_of_preset(preset: str) -> Family:
 
     known = [DEMO_MODEL, *names(), *(name for family in map(get_family, names()) for name in family.presets)]
     raise CascadeError(f"unknown model {preset!r}{meant(preset, known)}: `cascade-trt models` lists the known ones.")
+
+
+def published_of(model: str) -> tuple[str, Family, Published]:
+    """The preset that `model` (a family or a preset) means, its family, and where its files lie. Raises CascadeError
+    where nobody has published it."""
+    family = get_family(model) if model in names() else family_of_preset(model)
+    preset = (family.default or model) if model == family.name else model
+    if preset not in family.published:
+        raise CascadeError(
+            f"no published files of {preset!r} are known: build {family.name!r} with --checkpoint, or a preset with "
+            "--dummy-weights."
+        )
+    return preset, family, family.published[preset]

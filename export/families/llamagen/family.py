@@ -164,4 +164,8 @@ def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
     return parts, SamplingDefaults(preset.guidance_scale, 1.0, preset.top_k, 1.0)
 
 
-FAMILY = Family(NAME, open_checkpoints, frozenset(PRESETS), open_dummy)
+FAMILY = Family(
+    NAME, open_checkpoints, frozenset(PRESETS), open_dummy,
+    {name: preset.published for name, preset in PRESETS.items() if preset.published is not None},
+    default="llamagen-t2i-xl-stage1",
+)  # fmt: skip

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from ....runtime.errors import CascadeError
 from ....runtime.nearest import meant
+from ...published import HubFiles, Published
 
 _CLASS_REPO, _TEXT_REPO = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
+_DRAFTER = "config.json", "pytorch_model.bin"
+_T5 = "config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One published LlamaGen model. `download` says what to fetch from the Hugging Face hub."""
+    """One LlamaGen model. `published` says where its files lie on the hub, None where nobody has published any."""
 
     name: str
     dim: int
@@ -23,7 +26,7 @@ class Preset:
     prefix_len: int
     guidance_scale: float
     top_k: int
-    download: str
+    published: Published | None
     vocab_size: int = 16384
     caption_dim: int = 2048
     num_classes: int = 1000
@@ -60,16 +63,22 @@ _SIZES = {  # dim, n_layer, n_head
 def _class_model(size: str, grid: int) -> Preset:
     dim, layers, heads = _SIZES[size]
     name = f"llamagen-c2i-{size}-{16 * grid}"
-    files = f"{_CLASS_REPO}: c2i_{size.upper()}_{16 * grid}.pt, vq_ds16_c2i.pt"
-    return Preset(name, dim, layers, heads, grid, "class", 1, 4.0, 2000, files)
+    files = {"checkpoint": HubFiles(_CLASS_REPO, f"c2i_{size.upper()}_{16 * grid}.pt"),
+             "vq": HubFiles(_CLASS_REPO, "vq_ds16_c2i.pt")}  # fmt: skip
+    return Preset(name, dim, layers, heads, grid, "class", 1, 4.0, 2000, Published(files, {"grid": grid}))
 
 
-def _text_model(name: str, size: str, grid: int, file: str) -> Preset:
+def _text_model(name: str, size: str, grid: int, file: str | None) -> Preset:
     dim, layers, heads = _SIZES[size]
-    download = f"{_TEXT_REPO}: {file}, vq_ds16_t2i.pt; google/flan-t5-xl (text); jadohu/llamagen_drafter"
-    if grid == 32:
-        download = download.replace("llamagen_drafter", "llamagen2_drafter")
-    return Preset(name, dim, layers, heads, grid, "text", 120, 7.5, 1000, download)
+    published = None if file is None else Published(
+        {
+            "checkpoint": HubFiles(_TEXT_REPO, file), "vq": HubFiles(_TEXT_REPO, "vq_ds16_t2i.pt"),
+            "drafter": HubFiles(f"jadohu/{'llamagen2' if grid == 32 else 'llamagen'}_drafter", patterns=_DRAFTER),
+            "text": HubFiles("google/flan-t5-xl", patterns=_T5),
+        },
+        {"grid": grid},
+    )  # fmt: skip
+    return Preset(name, dim, layers, heads, grid, "text", 120, 7.5, 1000, published)
 
 
 PRESETS: dict[str, Preset] = {
@@ -79,7 +88,7 @@ PRESETS: dict[str, Preset] = {
                                                       ("xxl", 24), ("3b", 24))),
         _text_model("llamagen-t2i-xl-stage1", "xl", 16, "t2i_XL_stage1_256.pt"),
         _text_model("llamagen-t2i-xl-stage2", "xl", 32, "t2i_XL_stage2_512.pt"),
-        _text_model("llamagen-t2i-b", "b", 16, "no public file"),
+        _text_model("llamagen-t2i-b", "b", 16, None),
     )
 }  # fmt: skip
 
