@@ -5,7 +5,7 @@
 #   make engines MODEL=llamagen            a published model (`cascade-trt models`), from checkpoints/<model>/ or the hub
 #   make engines MODEL=llamagen CKPT=... VQ=... [DRAFTER=... TEXT=... CONFIG=... GRID=...]
 #                                          [PRECISION=fp32 TREE="small_6 ..." BATCH=1 OUT=build/...]
-#                                          [TARGET="rtx:sm86 rtx:sm89" (any machine) or TARGET=tensorrt (its GPU)]
+#                                          [TARGET="rtx:sm86 rtx:sm89 cuda" (any machine), TARGET=tensorrt (its GPU)]
 #   make test | test-stand-in | lint | bench
 
 PYTHON ?= python3.11
@@ -55,6 +55,11 @@ $(VENV)/.dev: $(VENV)/.export pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,hub,eval,train,rtx,dev]'
 	touch $@
 
+# What compiles kernels. Not the extra `cuda`: it brings another ONNX Runtime.
+$(VENV)/.nvrtc: $(VENV)/.export pyproject.toml
+	$(BIN)/python -m pip install --quiet 'cuda-bindings>=13,<14' 'nvidia-cuda-nvrtc>=13,<14'
+	touch $@
+
 setup: $(VENV)/.export
 
 # An empty option is left out, so the command's own default holds.
@@ -63,7 +68,8 @@ OPTIONS := $(if $(CKPT),--checkpoint $(call quoted,$(CKPT))) $(if $(VQ),--vq $(c
 	$(if $(CONFIG),--config $(call quoted,$(CONFIG))) $(if $(GRID),--grid $(GRID)) \
 	$(foreach tree,$(TREE),--tree $(call quoted,$(tree))) $(if $(DUMMY),--dummy-weights) \
 	$(foreach target,$(TARGET),--target $(call quoted,$(target)))
-COMPILERS := $(if $(filter rtx:%,$(TARGET)),$(VENV)/.rtx) $(if $(filter tensorrt,$(TARGET)),$(VENV)/.tensorrt)
+COMPILERS := $(if $(filter rtx:%,$(TARGET)),$(VENV)/.rtx) $(if $(filter tensorrt,$(TARGET)),$(VENV)/.tensorrt) \
+	$(if $(filter cuda cuda:%,$(TARGET)),$(VENV)/.nvrtc)
 
 engines: $(VENV)/.export $(COMPILERS)
 	$(BIN)/cascade-trt build $(call quoted,$(MODEL)) $(OPTIONS) --precision $(PRECISION) --batch $(BATCH) \

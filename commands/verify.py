@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
     Exit code 1 when an output differs more than its tolerance. Raises CascadeError when the bundles do not
     belong together.
     """
-    if find_spec("polygraphy") is None:
-        raise CascadeError("Polygraphy is not installed: run `pip install 'cascade-trt[rtx]'` to verify bundles.")
     if against is None and target is None:
         raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
     from ..engines.verify import compare_calls, compare_drawings, load_plans, record, time_calls

@@ -229,4 +229,8 @@ def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:
     gpu = machine.gpu
     here = Here(machine.platform, machine.versions, None if gpu is None else (gpu.name, gpu.compute_capability))
     found = fit(plan, here, again)
+    if found.verdict == USABLE and not machine.bindings:
+        extra = "rtx" if plan.target.startswith("rtx") else "tensorrt"
+        sentence = f"drawing with it needs cuda-bindings: run `pip install 'cascade-trt[{extra}]'`"
+        return Verdict(plan.target, REBUILD, sentence)
     return Verdict(plan.target, found.verdict, found.sentence)

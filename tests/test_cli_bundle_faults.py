@@ -282,7 +282,7 @@ def test_states_that_say_they_are_larger_than_they_are(copy: Path) -> None:
 # ONNX Runtime ---------------------------------------------------------------------------------------------------
 def test_an_onnx_runtime_that_is_too_old(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.0")
-    refused(copy, "ONNX Runtime 1.22.0 is too old, 1.25 is needed", "install --upgrade")
+    refused(copy, "ONNX Runtime 1.22.0 is too old, 1.25 is needed", "pip install 'cascade-trt[cpu]'")
     assert "--precision" not in generate(copy).stderr
     result = CliRunner().invoke(cli, ["doctor", str(copy)])
     assert result.exit_code == 1 and "ort-cpu: rebuild: ONNX Runtime 1.22.0 is too old, 1.25 is needed" in result.output

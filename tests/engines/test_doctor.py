@@ -36,7 +36,7 @@ from cascade_trt.runtime.digests import whole_digest
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24 << 30, 20 << 30)
 MACHINE = Machine("linux-x86_64", ADA, {"tensorrt-rtx": "1.7.1.116", "tensorrt": None}, ["CPUExecutionProvider"],
-                  8 << 30, 9 << 30)  # fmt: skip
+                  8 << 30, 9 << 30, bindings=True)  # fmt: skip
 PLAN = PlanInfo(
     "target", "rtx:sm89", "f.plan", "f.json", "key", "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp16",
     {}, [], {}, 1, "", 1.0, 1,
@@ -44,6 +44,12 @@ PLAN = PlanInfo(
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 CUDA = replace(MACHINE, providers=PROVIDERS, onnxruntime="1.31.1", bindings=True)
 AGAIN = "run `cascade-trt compile b --target rtx:sm89`."
+
+
+def test_a_plan_that_fits_needs_the_bindings_to_draw() -> None:
+    found = judge_plan(PLAN, replace(MACHINE, bindings=False), AGAIN)
+    assert found.verdict == REBUILD
+    assert found.sentence == "drawing with it needs cuda-bindings: run `pip install 'cascade-trt[rtx]'`"
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from support import build, random_features, save_checkpoints
 
-from cascade_trt.engines.verify import Call, compare_calls, compare_drawings, record
+from cascade_trt.engines.verify import Call, _judge, compare_calls, compare_drawings, record
 from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
-pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'cascade-trt[rtx]'")
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +143,14 @@ def test_the_command(plain_bundle: Path, exact_bundle: Path, tmp_path: Path) -> 
         [*command, str(plain_bundle), "--against", str(tmp_path / "other")], capture_output=True, text=True, check=False
     )
     assert shown.returncode == 2 and "the bundles differ" in shown.stderr
+
+
+@pytest.mark.parametrize(("expected", "actual", "passed"), [
+    ([1.0, np.inf], [1.0, np.inf], True), ([1.0, np.inf], [1.0, -np.inf], False), ([1.0, np.nan], [1.0, np.nan], False),
+    ([1.0, 100.0], [1.5, 100.0], True), ([1.0, 100.0], [1.5, 102.0], False), ([0.0], [0.0], True),
+    ([1.0, np.inf], [1.5, np.inf], False),
+])  # fmt: skip
+def test_what_is_equal(expected: list[float], actual: list[float], passed: bool) -> None:
+    """Within a hundredth of the largest number here; infinities of one sign are, NaN never is."""
+    found = _judge(0, "target", "logits", np.array(expected), np.array(actual), 0.01)
+    assert found.passed == passed
