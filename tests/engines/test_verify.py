@@ -17,7 +17,6 @@ from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
 
 
-
 @pytest.fixture(scope="module")
 def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 twin of `plain_bundle`: the same weights, since the seed is."""
