@@ -29,6 +29,11 @@ def rope_tables(g: GraphBuilder, table: np.ndarray, owner: str) -> tuple[ir.Valu
     return cos, sin
 
 
+def no_turn(table: np.ndarray) -> np.ndarray:
+    """The row [1, Dh/2, 2] by which rotating changes nothing, for a table [positions, Dh/2, 2] of (cos, sin)."""
+    return np.tile(np.array([1, 0], table.dtype), (1, table.shape[1], 1))
+
+
 def rms_norm(g: GraphBuilder, x: ir.Value, name: str, produce: Produce, eps: float) -> ir.Value:
     """Root mean square in float32 (stash_type 1), cast back, then the scale: Llama's order."""
     return g.op("RMSNormalization", x, g.weight(name, produce), axis=-1, epsilon=eps, stash_type=1)
@@ -37,6 +42,17 @@ def rms_norm(g: GraphBuilder, x: ir.Value, name: str, produce: Produce, eps: flo
 def rotate(g: GraphBuilder, x: ir.Value, rope: tuple[ir.Value, ir.Value], positions: ir.Value) -> ir.Value:
     """[R, heads, N, dim], rotated; in float32, as in the original."""
     return g.from_float(g.op("RotaryEmbedding", g.to_float(x), *rope, positions))
+
+
+def attention_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
+    """What attention adds to its scores, in the dtype of queries, from `visible` bool of the same shape.
+
+    Made once for all layers that share it: of a bool mask, ONNX Runtime makes it anew in each. What is not visible is
+    finite and counts exactly 0 where anything is visible.
+    """
+    dtype = g.dtype.numpy()
+    lowest = np.float32(-65504 if dtype == np.float16 else -1e30)
+    return g.op("Where", visible, g.constant(dtype.type(0)), g.constant(dtype.type(lowest)))
 
 
 def of_prompt(g: GraphBuilder, x: ir.Value) -> ir.Value:

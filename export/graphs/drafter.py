@@ -89,16 +89,16 @@ class DraftCache:
         self._present: list[tuple[ir.Value, ir.Value]] = []
         self._written: tuple[ir.Value, ir.Value] | None = None  # keys and values [R, Hkv, W, Dh] of all steps so far
 
-    def attend(self, qkv: ir.Value, positions: ir.Value, mask: ir.Value) -> ir.Value:
-        """The next step: qkv of n nodes, positions [R, n], mask bool [R, 1, n, S]; returns [R, n, H * Dh]."""
+    def attend(self, qkv: ir.Value, turns: ir.Value, bias: ir.Value) -> ir.Value:
+        """The next step: qkv of n nodes, turns [R * heads, n], bias [R, 1, n, S]; returns [R, n, H * Dh]."""
         g = self._g
-        q, k, v = self._stack.rotated_heads(0, qkv, positions)
+        q, k, v = self._stack.rotated_heads(0, qkv, turns)
         if self._written is not None:
             k = g.op("Concat", self._written[0], k, axis=2)
             v = g.op("Concat", self._written[1], v, axis=2)
         self._written = (k, v)
         past = self._past[len(self._present)]
-        y, present = self._stack.attend(q, (k, v), past, self._write_index, mask)
+        y, present = self._stack.attend(q, (k, v), past, self._write_index, bias)
         self._present.append(present)
         return y
 
@@ -119,8 +119,9 @@ def catch_up(
     visible = g.op("And", causal, g.reshape(cache_mask, [-1, 1, d.shape.slots]))
     if not d.drafter.sees_padding:  # a padded pair sees itself: with nothing to see, its state would be NaN
         visible = g.op("Or", visible, g.op("Equal", every, own))
-    mask = g.op("Unsqueeze", visible, g.constant([1]))  # [R, 1, M, S]
-    return d.layer(d.fused_input(tokens, hidden), lambda qkv: cache.attend(qkv, positions, mask))
+    bias = blocks.attention_bias(g, g.op("Unsqueeze", visible, g.constant([1])))  # [R, 1, M, S]
+    turns = d.stack.turns(positions)
+    return d.layer(d.fused_input(tokens, hidden), lambda qkv: cache.attend(qkv, turns, bias))
 
 
 def committed_slots(d: DraftGraph, write_index: ir.Value, count_of_row: ir.Value, cache_mask: ir.Value) -> ir.Value:

@@ -108,9 +108,9 @@ def expand(
         seen = g.op("Concat", g.op("GatherND", before.seen, parent, batch_dims=1), own, axis=2)
     picked = g.op("GatherElements", tokens, local, axis=1)
     x = d.fused_input(start.for_rows(picked), parent_state)
-    mask = start.mask(g, drafted_slots(g, tree, start, level, seen))
-    positions = start.positions(g, np.full(width, level + 1))
-    state = d.layer(x, lambda qkv: start.cache.attend(qkv, positions, mask))
+    bias = start.bias(g, drafted_slots(g, tree, start, level, seen))
+    turns = d.stack.turns(start.positions(g, np.full(width, level + 1)))
+    state = d.layer(x, lambda qkv: start.cache.attend(qkv, turns, bias))
     numbers = g.op("Add", local, g.constant(np.int64(first)))
     return Beams(numbers, g.op("GatherElements", scores, local, axis=1), state, seen)
 

@@ -23,7 +23,9 @@ class Stack:
     ) -> None:
         self.g, self.weights, self.spec, self.owner = g, weights, spec, owner
         self.cache_shape: list[int | str] = ["R", spec.n_kv_head, slots, spec.head_dim]
-        self._rope = blocks.rope_tables(g, spec.rotary(rows), owner)
+        table = spec.rotary(rows)
+        self._still = len(table)  # the last row turns nothing
+        self._rope = blocks.rope_tables(g, np.concatenate([table, blocks.no_turn(table)]), owner)
 
     def load(self, name: str) -> np.ndarray:
         return as_numpy(self.weights.load(name))
@@ -72,19 +74,36 @@ class Stack:
         halves = [blocks.half_split_rows(part, len(part) // spec.head_dim) for part in (q, k)]
         return np.concatenate([*halves, v])
 
-    def rotated_heads(
-        self, index: int, qkv: ir.Value, positions: ir.Value
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries [R, H, n, Dh], keys and values [R, Hkv, n, Dh] of layer `index`; queries and keys are normalised
-        where the model does so, and rotated to positions [R, n]."""
-        g, heads, few, dim = self.g, self.spec.n_head, self.spec.n_kv_head, self.spec.head_dim
-        qkv = g.op("Transpose", g.reshape(qkv, [0, 0, heads + 2 * few, dim]), perm=[0, 2, 1, 3])
-        q, k, v = g.split(qkv, [heads, few, few], axis=1)
+    def turns(self, positions: ir.Value) -> ir.Value:
+        """Rows of the rotary table, int64 [R * heads, n], for `rotated_heads` of nodes at positions [R, n]: the same
+        in all layers. Values get the row that turns nothing."""
+        g, heads, few = self.g, self.spec.n_head, self.spec.n_kv_head
         if self.spec.qk_norm_eps is not None:
+            return positions
+        turned = np.arange(heads + 2 * few)[None, :, None] < heads + few
+        own = g.op("Unsqueeze", positions, g.constant([1]))
+        rows = g.op("Where", g.constant(turned, "turned"), own, g.constant(np.int64(self._still)))  # [R, heads, n]
+        return g.op("Flatten", rows, axis=2)
+
+    def rotated_heads(self, index: int, qkv: ir.Value, turns: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Queries [R, H, n, Dh], keys and values [R, Hkv, n, Dh] of layer `index`; queries and keys are normalised
+        where the model does so, and rotated by `turns`.
+
+        All heads are rotated at once, values by nothing, which changes no bit of them: one rotation a layer, with one
+        pair of casts in half precisions, in the place of two. A model that normalises queries and keys has taken them
+        apart already.
+        """
+        g, heads, few, dim = self.g, self.spec.n_head, self.spec.n_kv_head, self.spec.head_dim
+        count = heads + 2 * few
+        qkv = g.op("Transpose", g.reshape(qkv, [0, 0, count, dim]), perm=[0, 2, 1, 3])  # [R, heads, n, Dh]
+        if self.spec.qk_norm_eps is not None:
+            q, k, v = g.split(qkv, [heads, few, few], axis=1)
             q = self._normed_heads(q, f"layers.{index}.attention.q_norm", self.spec.qk_norm_eps)
             k = self._normed_heads(k, f"layers.{index}.attention.k_norm", self.spec.qk_norm_eps)
-        # Apart, because on a CPU rotating twice costs less than splitting twice.
-        return blocks.rotate(g, q, self._rope, positions), blocks.rotate(g, k, self._rope, positions), v
+            return blocks.rotate(g, q, self._rope, turns), blocks.rotate(g, k, self._rope, turns), v
+        rotated = blocks.rotate(g, g.reshape(qkv, [-1, 1, 0, dim]), self._rope, turns)  # each head a row of its own
+        q, k, v = g.split(g.reshape(rotated, [-1, count, 0, dim]), [heads, few, few], axis=1)
+        return q, k, v
 
     def _normed_heads(self, x: ir.Value, name: str, eps: float) -> ir.Value:
         """LayerNorm over the channels of each head [R, heads, n, Dh]: statistics in float32, then scale and shift, of
@@ -109,13 +128,13 @@ class Stack:
         written: tuple[ir.Value, ir.Value],  # [R, Hkv, W, Dh] each
         past: tuple[ir.Value, ir.Value],  # [R, Hkv, S, Dh] each
         write_index: ir.Value,  # [R]
-        mask: ir.Value,  # bool [R, 1, n, S]
+        bias: ir.Value,  # [R, 1, n, S]: blocks.attention_bias
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         """Writes W keys and values at write_index, then attends over the cache; gives [R, n, H * Dh] and the cache."""
         g, spec = self.g, self.spec
         keys = g.op("TensorScatter", past[0], written[0], write_index, axis=2)
         values = g.op("TensorScatter", past[1], written[1], write_index, axis=2)
-        y = g.op("Attention", q, keys, values, mask, scale=spec.head_dim**-0.5)
+        y = g.op("Attention", q, keys, values, bias, scale=spec.head_dim**-0.5)
         y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1, 3]), [0, 0, spec.n_head * spec.head_dim])
         return y, (keys, values)
 

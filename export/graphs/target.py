@@ -88,13 +88,14 @@ def build_target(g: GraphBuilder, model: TargetModel, shape: TargetShape) -> Non
     sampler = sampler_inputs(g, model.plan.codes, model.plan.has_forced)
     past, present = stack.caches(spec.n_layer), []
     with g.scope("mask"):
-        mask = visible_slots(g, shape, tree_mask, cache_mask, write_index)
+        bias = blocks.attention_bias(g, visible_slots(g, shape, tree_mask, cache_mask, write_index))
+    turns = stack.turns(positions)
     x = embeds
     for i in range(spec.n_layer):
 
         def attend(qkv: ir.Value, i: int = i) -> ir.Value:
-            q, k, v = stack.rotated_heads(i, qkv, positions)
-            y, cache = stack.attend(q, (k, v), past[i], write_index, mask)
+            q, k, v = stack.rotated_heads(i, qkv, turns)
+            y, cache = stack.attend(q, (k, v), past[i], write_index, bias)
             present.append(cache)
             return y
 

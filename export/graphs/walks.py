@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...runtime.tree import Tree
+from . import blocks
 from .builder import GraphBuilder
 from .drafter import DraftCache, DraftGraph, expanded
 from .readout import ReadoutGraph
@@ -51,10 +52,10 @@ class Start:
             return None
         return g.op("GreaterOrEqual", self.forced[level], g.constant(np.int64(0))), self.forced[level]
 
-    def mask(self, g: GraphBuilder, by_slot: ir.Value) -> ir.Value:
-        """bool [R, 1, n, S]: what n nodes see that see the drafted slots by_slot bool [R, S, n]."""
+    def bias(self, g: GraphBuilder, by_slot: ir.Value) -> ir.Value:
+        """[R, 1, n, S], for attention of n nodes that see the drafted slots by_slot bool [R, S, n]."""
         visible = g.op("Or", g.op("Transpose", by_slot, perm=[0, 2, 1]), self.committed)
-        return g.op("Unsqueeze", visible, g.constant([1]))
+        return blocks.attention_bias(g, g.op("Unsqueeze", visible, g.constant([1])))
 
     def positions(self, g: GraphBuilder, depths: np.ndarray) -> ir.Value:
         """int64 [R, n]: rows of the rotary table of nodes so far below the root."""
@@ -91,7 +92,7 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
     """Drafts a static tree level by level."""
     g, state = d.g, start.state
     nodes, tokens, levels = [0], [start.root], []
-    views = seen_by_levels(g, tree, start)
+    views = seen_by_levels(d, tree, start)
     for level in range(tree.depth):
         with g.scope(f"level.{level}"):
             logits = start.logits(state)  # [P, n, V]
@@ -107,8 +108,8 @@ def walk_tree(d: DraftGraph, tree: Tree, start: Start) -> Drafted:
             own = start.for_rows(columns(g, picked, [children.index(n) for n in inner], len(children)))
             parents = [nodes.index(tree.parents[n]) for n in inner]
             x = d.fused_input(own, columns(g, state, parents, len(nodes)))
-            mask, positions = views[level]
-            state = d.layer(x, lambda qkv, m=mask, at=positions: start.cache.attend(qkv, at, m))
+            bias, turns = views[level]
+            state = d.layer(x, lambda qkv, t=turns, b=bias: start.cache.attend(qkv, t, b))
             nodes = inner
     return Drafted(g.concat(tokens, axis=1), distributions(g, g.concat(levels, axis=1), start.temperature))
 
@@ -118,18 +119,19 @@ def distributions(g: GraphBuilder, logits: ir.Value, temperature: ir.Value) -> i
     return g.op("LogSoftmax", g.op("Div", logits, temperature), axis=-1)
 
 
-def seen_by_levels(g: GraphBuilder, tree: Tree, start: Start) -> list[tuple[ir.Value, ir.Value]]:
-    """Mask bool [R, 1, n, S] and positions [R, n] of the n nodes with children of every level behind the root.
+def seen_by_levels(d: DraftGraph, tree: Tree, start: Start) -> list[tuple[ir.Value, ir.Value]]:
+    """Bias [R, 1, n, S] and turns [R * heads, n] of the n nodes with children of every level behind the root.
 
     Made for all levels at once: on a CPU small operators cost what they cost to call, and levels are many.
     """
+    g = d.g
     inner = [n for n in tree.internal if n]  # in the order of their slots
     if not inner:
         return []
     depths = np.array([tree.depths[n] for n in inner])
     seen = np.zeros((expanded(tree) + 1, len(inner)), bool)  # the last row: slots of no node
     seen[:-1] = tree.ancestors[np.ix_(inner, inner)].T
-    mask = start.mask(g, g.op("Gather", g.constant(seen, "ancestors"), start.place))
-    positions = start.positions(g, depths)
+    bias = start.bias(g, g.op("Gather", g.constant(seen, "ancestors"), start.place))
+    turns = d.stack.turns(start.positions(g, depths))
     sizes = np.bincount(depths)[1:].tolist()
-    return list(zip(g.split(mask, sizes, axis=2), g.split(positions, sizes, axis=1), strict=True))
+    return list(zip(g.split(bias, sizes, axis=2), g.split(turns, sizes, axis=1), strict=True))
