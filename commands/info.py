@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..runtime.backends import BACKEND_NAMES
 from ..runtime.backends.kernels.info import kernel_problem, kernel_source
-from ..runtime.bundle import CLASS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
+from ..runtime.backends import BACKEND_NAMES
+from ..runtime.bundle import CLASS, TOKENS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
 from ..runtime.options import DrawOptions, check_sampling
@@ -55,18 +55,15 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
     weights = "random (--dummy-weights)" if manifest.dummy_weights else ", ".join(
         f"{part}: {entry.get('file')}" for part, entry in manifest.provenance.items()
     )  # fmt: skip
-    plan, condition = model.plan, f"text, {model.condition.length} slots of {model.condition.width}"
-    if model.condition.kind == CLASS:
-        condition = f"{model.condition.classes} classes"
+    plan = model.plan
     forced = "" if plan.length == plan.image_tokens else f", a sequence of {plan.length} with forced ones"
-    text = "bring your own features" if manifest.text is None else f"engine, {manifest.text.max_length} tokens"
     rows = [
         ("bundle", f"{bundle} ({manifest.tool}, schema {manifest.schema})"),
         ("model", f"{model.family} {model.variant}: {model.n_layer} layers x {model.dim}, {model.n_head} heads, "
                   f"{human(model.parameters, '').strip()} weights"),
         ("image", f"{plan.columns * model.pixels} x {plan.rows * model.pixels} px from {plan.columns} x {plan.rows} "
                   f"tokens of {model.vocab_size}{forced}"),
-        ("condition", condition if model.condition.kind == CLASS else f"{condition}; text: {text}"),
+        ("condition", _condition(manifest)),
         ("drafter", _drafter(manifest)),
         ("trees", "; ".join(map(_tree, manifest.trees or [manifest.tree(None)]))),
         ("more trees", f"{_guessed(manifest)} of up to {manifest.most_nodes} nodes, without a rebuild"),
@@ -83,6 +80,17 @@ def _overview(console: Console, bundle: Path, manifest: Manifest) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+
+
+def _condition(manifest: Manifest) -> str:
+    """What an image is drawn from."""
+    condition, text = manifest.model.condition, manifest.text
+    if condition.kind == CLASS:
+        return f"{condition.classes} classes"
+    if condition.kind == TOKENS:
+        return f"text, {condition.length} slots of token ids below {condition.vocabulary}"
+    source = "bring your own features" if text is None else f"engine, {text.max_length} tokens"
+    return f"text, {condition.length} slots of {condition.width}; text: {source}"
 
 
 def _rules(bundle: Path, manifest: Manifest) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from ..runtime.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
     STATES,
+    TOKENS,
     DrafterInfo,
     EngineInfo,
     FileInfo,
@@ -48,7 +49,7 @@ from .graphs.weights import PRECISIONS, WeightFile
 from .neighbours import FILE as NEIGHBOURS
 from .neighbours import neighbour_table
 from .parity import check_parity
-from .parts import Parts
+from .parts import TOKENIZER, Parts
 from .request import MAX_NODES, check_sizes
 from .support import backend_support
 
@@ -150,7 +151,7 @@ def build_bundle(
                 f"tensor {stage.overflowed[0]} and {len(stage.overflowed) - 1} more exceed the range of fp16: "
                 "build with --precision bf16 or fp32."
             )
-        tokenizer = _copy_tokenizer(parts, folder)
+        tokenizer = copy_tokenizer(parts, folder)
         manifest = _manifest(parts, options, stage, shapes, tokenizer)
         manifest = noted(manifest, {part: digest.hexdigest() for part, digest in digests.items()})
         progress("comparing with PyTorch", 0, 0)
@@ -178,6 +179,9 @@ def _check(parts: Parts, options: BuildOptions) -> None:
     drafting = [tree.name for tree in options.trees if tree.drafted is not None]
     if parts.drafter is None and drafting:
         raise CascadeError(f"tree {drafting[0]} needs a drafter: build with --drafter, or leave the tree out.")
+    reads_ids = parts.target.conditioner.info.kind == TOKENS
+    if reads_ids != (parts.prompt is not None) or (reads_ids and parts.tokenizer is None):
+        raise CascadeError("a model that reads token ids needs a tokenizer and the form of its prompts, no other does.")
     check_shapes(parts.target.weights, parts.target.shapes(), "checkpoint")
     if parts.drafter is not None:
         check_shapes(parts.drafter.weights, parts.drafter.shapes(parts.target.plan), "drafter")
@@ -238,11 +242,17 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
     return Shapes(shape, drafted)
 
 
-def _copy_tokenizer(parts: Parts, folder: Path) -> TextInfo | None:
-    if parts.tokenizer is None or parts.text_config is None:
+def copy_tokenizer(parts: Parts, folder: Path) -> TextInfo | None:
+    """Puts the tokenizer into a bundle's folder; how prompts get in, None where none do."""
+    if parts.tokenizer is None or (parts.text_config is None and parts.prompt is None):
         return None
-    shutil.copyfile(parts.tokenizer, folder / "tokenizer.json")
-    return TextInfo("tokenizer.json", parts.target.prefix_len, parts.text_config.pad_token_id, clean=True)
+    if isinstance(parts.tokenizer, bytes):
+        (folder / TOKENIZER).write_bytes(parts.tokenizer)
+    else:
+        shutil.copyfile(parts.tokenizer, folder / TOKENIZER)
+    if parts.text_config is None:
+        return parts.prompt
+    return TextInfo(TOKENIZER, parts.target.prefix_len, parts.text_config.pad_token_id, clean=True)
 
 
 def _manifest(
@@ -253,7 +263,7 @@ def _manifest(
         family=target.family, variant=target.variant, dim=stack.dim, features=target.readout.width,
         n_layer=stack.n_layer, n_head=stack.n_head, n_kv_head=stack.n_kv_head, head_dim=stack.head_dim,
         plan=target.plan, condition=target.conditioner.info, pixels=parts.vq_config.factor,
-        parameters=parts.parameters("target"),
+        parameters=parts.parameters("target"), rounding=parts.rounding,
     )  # fmt: skip
     drafter_info = None
     if drafter is not None and shapes.draft is not None:

@@ -16,6 +16,7 @@ weights under canonical names; each family maps its checkpoints to them:
 | layers.i.feed_forward.down.weight | [D, F] | |
 | norm.weight | [D] | a target's final norm |
 | readout.weight, .bias | [V, F], [V] | the linear map from features to codes |
+| condition.embedding.weight | [vocabulary, D] | of a prompt's token ids, where the model reads those |
 | fc.weight, .bias | [D, 2 D], [D] | a drafter's: of (embedding of the next token, hidden state) |
 
 What a readout's features or a conditioner read has names of the family's own.
@@ -31,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from ..runtime.bundle import ConditionInfo
+from ..runtime.bundle import TOKENS, ConditionInfo
 from ..runtime.errors import CascadeError
 from ..runtime.plan import TokenPlan
 from .checkpoints.source import Shape, TensorSource
@@ -127,17 +128,25 @@ class Readout:
 @dataclass(frozen=True)
 class Conditioner:
     """How a request becomes prefix rows: `build` gets the builder, the canonical weights, the request's input
-    (features [R, T, C] or class ids int64 [R], as `info.kind` says) and `uncond` bool [R]; it gives [R, T, D]."""
+    (features [R, T, C] or class ids int64 [R], as `info.kind` says) and `uncond` bool [R]; it gives [R, T, D].
+
+    None where the model reads token ids: their rows of `condition.embedding.weight` are the prefix.
+    """
 
     info: ConditionInfo
-    build: Callable[[GraphBuilder, TensorSource, ir.Value, ir.Value], ir.Value]
+    build: Callable[[GraphBuilder, TensorSource, ir.Value, ir.Value], ir.Value] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.build is None) != (self.info.kind == TOKENS):
+            raise CascadeError(f"a conditioner of {self.info.kind} is built by the family, one of token ids is not.")
 
 
 class TargetReference(Protocol):
     """The model in PyTorch, float32, written without the graphs' builders: what parity compares with."""
 
     def prefix(self, given: Tensor, uncond: Tensor) -> Tensor:
-        """Prefix embeddings [R, T, D] of features [R, T, C] or class ids [R]; uncond bool [R]."""
+        """Prefix embeddings [R, T, D] of features [R, T, C], class ids [R] or token ids [R, T] (which are those of
+        both kinds of rows); uncond bool [R]."""
         ...
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -194,6 +203,8 @@ class TargetModel:
             "norm.weight": (self.stack.dim,),
             "readout.weight": (self.plan.codes, self.readout.width),
         }
+        if self.conditioner.info.kind == TOKENS:
+            shapes["condition.embedding.weight"] = (self.conditioner.info.vocabulary, self.stack.dim)
         return shapes | ({"readout.bias": (self.plan.codes,)} if self.readout.bias else {})
 
 

@@ -7,7 +7,6 @@ without ever being in memory whole. Inputs have real shapes: a prefix, then a tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..engines.draws import may_draw
-from ..runtime.bundle import FEATURES, Manifest
+from ..runtime.bundle import FEATURES, TOKENS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.noise import Stream, gumbel
-from ..runtime.prompts import PromptEncoder
+from ..runtime.prompts import PromptEncoder, rows_of
 from ..runtime.sampling import Sampling, kept
 from ..runtime.tree import AnyTree, DynamicTree, Tree
 from .checkpoints.source import load_module
@@ -52,11 +51,12 @@ def check_parity(parts: Parts, options: Any, folder: Path, manifest: Manifest) -
 
 
 def _compare_twin(parts: Parts, options: Any, bundle: Path, manifest: Manifest) -> dict[str, Any]:
-    from .build import Stage, write_graphs
+    from .build import Stage, copy_tokenizer, write_graphs
 
     with TemporaryDirectory(dir=bundle, prefix=".twin.") as folder:
         stage = Stage(Path(folder), "fp32")
         write_graphs(parts.rounded(torch.bfloat16), options, stage)
+        copy_tokenizer(parts, stage.folder)
         report = _compare(parts.rounded(torch.bfloat16), Path(folder), manifest, "fp32")
     return {name: entry | {"compared": "an fp32 twin with bf16 weights"} for name, entry in report.items()}
 
@@ -70,10 +70,11 @@ def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str) -> 
     with torch.inference_mode():
         if "text" in manifest.engines:
             with scan.watch("text"):
-                outputs, given = _text(parts, manifest, run, rng)
+                outputs, given = _text(parts, folder, manifest, run, rng)
             report["text"] = _judge("text", precision, outputs)
         with scan.watch("condition"):
-            report["condition"], prefix, mask = _condition(parts, run, rng, precision, given)
+            values, mask = _given(parts, folder, manifest, rng, given)
+            report["condition"], prefix = _condition(parts, run, precision, values)
         report["embed"] = _judge("embed", precision, _embed(parts, run, rng))
         with scan.watch("target"):
             report["target"], hidden = _target(parts, manifest, run, rng, prefix, mask, precision)
@@ -131,16 +132,15 @@ def _judge(engine: str, precision: str, pairs: Mapping[str, tuple[np.ndarray, Te
 
 
 def _text(
-    parts: Parts, manifest: Manifest, run: Runner, rng: np.random.Generator
+    parts: Parts, folder: Path, manifest: Manifest, run: Runner, rng: np.random.Generator
 ) -> tuple[dict[str, tuple[np.ndarray, Tensor]], tuple[np.ndarray, np.ndarray]]:
     """The outputs of a real prompt and of random ids; and PyTorch's features with their mask, for `_condition`."""
     assert parts.text is not None and parts.text_config is not None  # the caller asks for `text` only then
     length = parts.target.prefix_len
     ids = rng.integers(1, parts.text_config.vocab_size, (2, length))
     mask = np.arange(length)[None] >= np.array([[0], [length // 2]])
-    if parts.tokenizer is not None and manifest.text is not None:
-        encoder = PromptEncoder(parts.tokenizer.parent, replace(manifest.text, tokenizer=parts.tokenizer.name))
-        encoded = encoder.encode([_PROMPT])
+    if manifest.text is not None:
+        encoded = PromptEncoder(folder, manifest.text).encode([_PROMPT])
         ids[1:], mask[1:] = encoded.ids, encoded.mask
     module = load_module(T5Encoder(parts.text_config), parts.text)
     wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
@@ -148,31 +148,44 @@ def _text(
     return {"features": (got, wanted)}, (wanted.float().numpy(), mask)
 
 
-def _condition(
-    parts: Parts, run: Runner, rng: np.random.Generator, precision: str,
-    given: tuple[np.ndarray, np.ndarray] | None,
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:  # fmt: skip
-    """Report, prefix embeddings float32 [2, T, D] of a conditional and an unconditional row, and their mask.
+def _given(
+    parts: Parts, folder: Path, manifest: Manifest, rng: np.random.Generator,
+    encoded: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
+    """The `condition` engine's input for a conditional and an unconditional row, and their mask bool [2, T].
 
-    `given` are features [2, T, C] and their mask [2, T] of the text encoder, where the bundle has one: the last
+    `encoded` are features [2, T, C] and their mask [2, T] of the text encoder, where the bundle has one: the last
     row is a prompt's, and both rows take it.
     """
-    info = parts.target.conditioner.info
-    uncond, mask = np.array([False, True]), np.ones((2, info.length), bool)
-    if info.kind != FEATURES:
-        name, values = "class_ids", rng.integers(0, info.classes, 2)
-    elif given is not None:
-        mask = given[1][[1, 1]]
-        name, values = "features", given[0][[1, 1]] * mask[..., None]
+    info, mask = parts.target.conditioner.info, np.ones((2, parts.target.prefix_len), bool)
+    if info.kind == TOKENS:
+        assert manifest.text is not None  # the manifest was checked
+        prompt = PromptEncoder(folder, manifest.text).encode([_PROMPT])
+        mask = prompt.mask.repeat(2, axis=0)
+        given = {"ids": rows_of(manifest.text, prompt.ids[0], prompt.mask[0])}
+    elif info.kind != FEATURES:
+        given = {"class_ids": rng.integers(0, info.classes, 2)}
+    elif encoded is not None:
+        mask = encoded[1][[1, 1]]
+        given = {"features": encoded[0][[1, 1]] * mask[..., None]}
     else:
         mask[:, : info.length // 2] = False
-        values = rng.normal(size=(2, info.length, info.width)).astype(np.float32) * mask[..., None]
-        name = "features"
+        features = rng.normal(size=(2, info.length, info.width)).astype(np.float32)
+        given = {"features": features * mask[..., None]}
     if info.uncond_length is not None:
         mask[1] = np.arange(info.length) >= info.length - info.uncond_length
+    return given, mask
+
+
+def _condition(
+    parts: Parts, run: Runner, precision: str, given: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Report, and prefix embeddings float32 [2, T, D] of a conditional and an unconditional row."""
+    (values,), uncond = given.values(), np.array([False, True])
     wanted = _reference(parts).prefix(torch.from_numpy(values), torch.from_numpy(uncond))
-    got = run("condition", {name: values, "uncond": uncond}, ["prefix"])["prefix"]
-    return _judge("condition", precision, {"prefix": (got, wanted)}), wanted.numpy(), mask
+    flags = {} if "ids" in given else {"uncond": uncond}
+    got = run("condition", {**given, **flags}, ["prefix"])["prefix"]
+    return _judge("condition", precision, {"prefix": (got, wanted)}), wanted.numpy()
 
 
 def _reference(parts: Parts) -> TargetReference:

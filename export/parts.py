@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..runtime.errors import CascadeError
+from ..runtime.model_info import NEAREST, TextInfo
 from ..runtime.rules.states import StateTable
 from .checkpoints.reading import spelt
 from .checkpoints.source import TensorSource
@@ -19,6 +20,8 @@ from .checkpoints.vq import vq_shapes
 from .model import DrafterModel, TargetModel
 from .models.t5 import T5Config
 from .models.vq import VQConfig
+
+TOKENIZER = "tokenizer.json"  # in a bundle
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Parts:
     drafter: DrafterModel | None = None
     text: TensorSource | None = None
     text_config: T5Config | None = None
-    tokenizer: Path | None = None
+    tokenizer: Path | bytes | None = None  # tokenizer.json, or what is in it
+    prompt: TextInfo | None = None  # how a model that reads token ids takes prompts; its file is TOKENIZER
+    rounding: str = NEAREST  # of decoded numbers
     dummy: bool = False
     rules: Mapping[str, str] = field(default_factory=dict)  # what a rule's bare name means with these weights
     states: StateTable | None = None

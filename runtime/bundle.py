@@ -8,7 +8,6 @@ a type and a range (`schema.py`), the entries are compared with each other (`man
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,21 +24,23 @@ from .model_info import (
     MOST_SLOTS,
     OWN,
     SLOT,
+    TOKENS,
     ConditionInfo,
     DrafterInfo,
     ModelInfo,
+    PromptForm,
     SamplingDefaults,
     TargetInfo,
     TextInfo,
 )  # fmt: skip
-from .schema import Within, build, read_json, short
+from .schema import Within, build, plain, read_json, short
 from .tree import MOST_NODES, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, same_shape
 
 __all__ = [
     "CLASS", "FEATURES", "FIXED_NODES", "FIXED_PAIRS", "MANIFEST", "MOST_SLOTS", "OWN", "SCHEMA_VERSION", "SLOT",
-    "STATES", "ConditionInfo", "CostInfo", "DrafterInfo", "DynamicInfo", "EngineInfo", "FileInfo", "KernelInfo",
-    "Manifest", "MergedInfo", "ModelInfo", "PlanInfo", "SamplingDefaults", "TargetInfo", "TextInfo", "TreeInfo",
-    "describe_file", "read_manifest",
+    "STATES", "TOKENS", "ConditionInfo", "CostInfo", "DrafterInfo", "DynamicInfo", "EngineInfo", "FileInfo",
+    "KernelInfo", "Manifest", "MergedInfo", "ModelInfo", "PlanInfo", "PromptForm", "SamplingDefaults", "TargetInfo",
+    "TextInfo", "TreeInfo", "describe_file", "read_manifest",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 5
@@ -170,7 +171,7 @@ class Manifest:
         return None
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        return json.dumps(plain(self), indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:

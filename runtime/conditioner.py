@@ -8,9 +8,10 @@ import numpy as np
 
 from .backends import Backend, Buffer
 from .backends.host import to_dtype, to_float
-from .bundle import FEATURES, SLOT, Manifest
+from .bundle import FEATURES, SLOT, TOKENS, Manifest
 from .engines import TEXT, Engines
 from .errors import CascadeError
+from .prompts import rows_of
 from .request import Conditioning
 
 
@@ -36,24 +37,8 @@ class Conditioner:
     def prefix(self, conditioning: Conditioning, rows: int) -> Prefix:
         """The prefix of one image (P = 1) for `rows` rows. Raises CascadeError when it is not finite."""
         info, backend, engine = self._manifest.model.condition, self._backend, self._engines["condition"]
-        uncond = backend.buffer((rows,), "bool", "in")
-        uncond.host[:] = np.arange(rows) == 1
-        mask = np.ones((rows, info.length), bool)
-        if info.kind == FEATURES:
-            features = conditioning.features
-            if features is None:
-                features = self._encode(conditioning)
-            assert conditioning.mask is not None  # features and token ids come with theirs
-            mask[:] = conditioning.mask
-            given = backend.buffer((rows, info.length, info.width), engine.dtype("features"), "in")
-            with np.errstate(over="ignore"):  # what half precision cannot hold is found below
-                given.host[:] = to_dtype(features, given.dtype)
-            inputs = {"features": given, "uncond": uncond}
-        else:
-            assert conditioning.class_ids is not None  # the other kinds are refused
-            ids = backend.buffer((rows,), "int64", "in")
-            ids.host[:] = conditioning.class_ids
-            inputs = {"class_ids": ids, "uncond": uncond}
+        inputs, shown = self._inputs(conditioning, rows)
+        mask = np.repeat(shown[None], rows, axis=0)
         if info.uncond_length is not None:
             mask[1:] = np.arange(info.length) >= info.length - info.uncond_length
         prefix = backend.buffer((rows, info.length, self._manifest.model.dim), engine.dtype("prefix"), "out")
@@ -64,6 +49,31 @@ class Conditioner:
             )
         first = np.zeros(rows, np.int64) if info.positions == SLOT else mask.sum(axis=1) - info.length
         return Prefix(prefix, mask, first)
+
+    def _inputs(self, conditioning: Conditioning, rows: int) -> tuple[dict[str, Buffer], np.ndarray]:
+        """The engine's inputs of one image, and the valid slots bool [T] of its conditional row."""
+        info, backend, engine = self._manifest.model.condition, self._backend, self._engines["condition"]
+        if info.kind == TOKENS:
+            text, ids, shown = self._manifest.text, conditioning.ids, conditioning.mask
+            assert text is not None and ids is not None and shown is not None  # such a bundle takes prompts alone
+            given = backend.buffer((rows, info.length), "int64", "in")
+            given.host[:] = rows_of(text, ids[0], shown[0])[:rows]
+            return {"ids": given}, shown[0]
+        uncond = backend.buffer((rows,), "bool", "in")
+        uncond.host[:] = np.arange(rows) == 1
+        if info.kind == FEATURES:
+            features = conditioning.features
+            if features is None:
+                features = self._encode(conditioning)
+            assert conditioning.mask is not None  # features and token ids come with theirs
+            given = backend.buffer((rows, info.length, info.width), engine.dtype("features"), "in")
+            with np.errstate(over="ignore"):  # what half precision cannot hold is found later
+                given.host[:] = to_dtype(features, given.dtype)
+            return {"features": given, "uncond": uncond}, conditioning.mask[0]
+        assert conditioning.class_ids is not None  # the other kinds are refused
+        ids = backend.buffer((rows,), "int64", "in")
+        ids.host[:] = conditioning.class_ids
+        return {"class_ids": ids, "uncond": uncond}, np.ones(info.length, bool)
 
     def _encode(self, conditioning: Conditioning) -> np.ndarray:
         """Text features float32 [1, T, C] of the bundle's own encoder."""

@@ -25,6 +25,7 @@ class Decoder:
     ) -> None:
         self._kernels = kernels
         self._engines, self._plan, self._pixels = engines, manifest.model.plan, manifest.model.pixels
+        self._rounding = manifest.model.rounding
         plan, side = self._plan, self._pixels
         self._codes = backend.buffer((1, plan.image_tokens), "int64", "in")
         self._image = backend.buffer((1, 3, plan.rows * side, plan.columns * side), "float32", "out")
@@ -41,10 +42,10 @@ class Decoder:
         self._codes.host[0] = codes
         if self._kernels is None:
             self._call.run(fetch=("image",))
-            return lambda: _image_of(self._image.host)
+            return lambda: _image_of(self._image.host, self._rounding)
         self._call.run()
         arrival = self._kernels.bring(self._image)
-        return lambda: _image_of(arrival.wait())
+        return lambda: _image_of(arrival.wait(), self._rounding)
 
     def image(self, codes: np.ndarray) -> Image.Image:
         """The image of codes int [rows * columns]. Raises CascadeError when its pixels are not finite."""
@@ -65,11 +66,11 @@ class Decoder:
         return image
 
 
-def _image_of(pixels: np.ndarray) -> Image.Image:
+def _image_of(pixels: np.ndarray, rounding: str) -> Image.Image:
     """float32 [1, 3, H, W]."""
     if not np.isfinite(pixels).all():
         raise CascadeError(
             "this image was drawn, but its pixels left the range of the decoder's numbers: build the bundle with "
             "--precision bf16 or fp32."
         )
-    return to_images(pixels)[0]
+    return to_images(pixels, rounding)[0]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .bundle import FEATURES, EngineInfo, Manifest
+from .bundle import CLASS, TOKENS, EngineInfo, Manifest
 from .errors import CascadeError
 from .onnx_file import TensorInfo, read_onnx
 from .tree import AnyTree, DynamicTree
@@ -83,10 +83,12 @@ def _tensors(manifest: Manifest, engine: str) -> tuple[Tensors, Tensors]:
     if engine == "embed":
         return {"ids": _ints(None, None)}, {"embeds": TensorInfo(number, (None, None, model.dim))}
     if engine == "condition":
-        given = {"features": TensorInfo(number, (None, condition.length, condition.width))}
-        if condition.kind != FEATURES:
-            given = {"class_ids": _ints(None)}
         prefix = TensorInfo(number, (None, condition.length, model.dim))
+        if condition.kind == TOKENS:
+            return {"ids": _ints(None, condition.length)}, {"prefix": prefix}
+        given = {"features": TensorInfo(number, (None, condition.length, condition.width))}
+        if condition.kind == CLASS:
+            given = {"class_ids": _ints(None)}
         return {**given, "uncond": _flags(None)}, {"prefix": prefix}
     if engine == "decode":
         height, width = plan.rows * model.pixels, plan.columns * model.pixels

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from .model_info import DOWN, NEAREST
 from .staging import write_file
 
 
-def to_images(pixels: np.ndarray) -> list[Image.Image]:
-    """float32 [P, 3, H, W] with a nominal range of [-1, 1] to PIL images (LlamaGen: clamp(127.5 x + 128))."""
-    bytes_ = np.clip(127.5 * pixels + 128.0, 0, 255).astype(np.uint8)
+def to_images(pixels: np.ndarray, rounding: str = NEAREST) -> list[Image.Image]:
+    """float32 [P, 3, H, W] with a nominal range of [-1, 1] to PIL images.
+
+    255 (x + 1) / 2, clamped, becomes the nearest whole number (LlamaGen: 127.5 x + 128, cut), or with "down" the next
+    lower one (Janus, Chameleon).
+    """
+    scaled = (pixels + 1.0) / 2.0 * 255.0 if rounding == DOWN else 127.5 * pixels + 128.0
+    bytes_ = np.clip(scaled, 0, 255).astype(np.uint8)
     return [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in bytes_]
 
 

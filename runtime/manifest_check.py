@@ -11,7 +11,7 @@ import numpy as np
 from .backends.kernels.info import SPELT, SUFFIX
 from .engine_info import FIXED_NODES, FIXED_PAIRS
 from .errors import CascadeError
-from .model_info import FEATURES, MOST_SLOTS
+from .model_info import FEATURES, MOST_SLOTS, TOKENS
 from .rules import get_rule
 from .rules.relaxed import Relaxed
 from .rules.states import StateTable
@@ -28,7 +28,7 @@ _MOST_CODES = 1 << 24
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises CascadeError for the first thing that cannot be."""
-    for check in (_sizes, _defaults, _engines, _files, _trees, _merged, _rules, _kernels, _reports):
+    for check in (_sizes, _text, _defaults, _engines, _files, _trees, _merged, _rules, _kernels, _reports):
         for wrong in check(manifest):
             raise CascadeError(f"{wrong}: build the bundle again.")
 
@@ -56,8 +56,25 @@ def _sizes(m: Manifest) -> Iterator[str]:
     ):
         if few < 1 or heads % few:
             yield f"the {part} {of} has {heads} heads for {few} of keys and values"
-    if m.text is not None and (model.condition.kind != FEATURES or m.text.max_length != prefix):
-        yield f"the text encoder {of} gives {m.text.max_length} features, which is not what the model reads"
+
+
+def _text(m: Manifest) -> Iterator[str]:
+    """How prompts get in, where the model reads texts: through a text encoder, or as token ids."""
+    condition, text, of = m.model.condition, m.text, f"of bundle {m.name}"
+    reads_ids, form = condition.kind == TOKENS, None if text is None else text.form
+    if reads_ids != (form is not None):
+        yield f"the model {of} reads {condition.kind}, and its prompts {'have no' if reads_ids else 'have a'} form"
+    if text is None:
+        return
+    if condition.kind not in (FEATURES, TOKENS) or text.max_length != condition.length:
+        what = "ids" if reads_ids else "features"
+        yield f"the way of prompts in {of} gives {text.max_length} {what}, which is not what the model reads"
+    if form is None:
+        return
+    if any(not 0 <= token < condition.vocabulary for token in (*form.ids, text.pad_id)):
+        yield f"the form of prompts {of} has ids that are not from 0 to {condition.vocabulary - 1}"
+    if condition.uncond_length != (len(form.uncond) or None):
+        yield f"the form of prompts {of} has an unconditional row that is not the model's"
 
 
 def _defaults(m: Manifest) -> Iterator[str]:
@@ -79,7 +96,7 @@ def _engines(m: Manifest) -> Iterator[str]:
             yield f"bundle {m.name} has an engine {name!r}, which no model has"
         if info.precision not in _PRECISIONS or info.precision != m.engines["target"].precision:
             yield f"the engine {name} of bundle {m.name} has the precision {info.precision!r}, which fits no other"
-    if (_TEXT in m.engines) != (m.text is not None):
+    if (_TEXT in m.engines) != (m.text is not None and m.text.form is None):
         yield f"bundle {m.name} has a text engine without a tokenizer, or a tokenizer without its engine"
 
 
@@ -90,7 +107,7 @@ def _files(m: Manifest) -> Iterator[str]:
         if path.is_absolute() or path.drive or not path.parts or ".." in path.parts or str(path) != name:
             yield f"bundle {m.name} names the file {name!r}, which may lie outside of it"
     graphs = [(name, file) for name, info in m.engines.items() for file in (info.file, *info.weights)]
-    tables = [("text engine", None if m.text is None else m.text.tokenizer), ("lantern", m.neighbours),
+    tables = [("prompts", None if m.text is None else m.text.tokenizer), ("lantern", m.neighbours),
               ("swap", m.states)]  # fmt: skip
     for what, file in [*graphs, *tables]:
         if file is not None and file not in m.files:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import CLASS, Manifest
+from .bundle import CLASS, TOKENS, Manifest
 from .errors import CascadeError
 from .options import DrawOptions, check_sampling
 from .prompts import PromptEncoder
@@ -114,6 +114,7 @@ class Checker:
         warnings: list[tuple[str, ...]] = [()] * len(conditioning)
         if conditioning.prompts is not None and self.encoder is not None:
             encoded = self.encoder.encode(conditioning.prompts)
+            _check_ids(self.manifest, encoded.ids)
             conditioning, warnings = Conditioning(ids=encoded.ids, mask=encoded.mask), encoded.warnings
         return [
             Drawing(conditioning.one(i), seed, sampling, chosen.rule, chosen.tree, chosen.why, options.timeout, said)
@@ -140,6 +141,8 @@ def check_conditioning(
         return Conditioning(class_ids=_check_class_ids(class_ids, condition.classes))
     if class_ids is not None:
         raise CascadeError(f"{manifest.name} draws from text: give prompts, not class_ids.")
+    if features is not None and condition.kind == TOKENS:
+        raise CascadeError(f"{manifest.name} reads prompts as token ids: give prompts, not features.")
     if prompts is not None:
         return Conditioning(prompts=_check_prompts(manifest, prompts))
     return _check_features(manifest, features, features_mask)
@@ -161,6 +164,16 @@ def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str
             f"bundle {manifest.name} was built with --text none: give features, or build it with a text encoder."
         )
     return prompts
+
+
+def _check_ids(manifest: Manifest, ids: np.ndarray) -> None:
+    """Raises CascadeError where the tokenizer knows more than the model."""
+    condition = manifest.model.condition
+    if condition.kind == TOKENS and ids.max() >= condition.vocabulary:
+        raise CascadeError(
+            f"the tokenizer of bundle {manifest.name} makes the token {ids.max()} of a prompt, the model knows "
+            f"{condition.vocabulary}: build the bundle again with its own tokenizer."
+        )
 
 
 def _check_class_ids(class_ids: Sequence[int], classes: int) -> np.ndarray:

@@ -30,6 +30,12 @@ class Within:
     high: float
 
 
+@dataclass(frozen=True)
+class Escaped:
+    """In `Annotated`: a text that may hold line breaks. They are escaped once more in the file, all of whose texts can
+    be printed."""
+
+
 Count = Annotated[int, Within(0, _LARGEST)]
 
 
@@ -98,6 +104,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         made = build(args[0], value, where)
+        if isinstance(args[1], Escaped):
+            return _unescaped(made, where)
         _check_range(args[1], made, where)
         return made
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -118,6 +126,32 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is int and abs(value) > _LARGEST:
         raise CascadeError(f"{where} is a number out of all bounds: build the bundle again.")
     return value
+
+
+def plain(value: Any) -> Any:
+    """What `build` reads as `value`: dataclasses as dicts of JSON's types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value), include_extras=True)
+        entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: _escaped(item) if _is_escaped(hints[name]) else plain(item) for name, item in entries.items()}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_escaped(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Escaped)
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _unescaped(text: str, where: str) -> str:
+    try:
+        return json.loads(f'"{text}"')
+    except ValueError:
+        raise CascadeError(f"{where} is no text with escaped line breaks: build the bundle again.") from None
 
 
 def _expect(kind: type, name: str, value: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from ...runtime.bundle import FEATURES, ConditionInfo
 from ...runtime.errors import CascadeError
 from ..models.t5 import T5Config
-from .reading import read_json, refuse_pointer, shown, spelt
+from .reading import read_json, shown
 from .settings import index, positive, whole
 from .source import (
     RenamedSource,
@@ -24,6 +24,7 @@ from .source import (
     open_source,
     renamed,
 )
+from .tokenizer import read_vocabulary
 
 _WHAT = "text encoder"
 _ALIKE = ("t5", "mt5")  # model_type of encoders that compute the same; umt5 has a table of positions in each layer
@@ -126,20 +127,7 @@ def _check_tokenizer(file: Path, config: T5Config) -> None:
             f"{folder} has no tokenizer.json: make one with transformers' "
             f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`."
         )
-    from tokenizers import Tokenizer
-
-    try:
-        refuse_pointer(file)
-        ids = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values()
-    except CascadeError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CascadeError(f"the tokenizer {file} cannot be read ({spelt(str(error))}): download it again.") from None
-    if max(ids, default=0) >= config.vocab_size:
-        raise CascadeError(
-            f"the tokenizer {file} has ids up to {max(ids)}, the text encoder {config.vocab_size} tokens: "
-            "give the tokenizer that belongs to it."
-        )
+    read_vocabulary(file, config.vocab_size, "the text encoder")
 
 
 def _with_embedding(source: TensorSource) -> TensorSource:

@@ -4,7 +4,8 @@
 |---|---|---|
 | features | [R, T, C] | text features, padded slots zero (models that read features) |
 | class_ids | int64 [R] | class of each row (class-conditional models) |
-| uncond | bool [R] | rows that get the null condition instead, for guidance |
+| ids | int64 [R, T] | token ids of each row (models that read those); the rows for guidance have ids of their own |
+| uncond | bool [R] | rows that get the null condition instead, for guidance (not with `ids`) |
 
 | output | shape | what |
 |---|---|---|
@@ -13,18 +14,24 @@
 
 from __future__ import annotations
 
-from ...runtime.bundle import FEATURES
+from ...runtime.bundle import FEATURES, TOKENS
 from ..checkpoints.source import TensorSource
 from ..model import Conditioner
-from .builder import BOOL, INT64, GraphBuilder
+from .builder import BOOL, INT64, GraphBuilder, as_numpy
 
 
 def build_condition(g: GraphBuilder, weights: TensorSource, conditioner: Conditioner, dim: int) -> None:
     """Fills `g` with a model's conditioner."""
-    info = conditioner.info
+    info, shape = conditioner.info, ["R", conditioner.info.length, dim]
+    if info.kind == TOKENS:
+        ids = g.input("ids", INT64, ["R", info.length])
+        table = g.weight("condition.embedding", lambda: as_numpy(weights.load("condition.embedding.weight")))
+        g.output("prefix", g.op("Gather", table, ids, axis=0), g.dtype, shape)
+        return
+    assert conditioner.build is not None  # `Conditioner` checks it
     if info.kind == FEATURES:
         given = g.input("features", g.dtype, ["R", info.length, info.width])
     else:
         given = g.input("class_ids", INT64, ["R"])
     uncond = g.input("uncond", BOOL, ["R"])
-    g.output("prefix", conditioner.build(g, weights, given, uncond), g.dtype, ["R", info.length, dim])
+    g.output("prefix", conditioner.build(g, weights, given, uncond), g.dtype, shape)

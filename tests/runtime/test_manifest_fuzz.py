@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support import build, save_checkpoints, save_text_encoder
+from synthetic.words import OWN_ROW, PADDED_ROW, build_words
 
 from cascade_trt.cli import cli
 from cascade_trt.runtime import graph_check
@@ -190,6 +191,30 @@ def test_every_change_is_refused_or_changes_nothing(bundle: Path, tmp_path: Path
         else:
             assert change.place in DECIDES or np.array_equal(image, expected), said
     assert count > 500 and len(drawn) > 50
+
+
+def test_every_change_of_a_form_is_refused_or_drawn_with(tmp_path: Path) -> None:
+    """Of how a model takes prompts that it reads as token ids. Other ids are other prompts, whose image is another; what
+    makes no row is refused."""
+    for form in (OWN_ROW, PADDED_ROW):
+        bundle, _ = build_words(tmp_path / ("own" if form.uncond else "padded"), form)
+        folder = Path(shutil.copytree(bundle, bundle.parent / "changed"))
+        good = json.loads((bundle / MANIFEST).read_text())
+        part = {"text": good["text"], "model": good["model"]}
+        drawn, refused = 0, []
+        for change in changes(part, each=4):
+            content = good | {name: value for name, value in json.loads(change.text).items() if name in part}
+            found = outcome(folder, Change(change.what, change.place, json.dumps(content)))
+            image = found if isinstance(found, str) else draw(found)
+            if isinstance(image, str):
+                assert is_sentence(image), f"{change.place} {change.what}: {image!r}"
+                refused.append((change.place, change.what))
+            else:
+                drawn += 1
+        assert drawn > 10 and len(refused) > 150
+        places_refused = {place for place, _ in refused}
+        assert {("text",), ("text", "form"), ("text", "max_length"), ("model", "condition", "vocabulary"),
+                ("model", "rounding"), ("model", "condition", "kind")} <= places_refused  # fmt: skip
 
 
 def test_what_is_shown_of_it(bundle: Path, tmp_path: Path) -> None:
