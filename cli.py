@@ -95,6 +95,9 @@ BUNDLE = click.option(
 @click.option("--config", type=PATH, help="JSON with what the checkpoint cannot tell (grid, n_head, ...).")
 @click.option("--grid", type=int, help="Side of the token grid: 16, 24, 32 (instead of --config).")
 @click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
+@click.option("--prompt-length", type=int,
+              help="Tokens of a prompt with what stands around it, for models that read prompts themselves. "
+                   "[default: 128 for janus-pro]")
 @click.option("--tree", "trees", multiple=True,
               help="Tree that is drawn with: a name, chain_W, mixed_W, jacobi_W, ... or a .json of nodes; repeatable.")
 @click.option("--max-nodes", type=int,

@@ -26,7 +26,10 @@ def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
             f"{request.model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add "
             "--dummy-weights."
         )
-    return get_family(request.model).open(request)
+    parts, sampling = get_family(request.model).open(request)
+    if request.prompt_length is not None and parts.prompt is None:
+        raise CascadeError(f"{request.model} does not read prompts as token ids: leave --prompt-length away.")
+    return parts, sampling
 
 
 def open_demo() -> tuple[Parts, SamplingDefaults]:

@@ -13,6 +13,7 @@ from ..runtime.tree import MOST_NODES
 
 DEMO_MODEL = "emoji"
 MOST_TOP_K = 1 << 24  # no vocabulary has more tokens
+LEAST_PROMPT, MOST_PROMPT = 64, 4096  # slots of a prefix that a prompt becomes; templates alone take up to 40
 MAX_NODES = 33  # of one target call, unless a build asks for another number: `mixed_32` with its root
 
 
@@ -42,6 +43,7 @@ class BuildRequest:
     one_plan: bool = False
     out: Path | None = None
     without_text: bool = False
+    prompt_length: int | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -72,6 +74,9 @@ def check_request(request: BuildRequest) -> None:
     check_sizes(request.batch, request.max_top_k, request.max_nodes)
     if request.out is not None and not printable(request.out.name):
         raise CascadeError(f"--out {request.out} has a name that cannot be printed: choose another.")
+    length = request.prompt_length
+    if length is not None and not LEAST_PROMPT <= length <= MOST_PROMPT:
+        raise CascadeError(f"--prompt-length must be from {LEAST_PROMPT} to {MOST_PROMPT}, not {length}.")
     if request.one_plan and not any(target.startswith("rtx:") for target in request.targets):
         raise CascadeError("--one-plan is for targets of TensorRT-RTX: add --target rtx:smNN, or leave it away.")
     if request.model == DEMO_MODEL and request.dummy_weights:
@@ -79,7 +84,8 @@ def check_request(request: BuildRequest) -> None:
     if request.model != DEMO_MODEL and not request.dummy_weights:
         return
     what = "a model with --dummy-weights" if request.dummy_weights else "emoji, which comes with its own weights,"
-    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head") + (() if request.dummy_weights else ("grid",))
+    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head", "prompt_length")
+    unused += () if request.dummy_weights else ("grid",)
     for name in unused:
         if getattr(request, name) is not None:
             raise CascadeError(f"{what} takes no --{name.replace('_', '-')}: leave it away.")

@@ -103,6 +103,15 @@ def open_vq(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSource, VQC
     return source, config
 
 
+def vq_config_of(source: TensorSource) -> VQConfig:
+    """The config of a VQ decoder's tensors under LlamaGen's names, the encoder's not among them. Raises CascadeError as
+    `open_vq` does."""
+    config = _infer(source)
+    check_shapes(source, vq_shapes(config), "VQ checkpoint")
+    check_all_read(source, vq_shapes(config), "VQ checkpoint")
+    return config
+
+
 def open_vqgan(path: Path) -> tuple[TensorSource, VQConfig]:
     """Opens a VQGAN with taming-transformers' names, whose codes are not normalised; the source has LlamaGen's names.
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..published import Published
     from ..request import BuildRequest
 
-_BUILT_IN = {"llamagen": ".llamagen.family"}  # modules that hold a FAMILY, imported when they are asked for
+_BUILT_IN = {  # modules that hold a FAMILY, imported when they are asked for
+    "janus-pro": ".janus.family",
+    "llamagen": ".llamagen.family",
+}
 
 
 @dataclass(frozen=True)
