@@ -102,6 +102,8 @@ def load_judge(file: Path) -> Judge:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not file.name:  # "." and "/": a name has to be there, which another end can be given
+        raise CascadeError(f"there is no judge in {file}: give its .safetensors file with --judge.")
     labels = file.with_suffix(".json")
     for needed in (file, labels):
         if not needed.is_file():

@@ -33,7 +33,7 @@ def load_means(judge: str | None, features: Path | None = None, reference: Path 
     """`judge` is a file, "none", or None for the demo's. Raises CascadeError for files that do not fit."""
     if judge == "none" and features is None:
         raise CascadeError("without a judge there is nothing to measure: leave --judge none away, or add --features.")
-    file = None if judge == "none" else Path(judge) if judge else DEFAULT_JUDGE
+    file = None if judge == "none" else DEFAULT_JUDGE if judge is None else Path(judge)
     loaded = None if file is None else load_judge(file)
     maker = None if features is None else load_features(features)
     real = load_real(file) if file is not None else None

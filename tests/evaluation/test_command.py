@@ -182,6 +182,11 @@ def refused(result: Result, said: str) -> None:
     ("arguments", "said"),
     [
         (["--num-images", "0"], "--num-images"),
+        (["--num-images", "1000000000000"], "--num-images must be at most 100000"),
+        (["--judge", "."], "there is no judge in ."),
+        (["--judge", ".."], "there is no judge in .."),
+        (["--judge", "/"], "there is no judge in /"),
+        (["--judge", ""], "--judge"),
         (["--captions", "x"], "--captions belongs to --images"),
         (["--judge", "none"], "nothing to measure"),
         (["--judge", "nowhere.safetensors"], "there is no judge"),
