@@ -24,8 +24,9 @@ from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
 from ..runtime.tree import AUTO
+from .counts import check_count
 from .demo import bundle_or_demo
-from .files import check_file, check_writable
+from .files import check_apart, check_file, check_writable
 from .judge import judge_with
 from .loader import Loader
 from .progress import progress
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..evaluation.captions import Caption
     from ..evaluation.means import Means
 
+_PLOTS = ("accepts.png", "speed.png", "quality.png")
 
 
 @dataclass
@@ -80,10 +82,12 @@ def run(
     markdown: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
     """Measures, shows the table(s), and writes what was asked for. Images are judged where `judge` names one."""
-    if min(num_images, judged) < 1:
-        raise CascadeError(f"{'--num-images' if num_images < 1 else '--judged'} must be at least 1.")
+    check_count("--num-images", num_images)
+    check_count("--judged", judged)
     for file in filter(None, (json_file, markdown)):
         check_file(file)
+    drawn = {} if plots is None else {f"--plots ({name})": plots / name for name in _PLOTS}
+    check_apart({"--json": json_file, "--markdown": markdown, **drawn})
     if judge is not None:
         check_writable(images)
     if plots is not None:
@@ -127,10 +131,11 @@ def check_plots(folder: Path) -> None:
 def plot(settings: list[Setting], rows: list[dict[str, Any]], plan: TokenPlan, folder: Path) -> None:
     from ..benchmarks.plots import plot_accepts, plot_quality, plot_speed
 
-    plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, plan, folder / "accepts.png")
-    plot_speed(rows, folder / "speed.png")
+    accepts, speed, quality = (folder / name for name in _PLOTS)
+    plot_accepts({s.name: np.concatenate(s.causes) for s in settings[1:]}, plan, accepts)
+    plot_speed(rows, speed)
     if "quality" in rows[0]:
-        plot_quality(rows, folder / "quality.png")
+        plot_quality(rows, quality)
 
 
 def captions(means: Means, prompts: tuple[str, ...], count: int) -> list[Caption]:

@@ -19,6 +19,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.stats import Stats
 from ..runtime.tree import NO_TREE
+from .counts import check_count
 from .demo import bundle_or_demo
 from .loader import Loader
 from .progress import progress
@@ -36,8 +37,8 @@ def run(
     Raises CascadeError for figures that cannot be of an idle machine, which are written only with `keep_doubtful`.
     """
     sizes = sorted(set(slots or SLOTS))
-    if min(num_images, repeats) < 1:
-        raise CascadeError(f"{'--num-images' if num_images < 1 else '--repeats'} must be at least 1.")
+    check_count("--num-images", num_images)
+    check_count("--repeats", repeats)
     if sizes[0] < 1 or sizes[-1] > MOST_SLOTS:
         raise CascadeError(f"--slots must be from 1 to {MOST_SLOTS}, not {sizes[0] if sizes[0] < 1 else sizes[-1]}.")
     bundle = bundle_or_demo(bundle)

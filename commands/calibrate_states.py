@@ -18,6 +18,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
 from ..runtime.rules import get_rule
 from ..runtime.rules.states import StateTable
+from .counts import check_count
 from .demo import bundle_or_demo
 from .loader import Loader
 from .progress import progress
@@ -37,8 +38,7 @@ def run(
     Raises CascadeError, and the bundle stays as it is, when the images are too few for a table; before they are drawn
     when the bundle's table rests on more, unless `replace_better`.
     """
-    if num_images < 1:
-        raise CascadeError(f"--num-images must be at least 1, not {num_images}.")
+    check_count("--num-images", num_images)
     texts = () if prompts is None else tuple(caption.prompt for caption in _read(prompts))
     bundle = bundle_or_demo(bundle)
     pipe = loader.load(bundle)

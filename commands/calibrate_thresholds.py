@@ -33,6 +33,7 @@ from ..runtime.rules.registry import PLAIN, get_rule
 from ..runtime.rules.swap import Swap
 from ..runtime.staging import write_file
 from ..runtime.stats import Stats
+from .counts import check_count
 from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
@@ -76,8 +77,9 @@ def run(
         raise CascadeError(f"--children must be one of {', '.join(_BASES)}, not {children!r}.")
     if rule == Swap.kind and children != "coupled":
         raise CascadeError("swap draws on coupled children alone: leave --children away.")
-    if num_images < 1 or not 0 <= tolerance <= 1:
-        raise CascadeError("--num-images must be at least 1, and --tolerance lie between 0 and 1.")
+    check_count("--num-images", num_images)
+    if not 0 <= tolerance <= 1:
+        raise CascadeError(f"--tolerance must lie between 0 and 1, not {tolerance}.")
     check_writable(out)
     means, asked = _judge(judge, prompts, num_images)
     bundle = bundle_or_demo(bundle)

@@ -18,7 +18,8 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
 from ..runtime.stats import ROUND, Stats
-from ..runtime.tree import Tree
+from ..runtime.tree import MOST_NODES, Tree
+from .counts import check_count
 from .demo import bundle_or_demo
 from .files import check_file
 from .hints import program
@@ -70,10 +71,10 @@ def run(
 def _check(rule: str, num_images: int, most_nodes: int, most_depth: int, nodes: int | None, out: Path) -> None:
     if rule == PLAIN:
         raise CascadeError("rule ar has no tree: choose another --rule.")
-    given = (("--num-images", num_images), ("--max-nodes", most_nodes), ("--max-depth", most_depth), ("--nodes", nodes))
-    for name, value in given:
-        if value is not None and value < 1:
-            raise CascadeError(f"{name} must be at least 1.")
+    check_count("--num-images", num_images)
+    for name, value in (("--max-nodes", most_nodes), ("--max-depth", most_depth), ("--nodes", nodes)):
+        if value is not None:
+            check_count(name, value, MOST_NODES - 1)  # the root is the other one
     if out.suffix != ".json":
         raise CascadeError(f"--out must be a .json file, not {out}.")
     check_file(out)

@@ -14,6 +14,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from ..runtime.staging import write_file
+from .counts import check_count
 from .demo import bundle_or_demo
 from .files import check_writable
 from .judge import judge_with
@@ -46,8 +47,7 @@ def run(
         raise CascadeError(
             f"{error.name} is not installed: run `pip install 'cascade-trt[eval]'` to evaluate images."
         ) from None
-    if num_images < 1:
-        raise CascadeError("--num-images must be at least 1.")
+    check_count("--num-images", num_images)
     if len(captions) > len(images):
         raise CascadeError("--captions belongs to --images: give a folder of images for each.")
     check_writable(out)

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +38,14 @@ def check_file(file: Path) -> None:
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
         raise CascadeError(f"{file} is {what}: choose the name of a file.")
+
+
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """Raises CascadeError when two of the files, by the options that name them, are one: the last would be left."""
+    seen: dict[str, str] = {}
+    for option, file in files.items():
+        if file is not None and (other := seen.setdefault(os.path.realpath(file), option)) != option:
+            raise CascadeError(f"{other} and {option} are both {file}: give each a file of its own.")
 
 
 def _nearest(folder: Path, names: Sequence[str]) -> Path:

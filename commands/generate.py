@@ -21,6 +21,7 @@ from ..runtime.pipeline import Output, Pipeline
 from ..runtime.staging import write_new_file
 from ..runtime.stats import Stats
 from ..runtime.tree import AUTO
+from .counts import check_count
 from .demo import bundle_or_demo
 from .files import check_file, check_writable
 from .inputs import Inputs, choose
@@ -40,8 +41,7 @@ def run(
 
     Nothing is made before everything that was asked for is checked, and no file that is there is written over.
     """
-    if num_images < 1:
-        raise CascadeError("--num-images must be at least 1.")
+    check_count("--num-images", num_images)
     options = DrawOptions(**settings)
     inputs = choose(prompts, class_ids, features, num_images)
     names = _Names(out, inputs.slugs, seed)

@@ -16,9 +16,11 @@ import numpy as np
 
 from ..runtime.arrays import outline
 from ..runtime.errors import CascadeError
+from .counts import MOST_IMAGES
 
 _LONGEST = 100  # bytes of a prompt in a file's name; names have 255, on some systems 143
 _MOST_BYTES = 1 << 30  # of features: a thousand prompts' of the largest encoder
+_MOST_REPEATED = 4 << 30  # bytes of features, once for each image
 _ARRAYS = ("features", "mask")
 _UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, NotImplementedError)
 
@@ -44,8 +46,15 @@ def choose(prompts: Sequence[str], class_ids: Sequence[int], features: Path | No
         raise CascadeError('say what to draw: cascade-trt generate "a red apple".')
     if kinds > 1:
         raise CascadeError("give prompts, --class-id or --features, not both.")
+    if (images := count * (len(prompts) or len(class_ids) or 1)) > MOST_IMAGES:
+        raise CascadeError(f"these are {images} images, more than {MOST_IMAGES}: draw them with several commands.")
     if features is not None:
         values, mask = read_features(features)
+        if values.nbytes * count > _MOST_REPEATED:
+            raise CascadeError(
+                f"{count} images of each of {features} need features of more than {_MOST_REPEATED >> 30} GiB: draw "
+                "them with several commands, each with another --seed."
+            )
         values = np.repeat(values, count, axis=0)
         mask = None if mask is None else np.repeat(mask, count, axis=0)
         stem = os.fsencode(features.stem).decode(errors="replace")
@@ -69,6 +78,8 @@ def read_features(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError("there is no such file")
         with ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if len(set(names)) < len(names):
+                raise ValueError("it names an array twice")
             for name in names:
                 _check_header(archive, name)
         if "features" not in names or not set(names) <= set(_ARRAYS):

@@ -78,6 +78,8 @@ def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.
         (("--rule", "magic"), "unknown rule 'magic'"),
         (("--tree", "oak"), "oak"),
         (("--num-images", 0), "--num-images must be at least 1"),
+        (("--num-images", 10**12), "--num-images must be at most 100000"),
+        (("--judged", 10**12), "--judged must be at most 100000"),
         (("--plots", tmp_path / "file" / "plots"), "choose another place"),
     ):
         result = bench(tiny_bundle, *options)
@@ -86,6 +88,20 @@ def test_what_it_refuses(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("cascade_trt.commands.bench.find_spec", lambda _: None)
     result = bench(tiny_bundle, "--plots", tmp_path)
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are spelt: one of both would be lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("same.x")
+    for other in ("same.x", tmp_path / "same.x", "./new/../same.x", "link"):
+        result = bench(tmp_path / "no-bundle", "--json", "same.x", "--markdown", other)
+        assert result.exit_code == 2 and "--json and --markdown are both" in result.stderr
+    result = bench(tmp_path / "no-bundle", "--json", "plots/speed.png", "--plots", "plots")
+    assert result.exit_code == 2 and "--json and --plots (speed.png) are both" in result.stderr
+    result = bench(tmp_path / "no-bundle", "--json", "same.x", "--markdown", "other.x")
+    assert "there is no bundle" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link"]
 
 
 def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,10 @@ def test_a_long_prompt_is_cut_with_a_warning(text_bundle: Path, tmp_path: Path) 
         (["red", "--rule", "magic"], ["unknown rule 'magic'", "exact"]),
         (["red", "--tree", "chain"], ["pair_4", "--tree chain"]),
         (["red", "--num-images", "0"], ["--num-images"]),
+        (["red", "--num-images", "1000000000"], ["--num-images must be at most 100000"]),
+        (["red", "--num-images", "1000000000000"], ["--num-images must be at most 100000"]),
+        (["red", "apple", "--num-images", "60000"], ["120000 images, more than 100000"]),
+        (["--class-id", "1", "--class-id", "2", "--num-images", "60000"], ["120000 images, more than 100000"]),
         (["red", "--class-id", "1"], ["not both"]),
         (["--class-id", "1"], ["draws from text"]),
     ],
@@ -375,6 +380,22 @@ def test_features_that_cannot_be_drawn(tiny_bundle: Path, tmp_path: Path) -> Non
         refused(generate("--features", tmp_path / f"{name}.npz", "--bundle", tiny_bundle, "--out", out), said)
     refused(generate("red", "--features", tmp_path / "wide.npz", "--bundle", tiny_bundle, "--out", out), "not both")
     assert not out.exists()
+
+
+def test_features_of_more_images_than_memory_holds(tmp_path: Path) -> None:
+    """They are one array, a row for each image."""
+    np.savez(tmp_path / "features.npz", features=np.zeros((1, 120, 2048), np.float32))
+    out = tmp_path / "out"
+    refused(generate("--features", tmp_path / "features.npz", "--num-images", 50_000, "--out", out), "more than 4 GiB")
+    assert not out.exists()
+
+
+def test_an_array_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    """numpy gives one of both, and nobody says which."""
+    np.savez(tmp_path / "features.npz", features=np.zeros((1, 6, 16), np.float32))
+    with zipfile.ZipFile(tmp_path / "features.npz", "a") as archive:
+        archive.writestr("features", archive.read("features.npy"))
+    refused(generate("--features", tmp_path / "features.npz", "--out", tmp_path / "out"), "names an array twice")
 
 
 def test_a_disk_that_fills_up(text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

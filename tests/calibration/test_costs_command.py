@@ -104,6 +104,8 @@ def test_without_a_drafter(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--num-images", "0"], "--num-images must be at least 1"),
+        (["--num-images", 10**12], "--num-images must be at most 100000"),
+        (["--repeats", 10**12], "--repeats must be at most 100000"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--slots", "0"], "--slots must be from 1 to 1024, not 0"),
         (["--slots", "2", "--slots", "5000"], "--slots must be from 1 to 1024, not 5000"),

@@ -36,6 +36,17 @@ def test_no_tree_is_better(nodes: int) -> None:
     assert tree.size <= nodes + 1
 
 
+@pytest.mark.parametrize(("share", "nodes", "depth"), [(0.95, 1023, 1023), (1.0, 1023, 400), (0.6, 1023, 12)])
+def test_large_trees_are_found_at_once(share: float, nodes: int, depth: int) -> None:
+    """The deepest that a call takes, too: they are chains beside each other where the first choice is so good."""
+    tree, tau = best_tree(np.array([[share, (1 - share) / 2]] * 3), nodes, depth, "large")
+    assert tree.size == nodes + 1 or share == 1
+    assert tree.depth <= depth
+    chain = sum(share**k for k in range(depth + 1))
+    assert tau >= chain - 1e-9
+    assert tau == pytest.approx(expected_tau(tree, np.array([[share, (1 - share) / 2]] * 3)))
+
+
 def test_depth_is_respected() -> None:
     for depth in (1, 2, 3):
         tree, _ = best_tree(SHARES, 8, depth, "flat")
