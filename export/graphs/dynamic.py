@@ -43,6 +43,7 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
     """Drafts all candidates level by level, then keeps the likeliest."""
     g = d.g
     state, beams = start.state, None
+    turns = turns_by_levels(d, tree, start)
     levels: list[ir.Value] = []
     scores: list[ir.Value] = []  # candidates' scores and tokens, [P, W] and then [P, W * W] a level
     tokens: list[ir.Value] = []
@@ -63,12 +64,21 @@ def walk_dynamic(d: DraftGraph, tree: DynamicTree, start: Start) -> Drafted:
             scores.append(g.reshape(values, [0, -1]))
             tokens.append(g.reshape(ids, [0, -1]))
             if level + 1 < tree.depth:
-                beams = expand(d, tree, start, level, scores[-1], tokens[-1], beams)
+                beams = expand(d, tree, start, level, turns[level], (scores[-1], tokens[-1]), beams)
                 state = beams.state
                 numbers.append(beams.numbers)
     with g.scope("keep"):
         chosen = keep(g, tree, start.root, g.concat(scores, axis=1), g.concat(tokens, axis=1), numbers)
     return Drafted(chosen.pop("tokens"), distributions(g, g.concat(levels, axis=1), start.temperature), chosen)
+
+
+def turns_by_levels(d: DraftGraph, tree: DynamicTree, start: Start) -> tuple[ir.Value, ...]:
+    """Turns [R * heads, W] of the beams of every level, made at once."""
+    levels = tree.depth - 1
+    if not levels:
+        return ()
+    below = np.repeat(np.arange(1, tree.depth), tree.width)
+    return d.g.split(d.stack.turns(start.positions(d.g, below)), [tree.width] * levels, axis=1)
 
 
 def forced_children(
@@ -88,11 +98,13 @@ def below_copies(g: GraphBuilder, above: ir.Value, own: ir.Value) -> ir.Value:
 
 
 def expand(
-    d: DraftGraph, tree: DynamicTree, start: Start, level: int, scores: ir.Value, tokens: ir.Value,
-    before: Beams | None,
+    d: DraftGraph, tree: DynamicTree, start: Start, level: int, turns: ir.Value,
+    candidates: tuple[ir.Value, ir.Value], before: Beams | None,
 ) -> Beams:  # fmt: skip
-    """Runs the drafter on the level's likeliest candidates, scores and tokens [P, W or W * W]."""
+    """Runs the drafter on the level's likeliest candidates, whose scores and tokens are [P, W or W * W]; turns
+    [R * heads, W]."""
     g, width = d.g, tree.width
+    scores, tokens = candidates
     none = no_prompt_differs(g, start.root)
     own = g.op("Gather", g.constant(np.eye(width, dtype=np.float32)[None], "own"), none, axis=0)  # [P, W, W]
     if before is None:
@@ -109,7 +121,6 @@ def expand(
     picked = g.op("GatherElements", tokens, local, axis=1)
     x = d.fused_input(start.for_rows(picked), parent_state)
     bias = start.bias(g, drafted_slots(g, tree, start, level, seen))
-    turns = d.stack.turns(start.positions(g, np.full(width, level + 1)))
     state = d.layer(x, lambda qkv: start.cache.attend(qkv, turns, bias))
     numbers = g.op("Add", local, g.constant(np.int64(first)))
     return Beams(numbers, g.op("GatherElements", scores, local, axis=1), state, seen)
