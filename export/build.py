@@ -271,6 +271,7 @@ def _manifest(
         drafter_info = DrafterInfo(
             kind=drafter.kind, n_head=layer.n_head, n_kv_head=layer.n_kv_head, head_dim=layer.head_dim,
             slots=shapes.draft.slots, parameters=parts.parameters("drafter"), sees_padding=drafter.sees_padding,
+            prompt_ids=drafter.prompt_ids,
         )  # fmt: skip
     return Manifest(
         schema=SCHEMA_VERSION,

@@ -213,6 +213,7 @@ class DrafterModel:
     """One opened drafter of the EAGLE kind, its stack a single layer; the fields are those of `TargetModel`.
 
     `sees_padding`: it attends to the padded slots of the prefix. `fc_bias`: its first linear map has a bias.
+    `prompt_ids`: ids of prompts that its table has behind the sequence's tokens; 0 where it does not read them.
     """
 
     kind: str
@@ -222,9 +223,13 @@ class DrafterModel:
     sees_padding: bool
     fc_bias: bool
     reference: Callable[[TensorSource], DrafterReference]
+    prompt_ids: int = 0
 
     def shapes(self, plan: TokenPlan) -> dict[str, Shape]:
         """Every canonical tensor of a drafter for sequences of `plan`."""
         dim = self.stack.dim
-        shapes = self.stack.shapes(self.weights) | {"embedding.weight": (plan.tokens, dim), "fc.weight": (dim, 2 * dim)}
+        shapes = self.stack.shapes(self.weights) | {
+            "embedding.weight": (plan.tokens + self.prompt_ids, dim),
+            "fc.weight": (dim, 2 * dim),
+        }
         return shapes | ({"fc.bias": (dim,)} if self.fc_bias else {})

@@ -26,7 +26,10 @@ def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
             f"{request.model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add "
             "--dummy-weights."
         )
-    parts, sampling = get_family(request.model).open(request)
+    family = get_family(request.model)
+    if request.size is not None and not family.has_sizes:
+        raise CascadeError(f"the images of {request.model} have one size: leave --size away.")
+    parts, sampling = family.open(request)
     if request.prompt_length is not None and parts.prompt is None:
         raise CascadeError(f"{request.model} does not read prompts as token ids: leave --prompt-length away.")
     return parts, sampling

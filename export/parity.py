@@ -310,7 +310,8 @@ def _draft(
     plan, scale = parts.target.plan, manifest.sampling.guidance_scale
     pairs = parts.target.prefix_len
     states = np.ascontiguousarray(hidden[:, :pairs])
-    tokens = np.zeros((1, pairs), np.int64)
+    known = plan.tokens + parts.drafter.prompt_ids
+    tokens = rng.integers(0, known, (1, pairs)) if parts.drafter.prompt_ids else np.zeros((1, pairs), np.int64)
     tokens[0, -1] = rng.integers(0, plan.codes)
     inputs = {
         "hidden": states,

@@ -22,7 +22,8 @@ class BuildRequest:
     """The command's options. `model` is a family, a preset (with `dummy_weights`), or "emoji", the bundled demo.
 
     `text` is the text encoder's folder; `without_text`: none is wanted, though there is a published one. `trees` are
-    names, none for the model's own choice.
+    names, none for the model's own choice. `size` is that of images, "WIDTHxHEIGHT" in pixels, where a model has
+    several.
     """
 
     model: str
@@ -33,6 +34,7 @@ class BuildRequest:
     config: Path | None = None
     grid: int | None = None
     n_head: int | None = None
+    size: str | None = None
     trees: tuple[str, ...] = ()
     batch: int = 1
     precision: str = "fp32"
@@ -84,7 +86,7 @@ def check_request(request: BuildRequest) -> None:
     if request.model != DEMO_MODEL and not request.dummy_weights:
         return
     what = "a model with --dummy-weights" if request.dummy_weights else "emoji, which comes with its own weights,"
-    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head", "prompt_length")
+    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head", "size", "prompt_length")
     unused += () if request.dummy_weights else ("grid",)
     for name in unused:
         if getattr(request, name) is not None:

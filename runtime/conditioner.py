@@ -21,11 +21,14 @@ class Prefix:
 
     `embeds` is a buffer [G, T, D]. `mask` bool [G, T] marks the valid slots; they lie at the end. `first` int64 [G]
     is the position of slot 0: a slot's row of the rotary table is first + slot, 0 where that is negative (padding).
+    `read` int64 [T - 1]: the token behind each slot but the last, in the drafter's table; None where it does not read
+    prompts.
     """
 
     embeds: Buffer
     mask: np.ndarray
     first: np.ndarray
+    read: np.ndarray | None = None
 
 
 class Conditioner:
@@ -48,7 +51,15 @@ class Conditioner:
                 "the conditioning of this image leaves the range of the engines' numbers: check its features."
             )
         first = np.zeros(rows, np.int64) if info.positions == SLOT else mask.sum(axis=1) - info.length
-        return Prefix(prefix, mask, first)
+        return Prefix(prefix, mask, first, self._read(conditioning))
+
+    def _read(self, conditioning: Conditioning) -> np.ndarray | None:
+        """The prompt as the drafter knows it: ids of the conditional row, behind the sequence's tokens. In the slots
+        that the unconditional row shows, it has the same ones (`PromptForm` ends in what both rows end in)."""
+        drafter = self._manifest.drafter
+        if drafter is None or not drafter.prompt_ids or conditioning.ids is None:
+            return None
+        return self._manifest.model.plan.tokens + conditioning.ids[0, 1:]
 
     def _inputs(self, conditioning: Conditioning, rows: int) -> tuple[dict[str, Buffer], np.ndarray]:
         """The engine's inputs of one image, and the valid slots bool [T] of its conditional row."""

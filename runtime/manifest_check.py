@@ -11,7 +11,7 @@ import numpy as np
 from .backends.kernels.info import SPELT, SUFFIX
 from .engine_info import FIXED_NODES, FIXED_PAIRS
 from .errors import CascadeError
-from .model_info import FEATURES, MOST_SLOTS, TOKENS
+from .model_info import FEATURES, MOST_SLOTS, TOKENS, PromptForm
 from .rules import get_rule
 from .rules.relaxed import Relaxed
 from .rules.states import StateTable
@@ -64,6 +64,9 @@ def _text(m: Manifest) -> Iterator[str]:
     reads_ids, form = condition.kind == TOKENS, None if text is None else text.form
     if reads_ids != (form is not None):
         yield f"the model {of} reads {condition.kind}, and its prompts {'have no' if reads_ids else 'have a'} form"
+    read = 0 if m.drafter is None else m.drafter.prompt_ids
+    if read and (form is None or read != condition.vocabulary or not _ends_alike(form)):
+        yield f"the drafter {of} reads prompts that are not what the model reads, or whose rows end differently"
     if text is None:
         return
     if condition.kind not in (FEATURES, TOKENS) or text.max_length != condition.length:
@@ -75,6 +78,13 @@ def _text(m: Manifest) -> Iterator[str]:
         yield f"the form of prompts {of} has ids that are not from 0 to {condition.vocabulary - 1}"
     if condition.uncond_length != (len(form.uncond) or None):
         yield f"the form of prompts {of} has an unconditional row that is not the model's"
+
+
+def _ends_alike(form: PromptForm) -> bool:
+    """Whether both rows have the same ids where the unconditional one shows any, but for its first: a drafter reads one
+    row of ids for both."""
+    shown = form.uncond[1:]
+    return bool(form.uncond) and form.end[len(form.end) - len(shown) :] == shown
 
 
 def _defaults(m: Manifest) -> Iterator[str]:

@@ -113,7 +113,8 @@ class TargetInfo:
 class DrafterInfo:
     """Static sizes of the drafter: its cache of `slots`; `kind` is the architecture.
 
-    `sees_padding`: it attends to the padded slots of the prefix (LANTERN's LlamaGen drafters do).
+    `sees_padding`: it attends to the padded slots of the prefix (LANTERN's LlamaGen drafters do). `prompt_ids`: token
+    ids of a prompt, which it knows behind the sequence's own tokens; 0 where it does not read the prompt.
     """
 
     kind: str
@@ -123,6 +124,7 @@ class DrafterInfo:
     slots: Slots
     parameters: Count
     sees_padding: bool
+    prompt_ids: Annotated[int, Within(0, 1 << 24)] = 0
 
 
 @dataclass(frozen=True)

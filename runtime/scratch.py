@@ -45,6 +45,8 @@ class Scratch:
         causal = np.tri(length, dtype=bool) & prefix.mask[:, None, :]  # [G, T, T]
         self._tree_mask[:, :, :length] = causal | np.eye(length, dtype=bool)
         self._noise[0, 0], self._forced[0, 0] = noise, forced
+        if prefix.read is not None:
+            self.tokens[0, :-1] = prefix.read
 
     def part(self, names: Iterable[str]) -> dict[str, Buffer]:
         return self._buffers.part(names, 0, 1)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ..request import BuildRequest
 
 _BUILT_IN = {  # modules that hold a FAMILY, imported when they are asked for
+    "anole": ".chameleon.anole",
     "janus-pro": ".janus.family",
     "llamagen": ".llamagen.family",
+    "lumina-mgpt": ".chameleon.lumina",
 }
 
 
@@ -29,7 +31,7 @@ class Family:
     `open` gives the parts of a `BuildRequest` and their sampling defaults, and checks every tensor before it reads
     one; `dummy` gives those of a preset's name, with another grid where one is given. Both raise CascadeError.
     `published` says where the files of presets lie on the hub; `default` is the preset that the family's own name means
-    there.
+    there. `has_sizes`: a checkpoint draws images of several sizes, and a build is for one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Family:
     dummy: Callable[[str, int | None], tuple[Parts, SamplingDefaults]] | None = None
     published: Mapping[str, Published] = field(default_factory=dict)
     default: str | None = None
+    has_sizes: bool = False
 
 
 _REGISTERED: dict[str, Family] = {}

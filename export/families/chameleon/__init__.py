@@ -1,0 +1,1 @@
+"""Chameleon's transformer with an image head: Anole and Lumina-mGPT, whose images are different sequences of tokens."""

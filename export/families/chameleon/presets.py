@@ -1,0 +1,50 @@
+"""The published models of Chameleon's family: sizes and sampling defaults. Importable without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CODES = 8192
+_VQ = "Chameleon's tokenizer/vqgan.ckpt and tokenizer/text_tokenizer.json (Meta)"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published model. `download` says what to fetch; `row_end`: a token is forced behind each row of codes."""
+
+    name: str
+    grid: int
+    row_end: bool
+    guidance_scale: float
+    temperature: float
+    top_k: int
+    download: str
+    dim: int = 4096
+    n_layer: int = 32
+    n_head: int = 32
+    head_dim: int = 128
+    ffn_dim: int = 11008
+    vocab_size: int = 65536
+    vq_ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side."""
+        return self.grid * 2 ** (len(self.vq_ch_mult) - 1)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole transformer; a bundle has those of 8,192 codes in place of the text's head."""
+        inner = self.n_head * self.head_dim
+        layer = 4 * self.dim * inner + 3 * self.dim * self.ffn_dim + 2 * self.dim + 4 * self.head_dim
+        return self.n_layer * layer + 2 * self.vocab_size * self.dim + self.dim
+
+
+# Guidance 3, temperature 1 and top-k 2000 are the defaults of LANTERN's command line, which draws Anole with them; 3 is
+# Anole's own guidance, too, beside temperature 0.7 and top-p 0.9.
+ANOLE_7B = Preset("anole-7b", 32, False, 3.0, 1.0, 2000, f"leloy/Anole-7b-v0.1-hf; {_VQ}; jadohu/anole_drafter")
+# Those of Lumina-mGPT's README.
+LUMINA_7B_768 = Preset(
+    "lumina-mgpt-7b-768", 48, True, 4.0, 1.0, 2000,
+    f"Alpha-VLLM/Lumina-mGPT-7B-768; {_VQ}; sihwanpark/LANTERN-Lumina-mGPT-7B-768",
+)  # fmt: skip
