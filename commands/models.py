@@ -8,9 +8,16 @@ from typing import Any
 
 import click
 
-from ..export.families.llamagen.presets import PRESETS, Preset
+from ..export.families.chameleon.presets import PRESETS as CHAMELEON
+from ..export.families.chameleon.presets import Preset as ChameleonPreset
+from ..export.families.janus.presets import PRESETS as JANUS
+from ..export.families.janus.presets import Preset as JanusPreset
+from ..export.families.llamagen.presets import PRESETS as LLAMAGEN
+from ..export.families.llamagen.presets import Preset as LlamaGenPreset
 from .hints import program
 from .tables import Rows
+
+Preset = LlamaGenPreset | JanusPreset | ChameleonPreset
 
 
 def _facts(preset: Preset) -> dict[str, Any]:
@@ -20,13 +27,16 @@ def _facts(preset: Preset) -> dict[str, Any]:
 
 
 def run(as_json: bool) -> None:
+    presets: list[Preset] = [*LLAMAGEN.values(), *JANUS.values(), *CHAMELEON.values()]
     if as_json:
-        rows = [_facts(p) | {"parameters": p.parameters, "image_size": p.image_size} for p in PRESETS.values()]
+        rows = [
+            _facts(p) | {"parameters": p.parameters, "image_size": p.image_size, "top_k": p.top_k} for p in presets
+        ]
         click.echo(json.dumps(rows, indent=1))
         return
     table = Rows(("model", "weights", "layers x width", "image", "tokens", "guidance", "top_k"))
     files = Rows(("model", "download from the Hugging Face hub"))
-    for preset in PRESETS.values():
+    for preset in presets:
         size = f"{preset.parameters / 1e6:.0f} M" if preset.parameters < 1e9 else f"{preset.parameters / 1e9:.1f} B"
         table.add(
             preset.name, size, f"{preset.n_layer} x {preset.dim}", f"{preset.image_size} px",
@@ -39,6 +49,7 @@ def run(as_json: bool) -> None:
     click.echo(
         f"build one from the hub:\n  {build} llamagen-t2i-xl-stage1\n"
         f"from files of yours:\n  {build} llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
+        f"  {build} janus-pro|anole|lumina-mgpt --checkpoint FOLDER [--drafter FOLDER]\n"
         f"or, for sizing, with random weights:\n  {build} llamagen-t2i-b --dummy-weights\n"
         f"the bundled demo:\n  {build} emoji"
     )

@@ -22,6 +22,7 @@ from support import FIXTURE, build, fixture_arguments, random_features, save_che
 from cascade_trt.cli import cli
 from cascade_trt.commands.hints import program
 from cascade_trt.engines.publish import amend_bundle
+from cascade_trt.export.families import get_family, names
 from cascade_trt.export.families.llamagen import family, presets
 from cascade_trt.runtime.bundle import CostInfo, read_manifest
 from cascade_trt.runtime.errors import CascadeError
@@ -110,7 +111,9 @@ def test_models() -> None:
     result = CliRunner().invoke(cli, ["models"])
     assert result.exit_code == 0
     assert "llamagen-t2i-xl-stage1" in result.output
-    assert len(json.loads(CliRunner().invoke(cli, ["models", "--json"]).output)) == len(presets.PRESETS)
+    assert "janus-pro-1b" in result.output and "anole-7b" in result.output and "lumina-mgpt-7b-768" in result.output
+    listed = {row["name"] for row in json.loads(CliRunner().invoke(cli, ["models", "--json"]).output)}
+    assert listed == {preset for name in names() for preset in get_family(name).presets}
 
 
 @pytest.mark.parametrize("option", ["checkpoint", "vq", "drafter", "config"])
@@ -230,8 +233,8 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert (out / "holiday.jpg").read_text() == "precious"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)])
+def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path, stop: signal.Signals, code: int) -> None:
     """Interrupted while weights are written: no staging folder stays, the old bundle works."""
     out = tmp_path / "bundle"
     build(*arguments(out, drafter=None))
@@ -243,10 +246,52 @@ def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path, stop: signal.Signals) -> N
         time.sleep(0.01)
     process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (out / "manifest.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"grid": 8, "cfg_scal": 2.0}', "cfg_scal (did you mean 'cfg_scale'?)"),
+        ('{"grid": 8, "zz": 1}', "has the entry zz, which is not read"),
+        ('{"grid": 8, "n_head": 4, "grid": 9}', "names an entry twice"),
+        ('{"grid": 8, "rules": {"cool": "cool:", "cool": "cool:"}}', "names an entry twice"),
+    ],
+)
+def test_a_config_that_says_what_nobody_reads(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    refused(run(*arguments(tmp_path / "out", config=tmp_path / "c.json")), tmp_path / "out", said, "c.json")
+
+
+def test_a_config_of_another_program_may_say_more(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"model_type": "llama", "grid": 8, "n_head": 4, "attention_bias": false}')
+    result = run(*arguments(tmp_path / "out", config=tmp_path / "c.json"), "--batch", 3)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("option", ["out", "text", "config", "drafter"])
+def test_an_empty_path_is_refused(tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rule a variable was not set, and the working directory is not what was meant."""
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments(tmp_path / "out"), f"--{option}", "")
+    assert result.exit_code == 2 and f"--{option}" in result.stderr and "it is empty" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["build", "emoji"], ["generate", "a cat"], ["info"]])
+def test_a_working_directory_that_is_gone(command: list[str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.rmdir({str(gone)!r}); from cascade_trt.cli import main; main()"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=gone, capture_output=True, text=True, env=environment, check=False
+    )
+    said = "Error: the folder that this command runs in is gone: change to another one."
+    assert (result.returncode, result.stderr.strip()) == (2, said)
 
 
 UNBUILDABLE = {

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CODES = 8192
-_VQ = "Chameleon's tokenizer/vqgan.ckpt and tokenizer/text_tokenizer.json (Meta)"
+# Meta gives these away by a form on its pages; they are on no hub.
+_VQ = "tokenizer/vqgan.ckpt and text_tokenizer.json of Chameleon, from Meta"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One published model. `download` says what to fetch; `row_end`: a token is forced behind each row of codes."""
+    """One published model. `published` says where its files lie."""
 
     name: str
     grid: int
-    row_end: bool
     guidance_scale: float
     temperature: float
     top_k: int
-    download: str
+    published: str
     dim: int = 4096
     n_layer: int = 32
     n_head: int = 32
@@ -34,7 +34,7 @@ class Preset:
 
     @property
     def parameters(self) -> int:
-        """Weights of the whole transformer; a bundle has those of 8,192 codes in place of the text's head."""
+        """Weights of the whole transformer, norms of heads counted once; a bundle has a head of 8,192 codes alone."""
         inner = self.n_head * self.head_dim
         layer = 4 * self.dim * inner + 3 * self.dim * self.ffn_dim + 2 * self.dim + 4 * self.head_dim
         return self.n_layer * layer + 2 * self.vocab_size * self.dim + self.dim
@@ -42,9 +42,10 @@ class Preset:
 
 # Guidance 3, temperature 1 and top-k 2000 are the defaults of LANTERN's command line, which draws Anole with them; 3 is
 # Anole's own guidance, too, beside temperature 0.7 and top-p 0.9.
-ANOLE_7B = Preset("anole-7b", 32, False, 3.0, 1.0, 2000, f"leloy/Anole-7b-v0.1-hf; {_VQ}; jadohu/anole_drafter")
+ANOLE_7B = Preset("anole-7b", 32, 3.0, 1.0, 2000, f"leloy/Anole-7b-v0.1-hf; {_VQ}; jadohu/anole_drafter")
 # Those of Lumina-mGPT's README.
 LUMINA_7B_768 = Preset(
-    "lumina-mgpt-7b-768", 48, True, 4.0, 1.0, 2000,
+    "lumina-mgpt-7b-768", 48, 4.0, 1.0, 2000,
     f"Alpha-VLLM/Lumina-mGPT-7B-768; {_VQ}; sihwanpark/LANTERN-Lumina-mGPT-7B-768",
 )  # fmt: skip
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (ANOLE_7B, LUMINA_7B_768)}
