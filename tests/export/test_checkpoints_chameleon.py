@@ -16,9 +16,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from cascade_trt.cli import cli
+from cascade_trt.export.build import BuildOptions, build_bundle
 from cascade_trt.export.checkpoints.source import TensorSource
 from cascade_trt.export.families import get_family
+from cascade_trt.export.families.chameleon import anole, lumina
 from cascade_trt.export.families.chameleon.model import Attention, Chameleon, ChameleonConfig, Drafter, rope_1d
+from cascade_trt.export.families.chameleon.opening import Kind, open_dummy
 from cascade_trt.export.families.chameleon.presets import ANOLE_7B, LUMINA_7B_768
 from cascade_trt.export.families.chameleon.reader import chameleon_shapes, drafter_shapes, open_chameleon
 from cascade_trt.export.families.chameleon.vocabulary import code_name, open_vocabulary
@@ -26,10 +29,13 @@ from cascade_trt.export.open import open_parts
 from cascade_trt.export.parts import Parts
 from cascade_trt.export.request import BuildRequest
 from cascade_trt.runtime.errors import CascadeError
+from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.plan import TokenPlan
+from cascade_trt.runtime.tree import get_tree
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ANOLE, LUMINA, LLAMAGEN = (FIXTURES / f"{name}-tiny" for name in ("anole", "lumina", "llamagen"))
+DRAWN = (("ar", None), ("exact", "chain_2"))
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 SMALL = ChameleonConfig(16, 2, 4, 2, 8, 24, 32, (4, 2))
 Tensors = dict[str, torch.Tensor]
@@ -253,6 +259,23 @@ def drafter_count(rows: int) -> int:
     return sum(int(np.prod(shape)) for shape in drafter_shapes(config, bias=True).values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [anole.KIND, lumina.KIND], ids=["anole", "lumina-mgpt"])
+def test_random_weights_make_a_bundle_that_draws(tmp_path: Path, kind: Kind) -> None:
+    """With a tokenizer of bytes and a drafter; a preset that is small but for its vocabulary."""
+    small = replace(
+        kind.preset, dim=32, n_layer=1, n_head=2, head_dim=16, ffn_dim=48, vocab_size=9216, grid=4,
+        vq_ch_mult=(1, 1, 1, 1, 1),
+    )  # fmt: skip
+    parts, sampling = open_dummy(replace(kind, preset=small), None)
+    options = BuildOptions(tmp_path / "bundle", (get_tree("chain_2"),), sampling)
+    build_bundle(parts, options, lambda *_: None)
+    pipe = Pipeline.load(tmp_path / "bundle", threads=1)
+    plain, drafted = (pipe.generate("a caf\u00e9", rule=rule, tree=tree) for rule, tree in DRAWN)
+    np.testing.assert_array_equal(plain.codes, drafted.codes)
+    assert plain.images[0].size == (64, 64)
+
+
 # what is refused ------------------------------------------------------------------------------------------------
 def test_folders_that_are_not_whole(copied: Callable[..., Path]) -> None:
     def refused(sentence: str, changes: dict[str, str | None], **options: Any) -> None:
@@ -329,6 +352,7 @@ def test_other_models(copied: Callable[..., Path], tmp_path: Path) -> None:
                            (None, "is a None by its config")):  # fmt: skip
         folder = saved(tmp_path / "other", llama, model_type=kind)
         refused(sentence, request_of("anole", checkpoint=folder))
+    refused("is a 'multi_modality' by its config", request_of("anole", checkpoint=FIXTURES / "janus-tiny"))
     janus = {f"language_model.{name}": x for name, x in llama.items()}
     refused("do not norm queries and keys", request_of("anole", checkpoint=saved(tmp_path / "janus", janus)))
     more = tensors_of(ANOLE) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(40)}
@@ -360,6 +384,15 @@ def test_drafters_of_other_models(tmp_path: Path) -> None:
     assert open_parts(request_of("lumina-mgpt", drafter=tmp_path))[0].drafter is not None
     torch.save(tensors | {"norm.weight": torch.ones(48)}, tmp_path / "pytorch_model.bin")
     refused(r"norm\.weight, which would be left unread", "lumina-mgpt", tmp_path)
+
+
+def test_settings_of_a_config(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"cfg_scale": 2.5, "top_k": 100, "grid": 4}))
+    parts, sampling = open_parts(request_of("anole", config=file, grid=None))
+    assert (parts.target.plan.rows, sampling.guidance_scale, sampling.top_k) == (4, 2.5, 100)
+    with pytest.raises(CascadeError, match="has grid, which says nothing of Lumina-mGPT"):
+        open_parts(request_of("lumina-mgpt", config=file))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from ....runtime.bundle import SamplingDefaults, TextInfo
 from ....runtime.errors import CascadeError
 from ....runtime.model_info import DOWN
-from ...checkpoints.reading import read_json
+from ...checkpoints.reading import read_json, spelt
 from ...checkpoints.settings import check_grid, positive, rules, state_table, whole
 from ...checkpoints.source import DummySource, TensorSource
 from ...checkpoints.vq import check_vq_matches, open_vqgan, vq_shapes
@@ -25,6 +25,7 @@ from .reader import chameleon_shapes, drafter_shapes, open_chameleon, open_draft
 from .sequence import Sequence
 from .vocabulary import Vocabulary, dummy_tokenizer, find_tokenizer, open_vocabulary
 
+_SETTINGS = ("cfg_scale", "temperature", "top_k", "top_p", "rules", "states", "grid")  # of --config
 PROMPT_LENGTH = 128  # slots of a prefix, what stands around the prompt included
 
 
@@ -63,7 +64,7 @@ def open_repository(request: BuildRequest, kind: Kind) -> tuple[Parts, SamplingD
     for name in kind.unused:
         if getattr(request, name) is not None:
             raise CascadeError(f"{kind.title} takes no --{name.replace('_', '-')}: leave it away.")
-    settings = read_json(request.config) if request.config is not None else {}
+    settings = _settings(request, kind)
     source, config = open_chameleon(folder, kind.title, kind.is_lumina)
     vq_file = request.vq or folder / "tokenizer" / "vqgan.ckpt"
     if request.vq is None and not vq_file.is_file():
@@ -113,6 +114,19 @@ def _parts(
     """Parts with what all models of the family have in common."""
     prompt = TextInfo(TOKENIZER, target.prefix_len, sequence.pad, clean=False, form=sequence.form)
     return Parts(target, *vq, tokenizer=tokenizer, prompt=prompt, rounding=DOWN, **more)
+
+
+def _settings(request: BuildRequest, kind: Kind) -> dict[str, Any]:
+    """What --config says. Raises CascadeError for what it cannot say."""
+    settings = read_json(request.config) if request.config is not None else {}
+    known = [name for name in _SETTINGS if name not in kind.unused]
+    for name in settings:
+        if name not in known:
+            raise CascadeError(
+                f"the config {request.config} has {spelt(name)}, which says nothing of {kind.title}: it takes "
+                f"{', '.join(known)}, and the checkpoint's own config says the rest."
+            )
+    return settings
 
 
 def _sampling(preset: Preset, settings: Mapping[str, Any]) -> SamplingDefaults:
