@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CascadeError
+from ..runtime.schema import without_doubles
 from ..runtime.staging import write_file
 from .judge import JudgeConfig
 
@@ -63,9 +64,12 @@ def _entries(file: Path, text: str) -> Iterable[tuple[int, Any]]:
             yield number, {"prompt": line.strip()}
             continue
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError:
-            raise CascadeError(f"{file}: line {number} is not JSON: write one object on each line.") from None
+            entry = json.loads(line, object_pairs_hook=without_doubles)
+        except (ValueError, RecursionError) as error:
+            broken = isinstance(error, json.JSONDecodeError | RecursionError)
+            reason = "is not JSON" if broken else f"is wrong ({error})"
+            raise CascadeError(f"{file}: line {number} {reason}: write one object on each line.") from None
+        yield number, entry
 
 
 def _caption(file: Path, number: int, entry: Any) -> Caption:

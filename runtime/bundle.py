@@ -34,7 +34,7 @@ from .model_info import (
     TextInfo,
 )  # fmt: skip
 from .schema import Within, build, plain, read_json, short
-from .tree import MOST_NODES, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, same_shape
+from .tree import AUTO, MOST_NODES, AnyTree, DynamicTree, Tree, dynamic_tree, get_tree, same_shape
 
 __all__ = [
     "CLASS", "FEATURES", "FIXED_NODES", "FIXED_PAIRS", "MANIFEST", "MOST_SLOTS", "OWN", "SCHEMA_VERSION", "SLOT",
@@ -134,7 +134,7 @@ class Manifest:
 
     def _unbuilt(self, name: str) -> TreeInfo:
         """A tree that the bundle was not built with."""
-        tree = get_tree(name)
+        tree = get_tree(name, (AUTO,))
         engine = self.engine_for(tree, name)
         if tree.size > self.most_nodes:
             raise CascadeError(

@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
             raise ValueError("it is no regular file")
         if mode.st_size > _LARGEST_FILE:
             raise ValueError(f"it has more than {_LARGEST_FILE >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_doubles)
         _check_content(content)
     except (FileNotFoundError, NotADirectoryError):
         raise
@@ -60,8 +60,9 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON leaves open which of two entries of one name counts."""
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=)`: JSON leaves open which of two entries of one name counts, so they are a
+    ValueError."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         raise ValueError("it names an entry twice")

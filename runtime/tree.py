@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpy as np
 
 from .errors import CascadeError
 from .nearest import meant
-from .schema import printable
+from .schema import printable, without_doubles
 
 # Children of each node, level by level in breadth-first order; nodes left out at the end have none.
 # The first three are published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the cost of
@@ -331,8 +332,8 @@ def tree_from_paths(name: str, paths: Sequence[Sequence[int]], sources: Sequence
     return Tree(name, parents, (EAGLE, *(source_of[path] for path in order)))
 
 
-def get_tree(spec: str) -> AnyTree:
-    """A tree by name or spec, or a JSON file that lists its nodes.
+def get_tree(spec: str, words: Sequence[str] = ()) -> AnyTree:
+    """A tree by name or spec, or a JSON file that lists its nodes. `words` are what else the caller takes.
 
     Specs: `chain_W` (W drafted nodes one behind the other), `jacobi_W` (guesses instead), `mixed_W` (one drafted node,
     then guesses), `jacobi_WxV` and `mixed_WxV` (with a second chain of V guesses beside the first), `dynamic_NxLxW`
@@ -349,16 +350,26 @@ def get_tree(spec: str) -> AnyTree:
     if (path := Path(spec)).suffix == ".json":
         return _tree_of_file(path)
     raise CascadeError(
-        f"unknown tree {spec!r}{meant(spec, _near(spec))}: choose one of {', '.join(TREE_NAMES)}, one of "
+        f"unknown tree {spec!r}{meant(spec, _near(spec, words))}: choose one of {', '.join(TREE_NAMES)}, one of "
         f"{', '.join(TREE_FORMS)} with numbers in place of the capitals, or a .json file that lists its paths."
     )
 
 
-def _near(spec: str) -> list[str]:
-    """Names that a misspelt one may mean: the named trees, and every form with the numbers it has."""
-    numbers = re.findall(_NUMBER, spec)
+def _near(spec: str, words: Sequence[str]) -> list[str]:
+    """Names that a misspelt one may mean: the named trees, and every form with its numbers, where that is one."""
+    numbers = [number.lstrip("0") or "0" for number in re.findall("[0-9]+", spec)]
     forms = [form for form in TREE_FORMS if len(re.findall("[A-Z]", form)) == len(numbers)]
-    return [*TREE_NAMES, AUTO, *(re.sub("[A-Z]", "%s", form) % tuple(numbers) for form in forms)]
+    spelt = [re.sub("[A-Z]", "%s", form) % tuple(numbers) for form in forms]
+    return [*TREE_NAMES, *words, *filter(_is_name, spelt)]
+
+
+def _is_name(spec: str) -> bool:
+    """Whether a form with its numbers filled in is a tree."""
+    found = _DYNAMIC_SPEC.fullmatch(spec) or _CHAIN_SPEC.fullmatch(spec)
+    try:
+        return found is not None and get_tree(spec) is not None
+    except CascadeError:
+        return False
 
 
 def _chain_of(spec: str, kind: str, length: str, second: str | None) -> Tree | None:
@@ -377,13 +388,17 @@ _FORM = 'a list of paths such as [[0], [0, 0]], or of nodes such as {"path": [0,
 def _tree_of_file(path: Path) -> Tree:
     """The tree that a JSON file lists, named after the file."""
     try:
-        nodes = json.loads(path.read_text())
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise ValueError("it is a pipe, and nobody may ever write to it")
+        nodes = json.loads(path.read_text(), object_pairs_hook=without_doubles)
     except FileNotFoundError:
         raise CascadeError(f"there is no tree file {path}: give a JSON list of paths.") from None
     except OSError as error:
         raise CascadeError(f"the tree file {path} cannot be read ({error.strerror}): check the path.") from None
     except (ValueError, RecursionError) as error:
-        raise CascadeError(f"{path} is not JSON ({error}): give {_FORM}.") from None
+        bad = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
+        what = "is not JSON" if bad else "cannot be taken"
+        raise CascadeError(f"{path} {what} ({error}): give {_FORM}.") from None
     if not isinstance(nodes, list):
         raise CascadeError(f"{path} must hold {_FORM}.")
     nodes = [{"path": node, "source": EAGLE} if isinstance(node, list) else node for node in nodes]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CascadeError
+from ...runtime.schema import without_doubles
 
 _LARGEST_CONFIG = 64 << 20  # bytes
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -44,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_CONFIG:
             raise CascadeError(f"{path} is not a JSON file of a config's size: check the path.")
         refuse_pointer(path)
-        content = json.loads(Path(path).read_text("utf-8-sig"))
+        content = json.loads(Path(path).read_text("utf-8-sig"), object_pairs_hook=without_doubles)
     except FileNotFoundError:
         raise CascadeError(f"there is no file {path}: check the path.") from None
     except (OSError, ValueError, RecursionError) as error:

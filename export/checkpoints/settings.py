@@ -10,13 +10,31 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import CascadeError
+from ...runtime.nearest import meant
 from ...runtime.plan import LARGEST_SIDE
 from ...runtime.rules import get_rule
 from ...runtime.rules.states import StateTable
 from .reading import refuse_pointer, shown, spelt
 
+_PUBLISHED = ("model_type", "architectures", "transformers_version")
 _LARGEST = (1 << 31) - 1
 _NO_STATES = StateTable(np.zeros((1, 1), np.float16), np.ones(1, np.float32))
+
+
+def check_names(settings: Mapping[str, Any], known: Sequence[str], file: Path) -> None:
+    """Raises CascadeError for an entry of a config that is not among the `known` ones, with the one that was meant.
+
+    A config that another program wrote for its model has many that say nothing here; those of transformers name the
+    kind of model, and are taken with all that they hold.
+    """
+    if any(mark in settings for mark in _PUBLISHED):
+        return
+    for name in settings:
+        if name not in known:
+            raise CascadeError(
+                f"{file} has the entry {spelt(name)}{meant(name, known)}, which is not read: correct it, or leave it "
+                f"out; known are {', '.join(known)}."
+            )
 
 
 def check_grid(grid: int) -> int:

@@ -60,7 +60,11 @@ def over(text: str, point: str | None) -> str:
     kind, colon, settings = text.partition(":")
     if point is None or point == kind:
         return text
-    return f"{point},{settings}" if colon else point
+    if not colon:
+        return point
+    given = {part.partition("=")[0].strip() for part in settings.split(",")}
+    kept = [part for part in point.partition(":")[2].split(",") if part.partition("=")[0].strip() not in given]
+    return f"{kind}:{','.join([*kept, settings])}"
 
 
 def check_rule_name(text: str) -> None:
@@ -82,6 +86,8 @@ def _parse(made: type[Relaxed], settings: str) -> dict[str, Any]:
                 f"rule {made.kind} cannot read {part.strip()!r}{near}: write setting=value with one of "
                 f"{', '.join(known)}."
             )
+        if known[name].name in values:
+            raise CascadeError(f"rule {made.kind} has {name} twice: give it once.")
         values[known[name].name] = _value(made.kind, name, word, known[name].default)
     return values
 

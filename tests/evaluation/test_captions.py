@@ -38,6 +38,8 @@ def test_plain_text(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.jsonl", '{"prompt": "a cat", "prompt": "a dog"}', "line 1 is wrong .it names an entry twice"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", '{"prompt": "x", "file": "f"}\n{"file": "f"}', "line 2 has no `prompt`"),
         ("a.jsonl", '{"prompt": "x", "file": 3}', "`file` must be a text"),
         ("a.jsonl", '{"prompt": "x"}', "entry 1 names no image"),

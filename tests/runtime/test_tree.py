@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +196,7 @@ def test_sources_that_do_not_fit() -> None:
         ("[[]]", "non-empty"),
         ('[["a"]]', "non-empty"),
         ("{", "not JSON"),
+        ('[{"path": [0], "path": [0], "source": "eagle"}]', "cannot be taken .it names an entry twice"),
         ("[0]", "list of paths"),
         ("3", "list of paths"),
         ('[{"path": [0]}]', "list of paths"),
@@ -211,6 +214,35 @@ def test_bad_json(tmp_path: Path, content: str, message: str) -> None:
     file.write_text(content)
     with pytest.raises(CascadeError, match=message):
         get_tree(str(file))
+
+
+def test_a_pipe_is_no_tree_file(tmp_path: Path) -> None:
+    """Nobody may ever write into it."""
+    os.mkfifo(tmp_path / "f.json")
+    with pytest.raises(CascadeError, match="is a pipe"):
+        get_tree(str(tmp_path / "f.json"))
+
+
+MISSPELT = [
+    "jacobi_03", "jacobi-3", "chain_2x2", "mixd_8", "mixed_2x3", "jacobi_2000", "chan_0", "dynamic_3x1x1", "aut",
+    "auto", "dynamic_007x2x3", "jacobi_99999999999", "smal_6",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", MISSPELT)
+def test_a_hint_is_a_tree(spec: str) -> None:
+    with pytest.raises(CascadeError) as caught:
+        get_tree(spec)
+    for hint in re.findall(r"did you mean '([^']*)'", str(caught.value)):
+        assert hint != spec and get_tree(hint)
+
+
+def test_hints_that_are_given() -> None:
+    for spec, hint in (("jacobi_03", "jacobi_3"), ("mixd_8", "mixed_8"), ("smal_6", "small_6")):
+        with pytest.raises(CascadeError, match=f"did you mean '{hint}'"):
+            get_tree(spec)
+    with pytest.raises(CascadeError, match="did you mean 'auto'"):
+        get_tree("auot", ("auto",))
 
 
 @pytest.mark.parametrize("name", ["jacobi_4", "small_9", "mixed_2", "auto", "none"])

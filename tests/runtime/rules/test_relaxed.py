@@ -192,6 +192,9 @@ def test_names_spell_the_rule(rule: Any) -> None:
         ("swap:tau_draw=on", "tau_draw must be a number, not 'on'"),
         ("swap:balance=-1", "balance must lie between 0 and 1"),
         ("lantern:delta=2", "delta must lie between 0 and 1"),
+        ("lantern:delta=1,delta=0", "lantern has delta twice"),
+        ("cascade:tau_pos=0.9,tau_pos=0.9", "cascade has tau_pos twice"),
+        ("lantern++:lambda=2,k=3,lambda=2", "has lambda twice"),
         ("lantern:k=0", "k must be at least 1"),
         ("lantern++:lambda=0.5", "lambda must be at least 1"),
         ("gsd:children=topk", "top-k children lack"),
@@ -226,10 +229,16 @@ def test_swap_needs_its_table() -> None:
         ("cascade", "cascade:tau_pos=0.8,guard=0.1", "cascade:guard=0.1,tau_pos=0.8"),
         ("cascade:guard=0.01", "cascade:tau_pos=0.8,guard=0.1", "cascade:guard=0.01,tau_pos=0.8"),
         ("cascade:cap=3", "cascade", "cascade:cap=3"),
+        ("cascade:guard=0.01,tau_pos=0.7", "cascade:tau_pos=0.8,guard=0.1", "cascade:guard=0.01,tau_pos=0.7"),
     ],
 )
 def test_settings_are_laid_over_an_operating_point(text: str, point: str | None, means: str) -> None:
     assert get_rule(over(text, point)) == get_rule(means)
+
+
+def test_a_setting_that_comes_twice_is_refused_over_an_operating_point_too() -> None:
+    with pytest.raises(CascadeError, match="has guard twice"):
+        get_rule(over("cascade:guard=0.01,guard=0.02", "cascade:tau_pos=0.8,guard=0.1"))
 
 
 def test_every_rule_can_be_made() -> None:
