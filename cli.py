@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +13,8 @@ import click
 
 from .commands.hints import usable
 from .commands.loader import with_loader
+from .commands.options import Place, one
+from .commands.stopping import Stopped
 from .commands.streams import lost, open_streams
 from .runtime.errors import CascadeError, CascadeWarning
 
@@ -37,15 +38,28 @@ class Group(click.Group):
             with warnings.catch_warnings():
                 warnings.simplefilter("always", CascadeWarning)
                 warnings.showwarning = say
+                if _is_nowhere():  # what is looked for in it would be missing without a word
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 return super().invoke(ctx)
         except CascadeError as error:
             sentence = str(error)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in _FULL and not _is_nowhere():
                 raise
-            sentence = f"cannot write {error.filename or 'a file'} ({os.strerror(error.errno)}): make room for it."
+            sentence = "the folder that this command runs in is gone: change to another one." if _is_nowhere() else (
+                f"cannot write {error.filename or 'a file'} ({os.strerror(error.errno or 0)}): make room for it."
+            )  # fmt: skip
         click.echo(f"Error: {usable(sentence)}", err=True)
         return ctx.exit(2)
+
+
+def _is_nowhere() -> bool:
+    """Whether the working directory was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,17 +69,19 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written, and so does `kill`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Entry point; Ctrl-C outside a drawing ends with exit code 130 and nothing half-written, and so does `kill`; with
+    129 where the terminal was closed."""
+    stopped = Stopped()
+    stopped.catch()
     open_streams()
-    code = _run()
+    code = _run(stopped)
     if (reason := lost(sys.stdout)) is not None:
         click.echo(f"Error: standard output could not be written ({reason}).", err=True)
         code = code or 1
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(stopped: Stopped) -> int:
     """The exit code."""
     try:
         return cli(standalone_mode=False) or 0  # click returns the code of `ctx.exit`, and None else
@@ -74,10 +90,11 @@ def _run() -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
-        return 130
+        return stopped.code
 
 
-PATH = click.Path(path_type=Path)
+PATH = Place(path_type=Path)
+PLACE = Place()  # as text: what may also be a word
 BUNDLE = click.option(
     "--bundle", type=PATH, help="[default: build/emoji, else the demo's in your cache, which is built on first use]"
 )
@@ -90,7 +107,8 @@ BUNDLE = click.option(
 @click.option("--vq", type=PATH, help="The VQ tokenizer's checkpoint; only its decoder is used.")
 @click.option("--drafter", type=PATH,
               help="LANTERN drafter (file or folder); without it guesses come from the round before.")
-@click.option("--text", help="Folder of the text encoder (transformers format), or 'none'. [default: none with "
+@click.option("--text", type=PLACE,
+              help="Folder of the text encoder (transformers format), or 'none'. [default: none with "
               "--checkpoint, else the published one]")
 @click.option("--config", type=PATH, help="JSON with what the checkpoint cannot tell (grid, n_head, ...).")
 @click.option("--grid", type=int, help="Side of the token grid: 16, 24, 32 (instead of --config).")
@@ -170,8 +188,10 @@ def verify(**options: Any) -> None:
               help="Text features to draw, of your own encoder: an .npz file with features [T, C] or [P, T, C], and "
                    "perhaps mask, [T] or [P, T], true where they count. T is the length of the model's prefix (`info`: "
                    "slots): pad shorter ones, and mask the padding.")
-@click.option("--rule", help="A rule, perhaps with settings: `rules` lists them. [default: exact]")
-@click.option("--tree", help="A tree, or auto: `trees` lists them. [default: auto with exact, else the first to fit]")
+@click.option("--rule", multiple=True, callback=one,
+              help="A rule, perhaps with settings: `rules` lists them. [default: exact]")
+@click.option("--tree", multiple=True, callback=one,
+              help="A tree, or auto: `trees` lists them. [default: auto with exact, else the first to fit]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--guidance-scale", type=float)
 @click.option("--temperature", type=float)
@@ -243,7 +263,7 @@ def trees(bundle: Path | None, as_json: bool) -> None:
 @click.option("--num-images", type=int, default=4, show_default=True, help="Images of each setting that are timed.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @with_loader
-@click.option("--judge", help="Also judge images, of its prompts: 'demo', or a judge (.safetensors).")
+@click.option("--judge", type=PLACE, help="Also judge images, of its prompts: 'demo', or a judge (.safetensors).")
 @click.option("--judged", type=int, default=100, show_default=True, help="Images of each setting that are judged.")
 @click.option("--images", type=PATH, default=Path("outputs/bench"), show_default=True,
               help="Folder of the judged images; those that are there are not drawn again.")
@@ -260,14 +280,15 @@ def bench(**options: Any) -> None:
 @cli.command("eval")
 @click.option("--bundle", type=PATH, help="Bundle to draw from. [default: as in `generate`, or none with --images]")
 @click.option("--rule", "rules", multiple=True, help="Rule to draw with, settings included; repeatable. [default: ar]")
-@click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
+@click.option("--tree", multiple=True, callback=one,
+              help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--num-images", type=int, default=500, show_default=True, help="Images of each rule.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i uses seed + i, with every rule.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
 @click.option("--images", type=PATH, multiple=True, help="Folder of images to judge; repeatable.")
 @click.option("--captions", type=PATH, multiple=True,
               help="Their file names and prompts (.jsonl, .csv), one for each --images. [default: its captions.jsonl]")
-@click.option("--judge", help="Judge (.safetensors), or 'none'. [default: the demo's]")
+@click.option("--judge", type=PLACE, help="Judge (.safetensors), or 'none'. [default: the demo's]")
 @click.option("--features", type=PATH, help="TorchScript module, images in 0..1 to features, for the distances.")
 @click.option("--reference", type=PATH, help="Folder of real images for the distances. [default: the judge's]")
 @click.option("--spread", is_flag=True, help="Also draw with 'ar' and other seeds: the yardstick for differences.")
@@ -288,7 +309,8 @@ def calibrate() -> None:
 
 @calibrate.command("states")
 @BUNDLE
-@click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
+@click.option("--tree", multiple=True, callback=one,
+              help="One of the bundle's trees. [default: the first that fits the rule]")
 @click.option("--num-images", type=int, default=256, show_default=True, help="Images to learn from.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those of `bench`]")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -320,7 +342,8 @@ def calibrate_costs(**options: Any) -> None:
 
 @calibrate.command("tree")
 @BUNDLE
-@click.option("--rule", default="exact", show_default=True, help="The rule that will be used.")
+@click.option("--rule", multiple=True, callback=one, default=("exact",), show_default=True,
+              help="The rule that will be used.")
 @click.option("--num-images", type=int, default=8, show_default=True, help="Images to learn from.")
 @click.option("--max-nodes", "most_nodes", type=int, default=63, show_default=True, help="Drafted nodes at most.")
 @click.option("--max-depth", "most_depth", type=int, default=7, show_default=True, help="Levels at most.")
@@ -340,13 +363,15 @@ def calibrate_tree(**options: Any) -> None:
 
 @calibrate.command("thresholds")
 @BUNDLE
-@click.option("--tree", help="One of the bundle's trees. [default: the first that fits the rule]")
-@click.option("--rule", default="cascade", show_default=True, help="cascade (tau_pos, tau_seq) or swap (tau_draw).")
+@click.option("--tree", multiple=True, callback=one,
+              help="One of the bundle's trees. [default: the first that fits the rule]")
+@click.option("--rule", multiple=True, callback=one, default=("cascade",), show_default=True,
+              help="cascade (tau_pos, tau_seq) or swap (tau_draw).")
 @click.option("--children", default="coupled", show_default=True, help="How trees are drafted: coupled, sampled, topk.")
 @click.option("--num-images", type=int, default=200, show_default=True, help="Images of each candidate.")
 @click.option("--tolerance", type=float, default=0.02, show_default=True, help="Accuracy that may be lost.")
 @click.option("--prompts", type=PATH, help="Prompts as .jsonl, .csv or .txt. [default: those beside the judge]")
-@click.option("--judge", help="Judge (.safetensors), or 'none' (speed alone). [default: the demo's]")
+@click.option("--judge", type=PLACE, help="Judge (.safetensors), or 'none' (speed alone). [default: the demo's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @with_loader
 @click.option("--write/--no-write", default=True, show_default=True, help="Write the operating point into the bundle.")

@@ -104,7 +104,10 @@ def _refuse_others(out: Path) -> None:
 def _refuse_working_folder(out: Path) -> None:
     """Raises CascadeError where the exchange would take the caller's working directory away: a shell in it would be
     left in a folder that is gone."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it is gone already
+        return
     if out == here or out in here.parents:
         raise CascadeError(
             f"{out} is the folder that this command runs in, or is above it, and a bundle is replaced as a whole: run "

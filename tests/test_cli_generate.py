@@ -129,6 +129,8 @@ def test_a_long_prompt_is_cut_with_a_warning(text_bundle: Path, tmp_path: Path) 
         (["red", "--timeout", "1e-9"], ["not done within its timeout of 1e-09 s"]),
         (["red", "--rule", "magic"], ["unknown rule 'magic'", "exact"]),
         (["red", "--tree", "chain"], ["pair_4", "--tree chain"]),
+        (["red", "--tree", "jacobi_3", "--tree", "jacobi_4"], ["--tree is given 2 times"]),
+        (["red", "--rule", "exact", "--rule", "ar"], ["--rule is given 2 times"]),
         (["red", "--num-images", "0"], ["--num-images"]),
         (["red", "--num-images", "1000000000"], ["--num-images must be at most 100000"]),
         (["red", "--num-images", "1000000000000"], ["--num-images must be at most 100000"]),
