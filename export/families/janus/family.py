@@ -28,7 +28,7 @@ from .model import JanusConfig, LayerConfig, rotary
 from .presets import GUIDANCE, PRESETS, get_preset
 from .prompt import PROMPT_LENGTH, dummy_prompt, open_prompt
 from .reader import TEXT, drafter_shapes, janus_shapes, open_drafter, open_janus
-from .reference import DrafterReference, JanusReference, layer_config
+from .reference import CODES, DrafterReference, JanusReference, layer_config
 
 NAME = "janus-pro"
 _LAYER = {
@@ -55,9 +55,17 @@ def layer_tensors(source: TensorSource, ours: str, theirs: str) -> dict[str, Der
     return tensors
 
 
-def code_table(source: TensorSource) -> Tensor:
-    """float32 [V, D]: what `gen_aligner` makes of each row of `gen_embed`. A code's input is always the same, so it is
-    computed here once."""
+def folded(source: TensorSource, config: JanusConfig) -> TensorSource:
+    """The checkpoint with one table of codes, CODES float32 [V, D], in the place of `gen_embed` and `gen_aligner`: a
+    code's input is always the same, so it is computed here once. Parity reads the same table, and so in the precision
+    that it is stored in."""
+    kept = {name: name for name in source.names() if not name.startswith(("gen_embed.", "gen_aligner."))}
+    table = {CODES: Derived((config.codes, config.dim), lambda: _code_table(source))}
+    return RenamedSource(source.path, renamed(source, kept) | table, source.notes)
+
+
+def _code_table(source: TensorSource) -> Tensor:
+    """What `gen_aligner` makes of each row of `gen_embed`."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, *(source.load(f"gen_aligner.layers.{name}.{kind}").float() for kind in ("weight", "bias")))
@@ -85,11 +93,14 @@ def stack_spec(config: LayerConfig, layers: int, base: float) -> StackSpec:
 
 def target_model(source: TensorSource, config: JanusConfig, variant: str, prompt_length: int) -> TargetModel:
     """A Janus-Pro, its tensors under their original names."""
-    names = {"norm.weight": f"{TEXT}.norm.weight", "condition.embedding.weight": f"{TEXT}.embed_tokens.weight"}
+    source = folded(source, config)
+    names = {
+        "embedding.weight": CODES, "norm.weight": f"{TEXT}.norm.weight",
+        "condition.embedding.weight": f"{TEXT}.embed_tokens.weight",
+    }  # fmt: skip
     for ours, theirs in (("readout", "vision_head"), ("readout.mlp", "output_mlp_projector")):
         names |= {f"{ours}.{kind}": f"gen_head.{theirs}.{kind}" for kind in ("weight", "bias")}
     tensors = renamed(source, names)
-    tensors["embedding.weight"] = Derived((config.codes, config.dim), lambda: code_table(source))
     for i in range(config.n_layer):
         tensors |= layer_tensors(source, f"layers.{i}", f"{TEXT}.layers.{i}")
     return TargetModel(

@@ -121,6 +121,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings = content.get("language_config" if kind == _KINDS[0] else "text_config", {})
     if not isinstance(settings, dict):
         raise CascadeError(f"{folder / 'config.json'} has no language model that can be read: download it again.")
+    newer = settings.get("rope_parameters")  # transformers 5 writes rope_theta and rope_scaling as one
+    if isinstance(newer, dict):
+        settings = {"rope_theta": newer.get("rope_theta"), "rope_scaling": newer} | settings
     for name, plain in (("rope_scaling", None), ("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         value = settings.get(name)
         is_default = isinstance(value, dict) and value.get("rope_type", value.get("type")) == "default"

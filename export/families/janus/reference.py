@@ -12,11 +12,12 @@ from ...checkpoints.source import TensorSource, load_module
 from .model import Drafter, JanusConfig, Layer, LayerConfig, RMSNorm, rotary
 
 _TEXT = "language_model.model"
+CODES = "codes.weight"  # the table that `gen_embed` and `gen_aligner` make, [V, D]
 
 
 @dataclass(frozen=True)
 class JanusReference:
-    """A `TargetReference` over a checkpoint with the original names."""
+    """A `TargetReference` over a checkpoint with the original names, and CODES for what codes enter through."""
 
     source: TensorSource
     config: JanusConfig
@@ -25,8 +26,7 @@ class JanusReference:
         return self._load(f"{_TEXT}.embed_tokens.weight")[given]
 
     def embed(self, ids: Tensor) -> Tensor:
-        x = self._linear("gen_aligner.layers.0", self._load("gen_embed.weight")[ids])
-        return self._linear("gen_aligner.layers.2", F.gelu(x))
+        return self._load(CODES)[ids]
 
     def hidden(self, x: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         config = self.config
