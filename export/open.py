@@ -13,15 +13,13 @@ from .families import family_of_preset, get_family, names
 from .parts import Parts
 from .request import DEMO_MODEL, BuildRequest
 
-_DRAWING = ("cfg_scale", "temperature", "top_k", "top_p", "rules", "states")
 # What a family's --config may hold, where the family does not look itself.
 _ENTRIES = {
     "llamagen": (
         "dim", "n_layer", "n_head", "vocab_size", "grid", "block_size", "cls_token_num", "caption_dim", "num_classes",
-        "norm_eps", "rope_base", "vq_ch_mult", "vq_z_channels", "vq_codebook_dim", *_DRAWING,
+        "norm_eps", "rope_base", "vq_ch_mult", "vq_z_channels", "vq_codebook_dim", "cfg_scale", "temperature", "top_k",
+        "top_p", "rules", "states",
     ),
-    "anole": ("grid", *_DRAWING),
-    "lumina-mgpt": ("grid", *_DRAWING),
 }  # fmt: skip
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
