@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from apart import ApartBackend
 from graph_calls import Target, prefill, session
 from support import FIXTURE, build
 from ties import same_but_for_ties, watch_leads
@@ -17,6 +19,7 @@ from cascade_trt.export.checkpoints.source import open_source
 from cascade_trt.export.open import open_parts
 from cascade_trt.export.request import BuildRequest
 from cascade_trt.runtime.batch import Batch
+from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.prompts import PromptEncoder, rows_of
 from cascade_trt.runtime.request import Request
@@ -216,6 +219,31 @@ def test_the_drafter_is_worth_what_it_is_to_lantern(model: Model) -> None:
         model.prompts, temperature=0, guidance_scale=SCALE, rule="exact", tree="dynamic_59x5x10"
     )
     assert output.stats.tau > {"anole": 4.5, "lumina-mgpt": 3.2}[model.name]  # of codes: what is forced comes free
+
+
+def test_a_manifest_whose_drafter_reads_other_prompts_is_refused(model: Model) -> None:
+    """Both rows of an image have one row of ids for the drafter: so they have to end alike."""
+    manifest = model.pipe.manifest
+    drafter, text = manifest.drafter, manifest.text
+    assert drafter is not None and text is not None and text.form is not None
+    uncond = text.form.uncond
+    changes: list[dict[str, Any]] = [
+        {"drafter": replace(drafter, prompt_ids=drafter.prompt_ids - 1)},
+        {"text": replace(text, form=replace(text.form, uncond=[uncond[0], *(token + 1 for token in uncond[1:])]))},
+        {"text": replace(text, form=replace(text.form, end=[*text.form.end, 5]))},
+    ]
+    for change in changes:
+        with pytest.raises(CascadeError, match="reads prompts that are not what the model reads, or whose rows end"):
+            replace(manifest, **change)
+
+
+def test_on_memory_of_its_own(model: Model, spoilt: None) -> None:
+    """What the drafter reads of a prompt is sent like every other input."""
+    del spoilt
+    pipe = Pipeline.load(model.bundle, backend=ApartBackend())
+    output = pipe.generate(model.prompts[1:], temperature=0, guidance_scale=SCALE, rule="exact", tree="small_6")
+    np.testing.assert_array_equal(output.codes, model.golden["greedy_codes"][1:])
+    assert output.stats.tau > 2
 
 
 def test_neighbours_are_lanterns(model: Model) -> None:
