@@ -33,8 +33,9 @@ class ReadoutGraph:
         g = self.g
         features = self.readout.features(g, self.weights, hidden)  # [R, N, F]
         rows = g.to_float(g.op("Gather", features, self.rows_of_prompt, axis=0))  # [P, G, N, F]
-        weighted = g.op("Mul", rows, g.reshape(self.guidance, [0, 0, 1, 1]))
-        return g.op("ReduceSum", weighted, g.constant([1]), keepdims=0)
+        # A product: on CUDA a sum over an axis in the middle needs cuDNN, and nothing else in this graph does.
+        mixed = g.op("MatMul", g.reshape(self.guidance, [0, 1, -1]), g.reshape(rows, [0, 0, -1]))  # [P, 1, N F]
+        return g.reshape(mixed, [0, -1, self.readout.width])
 
     def logits(self, states: ir.Value) -> ir.Value:
         """float32 logits [P, N, V] of guided features [P, N, F]."""

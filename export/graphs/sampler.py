@@ -39,8 +39,11 @@ def finite(g: GraphBuilder, residual: ir.Value, states: ir.Value, rows_of_prompt
     In half precisions the guided states [P, N, F] count too, as the head reads them: mixing and a readout's own
     layers may pass fp16's range where the stream does not. Sums carry NaN and infinity, which no comparison passes.
     """
-    squares = g.op("ReduceSumSquare", g.to_float(residual), g.constant([-1]), keepdims=1)  # [R, N, 1]
-    total = g.op("ReduceSum", g.op("Gather", squares, rows_of_prompt, axis=0), g.constant([1]), keepdims=0)
+    squares = g.op("ReduceSumSquare", g.to_float(residual), g.constant([-1]), keepdims=0)  # [R, N]
+    of_rows = g.op("Gather", squares, rows_of_prompt, axis=0)  # [P, G, N]
+    ones = g.op("Cast", g.op("Equal", rows_of_prompt, rows_of_prompt), to=FLOAT)  # [P, G]
+    # A product: on CUDA a sum over an axis in the middle needs cuDNN (readout.py).
+    total = g.reshape(g.op("MatMul", g.reshape(ones, [0, 1, -1]), of_rows), [0, -1, 1])  # [P, N, 1]
     if g.dtype != FLOAT:
         read = g.to_float(g.from_float(states))
         total = g.op("Add", total, g.op("ReduceSumSquare", read, g.constant([-1]), keepdims=1))

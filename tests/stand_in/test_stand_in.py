@@ -72,3 +72,9 @@ def test_memory(environment: dict[str, str]) -> None:
 
 def test_graphs_and_rounds(environment: dict[str, str], bundles: str) -> None:
     run("inside_rounds.py", {**environment, "CASCADE_STAND_IN_BUNDLES": bundles})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile the kernels for the CPU")
+def test_rounds_on_the_device(environment: dict[str, str], bundles: str, tmp_path: Path) -> None:
+    given = {"CASCADE_STAND_IN_BUNDLES": bundles, "CASCADE_STAND_IN_FOLDER": str(tmp_path)}
+    run("inside_device_rounds.py", {**environment, **given})
