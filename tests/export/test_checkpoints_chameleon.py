@@ -391,7 +391,7 @@ def test_settings_of_a_config(tmp_path: Path) -> None:
     file.write_text(json.dumps({"cfg_scale": 2.5, "top_k": 100, "grid": 4}))
     parts, sampling = open_parts(request_of("anole", config=file, grid=None))
     assert (parts.target.plan.rows, sampling.guidance_scale, sampling.top_k) == (4, 2.5, 100)
-    with pytest.raises(CascadeError, match="has grid, which says nothing of Lumina-mGPT"):
+    with pytest.raises(CascadeError, match="has the entry grid, which is not read"):
         open_parts(request_of("lumina-mgpt", config=file))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from ....runtime.bundle import SamplingDefaults, TextInfo
 from ....runtime.errors import CascadeError
 from ....runtime.model_info import DOWN
-from ...checkpoints.reading import read_json, spelt
-from ...checkpoints.settings import check_grid, positive, rules, state_table, whole
+from ...checkpoints.reading import read_json
+from ...checkpoints.settings import check_grid, check_names, positive, rules, state_table, whole
 from ...checkpoints.source import DummySource, TensorSource
 from ...checkpoints.vq import check_vq_matches, open_vqgan, vq_shapes
 from ...model import TargetModel
@@ -25,7 +25,8 @@ from .reader import chameleon_shapes, drafter_shapes, open_chameleon, open_draft
 from .sequence import Sequence
 from .vocabulary import Vocabulary, dummy_tokenizer, find_tokenizer, open_vocabulary
 
-_SETTINGS = ("cfg_scale", "temperature", "top_k", "top_p", "rules", "states", "grid")  # of --config
+# Of --config; the checkpoint's own config has the rest.
+_SETTINGS = ("cfg_scale", "temperature", "top_k", "top_p", "rules", "states", "grid")
 PROMPT_LENGTH = 128  # slots of a prefix, what stands around the prompt included
 
 
@@ -118,14 +119,10 @@ def _parts(
 
 def _settings(request: BuildRequest, kind: Kind) -> dict[str, Any]:
     """What --config says. Raises CascadeError for what it cannot say."""
-    settings = read_json(request.config) if request.config is not None else {}
-    known = [name for name in _SETTINGS if name not in kind.unused]
-    for name in settings:
-        if name not in known:
-            raise CascadeError(
-                f"the config {request.config} has {spelt(name)}, which says nothing of {kind.title}: it takes "
-                f"{', '.join(known)}, and the checkpoint's own config says the rest."
-            )
+    if request.config is None:
+        return {}
+    settings = read_json(request.config)
+    check_names(settings, [name for name in _SETTINGS if name not in kind.unused], request.config)
     return settings
 
 
