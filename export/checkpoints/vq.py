@@ -124,6 +124,8 @@ def open_vqgan(path: Path) -> tuple[TensorSource, VQConfig]:
     if not levels:
         raise CascadeError(f"{path} is a VQ tokenizer, but not a VQGAN as Chameleon's: it has no decoder.up levels.")
     names = {_name_of_taming(name, levels): name for name in source.names()}
+    if len(names) < len(source.names()):
+        raise CascadeError(f"the VQ checkpoint {path} has both taming's names and LlamaGen's: it is of another kind.")
     source = RenamedSource(source.path, renamed(source, names), source.notes)
     attention = any(name.startswith("decoder.conv_blocks.0.attn.") for name in names)
     config = replace(_infer(source), attention=attention, normalised=False)

@@ -170,6 +170,8 @@ def test_metas_layout_is_the_same_model(tmp_path: Path, joined: bool) -> None:
     params = {"model": {"dim": 48, "n_layers": 3, "n_heads": 2, "norm_eps": 1e-5, "rope_theta": 10000.0}}
     (place / "params.json").write_text(json.dumps(params))
     shutil.copytree(LUMINA / "tokenizer", tmp_path / "tokenizer")
+    with pytest.raises(CascadeError, match="has Meta's own layout, in which nobody has published Lumina-mGPT"):
+        open_chameleon(tmp_path, "Lumina-mGPT", is_lumina=True)
     found, config = open_chameleon(tmp_path, "Anole", is_lumina=False)
     wanted, other = open_chameleon(LUMINA, "Lumina-mGPT", is_lumina=True)
     assert config == other

@@ -60,6 +60,13 @@ def test_attention_in_the_lowest_level_is_read(tmp_path: Path) -> None:
         open_vqgan(tmp_path / "more.ckpt")
 
 
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    tensors = torch.load(FIXTURES / "anole-tiny" / "tokenizer" / "vqgan.ckpt", weights_only=True)["state_dict"]
+    torch.save(tensors | {"decoder.mid.0.norm1.bias": torch.zeros(64)}, tmp_path / "vqgan.ckpt")
+    with pytest.raises(CascadeError, match="both taming's names and LlamaGen's"):
+        open_vqgan(tmp_path / "vqgan.ckpt")
+
+
 def test_other_files_are_sentences(llamagen_fixture: Path, tmp_path: Path) -> None:
     with pytest.raises(CascadeError, match="not a VQGAN as Chameleon's"):
         open_vqgan(llamagen_fixture / "vq.pt")

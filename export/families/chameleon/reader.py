@@ -85,6 +85,11 @@ def open_chameleon(folder: Path, title: str, is_lumina: bool) -> tuple[TensorSou
     if not folder.is_dir():
         raise CascadeError(f"{folder} is not a folder: give that of {title}'s repository, as it was downloaded.")
     if (native := _native_folder(folder)) is not None:
+        if is_lumina:
+            raise CascadeError(
+                f"{folder} has Meta's own layout, in which nobody has published {title}: build `anole` for Anole, or "
+                f"give {title}'s folder."
+            )
         settings = _native_settings(native)
         source = open_source(native / _NATIVE, "checkpoint", (), _SKIPPED)
     else:
@@ -150,9 +155,10 @@ def _hf_settings(folder: Path, title: str, is_lumina: bool) -> dict[str, Any]:
     kind = settings.get("model_type", "chameleon")
     if kind != "chameleon":
         raise CascadeError(f"{folder} is a {shown(kind)} by its config: give {title}'s folder.")
-    if settings.get(_MASKED) is True:
+    if settings.get(_MASKED):
         raise CascadeError(
-            f"the config of {folder} says {_MASKED} true: it is a Chameleon that draws no images, so give {title}'s."
+            f"the config of {folder} says {_MASKED} {shown(settings[_MASKED])}: it is a Chameleon that draws no "
+            f"images, so give {title}'s folder."
         )
     if is_lumina and _MASKED not in settings:
         raise CascadeError(
