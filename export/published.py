@@ -35,8 +35,14 @@ class HubFiles:
         places = [folder / self.name]
         if is_checkpoint and self.file is None:
             places.append(folder)
-        exists = Path.is_file if self.file is not None else lambda place: (place / "config.json").is_file()
-        return next((place for place in places if exists(place)), None)
+        return next((place for place in places if self._lies_in(place)), None)
+
+    def _lies_in(self, place: Path) -> bool:
+        """Whether this is the file, or a folder with weights in it."""
+        if self.file is not None:
+            return place.is_file()
+        weights = (pattern for pattern in self.patterns if not pattern.endswith(".json"))
+        return any(found.is_file() for pattern in weights for found in place.glob(pattern))
 
 
 @dataclass(frozen=True)

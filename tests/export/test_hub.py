@@ -128,6 +128,27 @@ def test_a_preset_with_files_of_ones_own(tmp_path: Path) -> None:
         assert read_manifest(tmp_path / name / "build" / MODEL).model.plan.rows == grid
 
 
+def test_repositories_in_folders(tmp_path: Path) -> None:
+    """Anole's has Meta's layout, and lies whole in checkpoints/<model>/; a drafter is a folder in there."""
+    _, _, published = published_of("anole")
+    files, drafter = published.parts["checkpoint"], published.parts["drafter"]
+    place = tmp_path / "checkpoints" / "anole-7b"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert files.local("anole-7b", True) is None
+        for name in ("models/7b/consolidated.pth", "models/7b/params.json", "anole_drafter/pytorch_model.bin"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).touch()
+        assert files.local("anole-7b", True) == Path("checkpoints/anole-7b")
+        assert drafter.local("anole-7b", False) == Path("checkpoints/anole-7b/anole_drafter")
+
+
+@pytest.mark.parametrize("model", ["janus-pro", "janus-pro-7b", "anole", "lumina-mgpt"])
+def test_other_families_are_built_by_name(tmp_path: Path, model: str) -> None:
+    said = build(tmp_path / "here", model, code=2)
+    assert said.startswith("Error: the hub cannot be reached (") and "into checkpoints/" in said
+
+
 @pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if preset.published is not None])
 def test_every_published_preset_has_what_a_build_needs(preset: str) -> None:
     name, family, published = published_of(preset)
