@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hub_stand_in import Hub, serve
 from janus import JANUS, WEIGHTS, Tensors, copy, edit, save_drafter, tensors
 from safetensors.torch import save_file
 from support import FIXTURE, build
@@ -279,6 +283,22 @@ def test_drafters_of_others(tmp_path: Path) -> None:
     more = save_drafter(tmp_path / "more")
     torch.save(torch.load(more / WEIGHTS) | {"norm.weight": torch.zeros(64)}, more / WEIGHTS)
     refused(folder, "holds norm.weight, which would be left unread", drafter=more)
+
+
+def test_a_model_by_its_name_alone(tmp_path: Path) -> None:
+    """The family's name means the 1B; all of its folder comes from the hub, which is a stand-in here."""
+    files = {"deepseek-ai/Janus-Pro-1B": {file.name: file for file in JANUS.iterdir()}}
+    with serve(Hub(files)) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        command = [sys.executable, "-m", "cascade_trt", "build", "janus-pro", "--out", str(tmp_path / "bundle")]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.provenance["target"]["repository"] == "deepseek-ai/Janus-Pro-1B"
+    assert manifest.text is not None and manifest.text.form is not None
+    assert not any("golden" in name or "README" in name for name in hub.asked)
 
 
 def test_defaults_of_a_config(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checkpoints.source import TensorSource, load_module
 from .model import Drafter, JanusConfig, Layer, LayerConfig, RMSNorm, rotary
@@ -38,16 +38,18 @@ class JanusReference:
         return load_module(RMSNorm(config.dim, config.norm_eps), self.source, f"{_TEXT}.norm.")(x)
 
     def features(self, hidden: Tensor) -> Tensor:
-        return F.gelu(self._linear("gen_head.output_mlp_projector", hidden))
+        return F.gelu(self._linear("gen_head.output_mlp_projector")(hidden))
 
     def logits(self, features: Tensor) -> Tensor:
-        return self._linear("gen_head.vision_head", features)
+        return self._linear("gen_head.vision_head")(features)
 
     def _load(self, name: str) -> Tensor:
         return self.source.load(name).float()
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self._load(f"{name}.weight"), self._load(f"{name}.bias"))
+    def _linear(self, name: str) -> nn.Linear:
+        """A module, so that what comes out of it is counted among the activations."""
+        rows, columns = self.source.shape(f"{name}.weight")
+        return load_module(nn.Linear(columns, rows, device="meta"), self.source, f"{name}.")
 
 
 def layer_config(config: JanusConfig) -> LayerConfig:
