@@ -425,7 +425,7 @@ def test_presets_need_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(run("llamagen-t2i-b", "--out", out), out, "--dummy-weights")
     refused(run("nonsense", "--dummy-weights", "--out", out), out, "cascade-trt models")
-    refused(run("llamagen", "--out", out), out, "--checkpoint")
+    refused(run("llamagen", "--out", out), out, "the hub cannot be reached", "into checkpoints/llamagen-t2i-xl-stage1/")
 
 
 @pytest.mark.parametrize(

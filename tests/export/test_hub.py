@@ -43,7 +43,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def build(place: Path, *arguments: object, url: str = "http://127.0.0.1:9", code: int = 0, **more: str) -> str:
     """The command in a process of its own, for the hub's settings are read at import; what it says."""
     place.mkdir(exist_ok=True)
-    settings = {"HF_ENDPOINT": url, "HF_HOME": str(place / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5"} | more
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(place / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+                "HF_HUB_OFFLINE": "0"} | more  # fmt: skip
     command = [sys.executable, "-m", "cascade_trt", "build", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=place, env={**os.environ, **settings}, capture_output=True, text=True, check=False

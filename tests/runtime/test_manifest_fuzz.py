@@ -194,8 +194,8 @@ def test_every_change_is_refused_or_changes_nothing(bundle: Path, tmp_path: Path
 
 
 def test_every_change_of_a_form_is_refused_or_drawn_with(tmp_path: Path) -> None:
-    """Of how a model takes prompts that it reads as token ids. Other ids are other prompts, whose image is another; what
-    makes no row is refused."""
+    """Of how a model takes prompts that it reads as token ids. Other ids are other prompts, whose image is another;
+    what makes no row is refused."""
     for form in (OWN_ROW, PADDED_ROW):
         bundle, _ = build_words(tmp_path / ("own" if form.uncond else "padded"), form)
         folder = Path(shutil.copytree(bundle, bundle.parent / "changed"))
