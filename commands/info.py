@@ -10,7 +10,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..runtime.backends.kernels.info import kernel_problem, kernel_source
-from ..runtime.backends import BACKEND_NAMES
 from ..runtime.bundle import CLASS, TOKENS, CostInfo, Manifest, PlanInfo, TreeInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
@@ -270,8 +269,6 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        here = "`doctor` says whether it can be used here"
-        drawn_with = here if backend in BACKEND_NAMES else "`generate` does not draw with it yet"
-        fits = "usable" if backend == "ort-cpu" else f"takes these graphs; {drawn_with}"
+        fits = "usable" if backend == "ort-cpu" else "takes these graphs; `doctor` says whether it can be used here"
         shown = Text.assemble((backend, "bold"), f": {fits if verdict == 'yes' else verdict}")
         console.print(shown, soft_wrap=True)
