@@ -145,7 +145,8 @@ def _is_escaped(hint: Any) -> bool:
 
 
 def _escaped(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    letters = json.dumps(text, ensure_ascii=False)[1:-1]
+    return "".join(letter if printable(letter) else f"\\u{ord(letter):04x}" for letter in letters)  # JSON leaves DEL
 
 
 def _unescaped(text: str, where: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cascade_trt.cli import cli
@@ -18,6 +21,7 @@ from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.images import to_images
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.prompts import PromptEncoder, rows_of
+from cascade_trt.runtime.schema import build, plain, printable
 from synthetic import model as m
 from synthetic.words import LENGTH, OWN_ROW, PAD, PADDED_ROW, WORDS, WordsTarget, build_words, tokenizer
 
@@ -79,10 +83,10 @@ def test_a_letter_of_many_bytes_is_not_cut_in_two(tmp_path: Path) -> None:
 def test_the_unconditional_row(encoder: PromptEncoder) -> None:
     """Its own ids at the end; or those of the prompt, all but the first and the last replaced."""
     encoded = encoder.encode(["a red cat"])
-    (given,), (mask,) = encoded.ids, encoded.mask
-    own = rows_of(TextInfo("", LENGTH, PAD, False, OWN_ROW), given, mask)
-    assert own[0].tolist() == given.tolist() and own[1].tolist() == [PAD] * 9 + OWN_ROW.uncond
-    other = rows_of(TextInfo("", LENGTH, 0, False, replace(PADDED_ROW, uncond_pad=5)), given, mask)
+    (tokens,), (mask,) = encoded.ids, encoded.mask
+    own = rows_of(TextInfo("", LENGTH, PAD, False, OWN_ROW), tokens, mask)
+    assert own[0].tolist() == tokens.tolist() and own[1].tolist() == [PAD] * 9 + OWN_ROW.uncond
+    other = rows_of(TextInfo("", LENGTH, 0, False, replace(PADDED_ROW, uncond_pad=5)), tokens, mask)
     assert other[1].tolist() == [0] * 4 + [2] + [5] * 6 + [3]
 
 
@@ -115,6 +119,23 @@ def test_a_form_has_one_kind_of_unconditional_row() -> None:
     for changes in ({"uncond": []}, {"uncond_pad": 0}):
         with pytest.raises(CascadeError, match="either ids of its own"):
             replace(OWN_ROW, **changes)
+
+
+@given(before=st.text(), after=st.text())
+def test_a_form_comes_back_from_its_file(before: str, after: str) -> None:
+    """Whatever its texts hold: line breaks, quotes, backslashes, control characters. What lies in the file can all be
+    printed."""
+    form = PromptForm([1], before, after, [], uncond_pad=0)
+    text = json.dumps(plain(form))
+    assert printable(json.loads(text)["before"]) and printable(json.loads(text)["after"])
+    assert build(PromptForm, json.loads(text), "form") == form
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "a\nb", '", "', "\\x", "\\u12"])
+def test_a_text_that_is_not_escaped(text: str) -> None:
+    content = plain(OWN_ROW) | {"before": text}
+    with pytest.raises(CascadeError, match="form.before is no text with escaped line breaks"):
+        build(PromptForm, content, "form")
 
 
 def greedy(folder: Path, form: PromptForm, prompt: str) -> list[int]:

@@ -260,7 +260,7 @@ def open_drafter(path: Path, target: JanusConfig) -> tuple[TensorSource, LayerCo
     if head_dim % 2 or heads % few or not head_dim:
         raise CascadeError(f"the drafter's {heads} heads do not divide its width {dim}: correct its config.json.")
     ffn, _ = matrix(source, "layers.0.mlp.gate_proj.weight")
-    config = LayerConfig(dim, heads, few, head_dim, ffn, positive(settings, "rms_norm_eps", 1e-6, most=0.1))
+    config = LayerConfig(dim, heads, few, head_dim, ffn, positive(settings, "rms_norm_eps", target.norm_eps, most=0.1))
     shapes = drafter_shapes(config, codes, "fc.bias" in source)
     check_shapes(source, shapes, "drafter")
     check_all_read(source, shapes, "drafter")
