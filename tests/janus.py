@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from support import FIXTURE
 
-from cascade_trt.export.families.janus.model import LayerConfig
 from cascade_trt.export.families.janus.reader import drafter_shapes
+from cascade_trt.export.models.llama import LayerConfig
 
 JANUS = FIXTURE.parent / "janus-tiny"
 WEIGHTS = "pytorch_model.bin"

@@ -20,11 +20,12 @@ from cascade_trt.export.build import BuildOptions, build_bundle
 from cascade_trt.export.checkpoints.source import TensorSource
 from cascade_trt.export.families import get_family
 from cascade_trt.export.families.chameleon import anole, lumina
-from cascade_trt.export.families.chameleon.model import Attention, Chameleon, ChameleonConfig, Drafter, rope_1d
+from cascade_trt.export.families.chameleon.model import Chameleon, ChameleonConfig, rope_1d
 from cascade_trt.export.families.chameleon.opening import Kind, open_dummy
 from cascade_trt.export.families.chameleon.presets import ANOLE_7B, LUMINA_7B_768
 from cascade_trt.export.families.chameleon.reader import chameleon_shapes, drafter_shapes, open_chameleon
 from cascade_trt.export.families.chameleon.vocabulary import code_name, open_vocabulary
+from cascade_trt.export.models.llama import Attention, Drafter
 from cascade_trt.export.open import open_parts
 from cascade_trt.export.parts import Parts
 from cascade_trt.export.request import BuildRequest
@@ -88,7 +89,7 @@ def test_shapes_are_those_of_the_modules() -> None:
     found = {name: tuple(x.shape) for name, x in Chameleon(SMALL).state_dict().items()}
     assert found == chameleon_shapes(SMALL)
     drafter = replace(SMALL, n_layer=1)
-    found = {name: tuple(x.shape) for name, x in Drafter(drafter).state_dict().items()}
+    found = {name: tuple(x.shape) for name, x in Drafter(drafter.layer, drafter.vocab_size).state_dict().items()}
     assert found == drafter_shapes(drafter, bias=True)
 
 
@@ -183,7 +184,7 @@ def test_metas_layout_is_the_same_model(tmp_path: Path, joined: bool) -> None:
 def test_metas_rotation_of_pairs_is_the_rotation_of_halves() -> None:
     """Scores of queries and keys that are normed and then rotated, in Meta's order, against the module."""
     config = replace(SMALL, n_head=2, n_kv_head=2, norm_rows=(1, 1))
-    module = Attention(config)
+    module = Attention(config.layer)
     with torch.no_grad():
         for name, x in module.named_parameters():
             torch.nn.init.normal_(x, mean=float("_norm" in name))

@@ -289,7 +289,7 @@ def test_a_model_by_its_name_alone(tmp_path: Path) -> None:
     """The family's name means the 1B; all of its folder comes from the hub, which is a stand-in here."""
     files = {"deepseek-ai/Janus-Pro-1B": {file.name: file for file in JANUS.iterdir()}}
     with serve(Hub(files)) as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
         command = [sys.executable, "-m", "cascade_trt", "build", "janus-pro", "--out", str(tmp_path / "bundle")]
         done = subprocess.run(
             command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False

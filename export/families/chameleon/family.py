@@ -8,7 +8,8 @@ import torch
 from ....runtime.bundle import OWN, TOKENS, ConditionInfo
 from ...checkpoints.source import Derived, RenamedSource, TensorSource, renamed
 from ...model import HALVES, Conditioner, DrafterModel, Readout, StackSpec, TargetModel
-from .model import QK_NORM_EPS, ChameleonConfig, rope_1d
+from ...models.llama import QK_NORM_EPS
+from .model import ChameleonConfig, rope_1d
 from .reference import ChameleonReference, LanternReference
 from .sequence import Sequence
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...checkpoints.source import TensorSource, load_module
-from .model import Block, ChameleonConfig, Drafter, RMSNorm, rope_1d
+from ...models.llama import Drafter, Layer, RMSNorm
+from .model import ChameleonConfig, rope_1d
 
 
 class ChameleonReference:
@@ -30,7 +31,7 @@ class ChameleonReference:
         rope = rope_1d(int(positions.max()) + 1, config.head_dim, config.rope_base)[positions]
         for i in range(config.n_layer):
             with torch.device("meta"):
-                block = Block(config)
+                block = Layer(config.layer)
             x = load_module(block, self._source, f"model.layers.{i}.")(x, rope, visible)
         return load_module(RMSNorm(config.dim, config.norm_eps), self._source, "model.norm.")(x)
 
@@ -47,9 +48,11 @@ class LanternReference:
 
     def __init__(self, source: TensorSource, config: ChameleonConfig, kept: Tensor) -> None:
         with torch.device("meta"):
-            module = Drafter(config, "fc.bias" in source)
-        self._module = load_module(module, source)
+            module = Drafter(config.layer, config.vocab_size, "fc.bias" in source)
+        self._config, self._module = config, load_module(module, source)
         self._ids = torch.cat([kept, torch.arange(config.vocab_size)])
 
     def states(self, hidden: Tensor, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        return self._module(hidden, self._ids[tokens], positions, visible)
+        config = self._config
+        rope = rope_1d(int(positions.max()) + 1, config.head_dim, config.rope_base)[positions]
+        return self._module(hidden, self._ids[tokens], rope, visible)

@@ -20,11 +20,12 @@ from ...checkpoints.source import Derived, DummySource, RenamedSource, TensorSou
 from ...checkpoints.vq import check_vq_matches, vq_shapes
 from ...graphs.builder import GraphBuilder, as_numpy
 from ...model import HALVES, QKV, Conditioner, DrafterModel, Readout, StackSpec, TargetModel
+from ...models.llama import LayerConfig
 from ...models.vq import VQConfig
 from ...parts import Parts
 from ...request import BuildRequest
 from .. import Family
-from .model import JanusConfig, LayerConfig, rotary
+from .model import JanusConfig, rotary
 from .presets import GUIDANCE, PRESETS, get_preset
 from .prompt import PROMPT_LENGTH, dummy_prompt, open_prompt
 from .reader import TEXT, drafter_shapes, janus_shapes, open_drafter, open_janus

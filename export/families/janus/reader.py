@@ -28,8 +28,9 @@ from ...checkpoints.source import (
     renamed,
 )
 from ...checkpoints.vq import vq_config_of
+from ...models.llama import LayerConfig
 from ...models.vq import VQConfig
-from .model import JanusConfig, LayerConfig
+from .model import JanusConfig
 
 TEXT = "language_model.model"
 VQ = "gen_vision_model."

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...checkpoints.source import TensorSource, load_module
-from .model import Drafter, JanusConfig, Layer, LayerConfig, RMSNorm, rotary
+from ...models.llama import Drafter, Layer, LayerConfig, RMSNorm
+from .model import JanusConfig, rotary
 
 _TEXT = "language_model.model"
 CODES = "codes.weight"  # the table that `gen_embed` and `gen_aligner` make, [V, D]
