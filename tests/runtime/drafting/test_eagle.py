@@ -68,6 +68,8 @@ class Bench:
             pair_mask=shared.host("pair_mask"), rows_of=lambda slot: slice(slot * rows, (slot + 1) * rows),
             rows_of_prompt=lambda count: host_buffer((count, rows), "int64"),
             prompt_of_row=lambda count: host_buffer((count * rows,), "int64"), run=lambda call, fetch: call.run(fetch),
+            on_device=False, written="in",
+            array=lambda _, name, shape, dtype, value=0: np.full((SLOTS, *shape), value, dtype),  # noqa: ARG005
         )  # fmt: skip
         self.workspace.pair_mask[:] = True
         self.buffers = SlotBuffers(backend, SLOTS, rows)
