@@ -115,7 +115,7 @@ BUNDLE = click.option(
 @click.option("--n-head", type=int, help="Attention heads, where head_dim is not 64.")
 @click.option("--prompt-length", type=int,
               help="Tokens of a prompt with what stands around it, for models that read prompts themselves. "
-                   "[default: 128]")
+                   "From 64 to 4096. [default: 128]")
 @click.option("--size", help="WIDTHxHEIGHT of images in pixels, for lumina-mgpt. [default: that of the folder's name]")
 @click.option("--tree", "trees", multiple=True,
               help="Tree that is drawn with: a name, chain_W, mixed_W, jacobi_W, ... or a .json of nodes; repeatable.")

@@ -288,7 +288,7 @@ def read_folder(folder: Path, what: str) -> list[Content]:
         if (folder / kind).is_file():
             return [read_file(folder / kind, what)]
     raise CascadeError(
-        f"the {what} folder {folder} holds no model.safetensors or pytorch_model.bin: give the file itself."
+        f"the {what} folder {folder} holds no model.safetensors or pytorch_model.bin: download it again."
     )
 
 

@@ -143,6 +143,8 @@ def check_floats(tensors: Tensors, where: str) -> None:
     """Raises CascadeError for a tensor that does not hold plain floating-point numbers."""
     for name, tensor in tensors.items():
         if tensor.kind not in _FLOATS:
+            if name.rpartition(".")[2] == "d2t":  # which ids of a smaller vocabulary mean
+                raise CascadeError(f"{where} is an EAGLE-3 drafter: give one of the form of EAGLE-1 or EAGLE-2.")
             quantised = " (quantised)" if _QUANTISED.match(tensor.kind) else ""
             raise CascadeError(
                 f"tensor {spelt(name)} of {where} holds {tensor.kind}{quantised} weights: give fp32, fp16 or bf16."

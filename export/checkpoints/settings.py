@@ -37,6 +37,19 @@ def check_names(settings: Mapping[str, Any], known: Sequence[str], file: Path) -
             )
 
 
+def older_rotation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of transformers with its rotation under the names `rope_theta` and `rope_scaling`, which version 5 writes
+    as one, `rope_parameters`. A scaling of the kind "default" is none."""
+    newer = settings.get("rope_parameters")
+    found = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(newer, dict):
+        found = {"rope_theta": newer.get("rope_theta"), "rope_scaling": newer} | found
+    scaling = found.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        found["rope_scaling"] = None
+    return found
+
+
 def check_grid(grid: int) -> int:
     """The side of the token grid as given. Raises CascadeError when it cannot be one (pixels, as a rule)."""
     if not 1 <= grid <= LARGEST_SIDE:

@@ -165,7 +165,7 @@ def looks_like(source: TensorSource) -> str:
         return any(name == tail or name.endswith(f".{tail}") for name in source.names())
 
     if is_language_model(source):
-        return "a language model (Llama, Chameleon or the like): give LlamaGen's file"
+        return "the transformer of a language model (Llama, Chameleon or the like): give the file of this part"
     if has("quantize.embedding.weight"):
         return "a VQ tokenizer: pass it with --vq"
     if has("fc.weight") and has("embed_tokens.weight"):

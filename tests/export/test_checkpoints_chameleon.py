@@ -181,6 +181,39 @@ def test_metas_layout_is_the_same_model(tmp_path: Path, joined: bool) -> None:
     assert parts.tokenizer == tmp_path / "tokenizer" / "text_tokenizer.json"
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2])  # 0: norms without an axis of heads
+def test_norms_of_metas_layout_are_put_in_order_too(tmp_path: Path, rows: int) -> None:
+    """Whatever their layout, a norm's even channels come first, then its odd ones."""
+    shapes = chameleon_shapes(replace(SMALL, norm_rows=(max(rows, 1),) * 2))
+    tensors = {name: torch.randn(x) for name, x in shapes.items()}
+    native = as_native(tensors, 2)
+    name = "layers.1.attention.k_normalization.weight"
+    given = torch.arange(8.0 * max(rows, 1)).reshape((rows, 8) if rows else (8,))
+    for part in "qk":
+        for kind in ("weight", "bias"):
+            for layer in range(SMALL.n_layer):
+                native[f"layers.{layer}.attention.{part}_normalization.{kind}"] = given.clone()
+    folder = tmp_path / "native"
+    folder.mkdir()
+    torch.save(native, folder / "consolidated.pth")
+    (folder / "params.json").write_text("{}")
+    source, _ = open_chameleon(folder, "Anole", is_lumina=False)
+    found = source.load("model.layers.1.self_attn.k_norm.weight")
+    assert name in native and found.reshape(-1, 8)[0].tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert rows < 2 or found[1].tolist() == [8, 10, 12, 14, 9, 11, 13, 15]
+
+
+def test_rotations_of_transformers_5(tmp_path: Path) -> None:
+    """`rope_parameters` holds the base, and a scaling that these graphs do not have."""
+    tensors = {name: torch.randn(x) for name, x in chameleon_shapes(SMALL).items()}
+    for rotation, base in (({"rope_theta": 50.0, "rope_type": "default"}, 50.0), ({"rope_type": "default"}, 10000.0)):
+        folder = saved(tmp_path / "plain", tensors, rope_parameters=rotation)
+        assert open_chameleon(folder, "Anole", is_lumina=False)[1].rope_base == base
+    scaled = saved(tmp_path / "scaled", tensors, rope_parameters={"rope_type": "linear", "factor": 2.0})
+    with pytest.raises(CascadeError, match="rope_scaling"):
+        open_chameleon(scaled, "Anole", is_lumina=False)
+
+
 def test_metas_rotation_of_pairs_is_the_rotation_of_halves() -> None:
     """Scores of queries and keys that are normed and then rotated, in Meta's order, against the module."""
     config = replace(SMALL, n_head=2, n_kv_head=2, norm_rows=(1, 1))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_what_draws_nothing_may_be_missing(tmp_path: Path) -> None:
         ("config.json", {"model_type": "llama"}, "is a 'llama' by its config.json, not a Janus-Pro"),
         ("config.json", {"model_type": "qwen2"}, "is a 'qwen2' by its config.json"),
         ("config.json", {"model_type": "chameleon"}, "is a 'chameleon' by its config.json"),
-        ("config.json", {"model_type": None}, "is a None by its config.json"),
+        ("config.json", {"model_type": None}, "does not say in config.json which kind"),
         ("config.json", {"_name_or_path": "deepseek-ai/Janus-1.3B"}, "is Janus or JanusFlow, not Janus-Pro"),
         ("config.json", {"language_config": [1]}, "no language model that can be read"),
         ("config.json", {"language_config": {"num_attention_heads": 3}}, r"3 heads .* do not fit 64 rows"),
@@ -283,6 +284,26 @@ def test_drafters_of_others(tmp_path: Path) -> None:
     more = save_drafter(tmp_path / "more")
     torch.save(torch.load(more / WEIGHTS) | {"norm.weight": torch.zeros(64)}, more / WEIGHTS)
     refused(folder, "holds norm.weight, which would be left unread", drafter=more)
+
+
+@pytest.mark.parametrize(("config", "eps", "heads"), [
+    (None, 1e-6, 4), ({"rms_norm_eps": 1e-3}, 1e-3, 4), ({"num_attention_heads": 8}, 1e-6, 8),
+    ({"num_hidden_layers": 3, "rms_norm_eps": 1e-3}, 1e-6, 4),  # the target's own, where both lie in one folder
+])  # fmt: skip
+def test_a_drafters_config_is_read(tmp_path: Path, config: dict[str, Any] | None, eps: float, heads: int) -> None:
+    drafter = save_drafter(tmp_path / "drafter")
+    (drafter / "config.json").unlink()
+    if config is not None:
+        (drafter / "config.json").write_text(json.dumps(config))
+    parts, _ = open_parts(BuildRequest("janus-pro", checkpoint=JANUS, drafter=drafter))
+    assert parts.drafter is not None
+    assert (parts.drafter.stack.eps, parts.drafter.stack.n_head) == (eps, heads)
+
+
+def test_an_eagle_3_drafter_is_named(tmp_path: Path) -> None:
+    drafter = save_drafter(tmp_path / "drafter")
+    torch.save(torch.load(drafter / WEIGHTS) | {"d2t": torch.zeros(5, dtype=torch.int64)}, drafter / WEIGHTS)
+    refused(JANUS, "is an EAGLE-3 drafter: give one of the form of EAGLE-1", drafter=drafter)
 
 
 def test_a_model_by_its_name_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import accumulate
 
@@ -51,7 +52,7 @@ def native_to_hf(source: TensorSource) -> TensorSource:
         if name in tensors:
             raise CascadeError(f"the checkpoint {source.path} holds tensor {spelt(name)} twice: check the file.")
         end = name.split(".", 3)[-1]
-        tensors[name] = _halves(tensor, head_dim) if end in _ROTATED and head_dim else tensor
+        tensors[name] = _halves(tensor, head_dim, "_norm." in end) if end in _ROTATED and head_dim else tensor
 
     for name in source.names():
         whole = Derived(source.shape(name), lambda name=name: source.load(name))
@@ -87,10 +88,11 @@ def _parts(source: TensorSource, name: str, end: str, head_dim: int) -> dict[str
     }
 
 
-def _halves(tensor: Derived, head_dim: int) -> Derived:
-    """Rows [H * Dh, ...] or channels [Dh] with each head's even channels first, then its odd ones."""
-    rows = tensor.shape[0] if tensor.shape else 0
-    if head_dim % 2 or not rows or rows % head_dim:
+def _halves(tensor: Derived, head_dim: int, is_norm: bool) -> Derived:
+    """Rows [H * Dh, D] or norms [Dh], [H, Dh] with each head's even channels first, then its odd ones."""
+    shape = tensor.shape or (0,)
+    rows = math.prod(shape) if is_norm else shape[0]
+    if head_dim % 2 or not rows or rows % head_dim or (is_norm and shape[-1] != head_dim):
         return tensor  # of no such shape, which is found when shapes are checked
 
     def load() -> torch.Tensor:

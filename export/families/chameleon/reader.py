@@ -15,7 +15,7 @@ import torch
 
 from ....runtime.errors import CascadeError
 from ...checkpoints.reading import read_json, shown
-from ...checkpoints.settings import positive, whole
+from ...checkpoints.settings import older_rotation, positive, whole
 from ...checkpoints.source import (
     Derived,
     RenamedSource,
@@ -167,6 +167,7 @@ def _hf_settings(folder: Path, title: str, is_lumina: bool) -> dict[str, Any]:
         )
     if not is_lumina and _MASKED in settings:
         raise CascadeError(f"{folder} is Lumina-mGPT by its config ({_MASKED}), not {title}: build `lumina-mgpt`.")
+    settings = older_rotation(settings)
     _refuse_variants(settings, folder)
     return settings
 
@@ -272,4 +273,4 @@ def _drafter_settings(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     content = read_json(file)
-    return content if content.get("num_hidden_layers") == 1 else {}
+    return older_rotation(content) if content.get("num_hidden_layers", 1) == 1 else {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from ....runtime.errors import CascadeError
 from ...checkpoints.reading import read_json, shown
-from ...checkpoints.settings import check_grid, positive, whole
+from ...checkpoints.settings import check_grid, older_rotation, positive, whole
 from ...checkpoints.source import (
     RenamedSource,
     Shape,
@@ -112,7 +112,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     content = read_json(folder / "config.json")
     kind = content.get("model_type")
     if kind not in _KINDS:
-        raise CascadeError(f"{folder} is a {shown(kind)} by its config.json, not a Janus-Pro: give Janus-Pro's folder.")
+        what = f"is a {shown(kind)} by its config.json, not a Janus-Pro"
+        if kind is None:
+            what = "does not say in config.json which kind of model it is"
+        raise CascadeError(f"{folder} {what}: give Janus-Pro's folder.")
     for name in (folder.resolve().name, str(content.get("_name_or_path") or "")):
         if re.search(r"janus-?(1\.3b|flow)", name, re.IGNORECASE):
             raise CascadeError(
@@ -122,13 +125,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings = content.get("language_config" if kind == _KINDS[0] else "text_config", {})
     if not isinstance(settings, dict):
         raise CascadeError(f"{folder / 'config.json'} has no language model that can be read: download it again.")
-    newer = settings.get("rope_parameters")  # transformers 5 writes rope_theta and rope_scaling as one
-    if isinstance(newer, dict):
-        settings = {"rope_theta": newer.get("rope_theta"), "rope_scaling": newer} | settings
+    settings = older_rotation(settings)
     for name, plain in (("rope_scaling", None), ("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         value = settings.get(name)
-        is_default = isinstance(value, dict) and value.get("rope_type", value.get("type")) == "default"
-        if value is not None and value != plain and not is_default:
+        if value is not None and value != plain:
             raise CascadeError(
                 f"{folder / 'config.json'} has {name} {shown(value)}, which no Janus-Pro has: give Janus-Pro's folder."
             )
@@ -253,8 +253,7 @@ def open_drafter(path: Path, target: JanusConfig) -> tuple[TensorSource, LayerCo
             f"{target.codes}: give the drafter that was trained for this target."
         )
     settings = _optional((path if Path(path).is_dir() else Path(path).parent) / "config.json")
-    if settings.get("num_hidden_layers") != 1:
-        settings = {}  # the target's, where both lie in one folder
+    settings = {} if settings.get("num_hidden_layers", 1) != 1 else older_rotation(settings)  # else the target's own
     heads = whole(settings, "num_attention_heads", target.n_head)
     head_dim = whole(settings, "head_dim", dim // heads)
     few = whole(settings, "num_key_value_heads", heads)
