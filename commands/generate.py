@@ -117,7 +117,6 @@ class _Writer:
 
     def write(self, output: Output) -> None:
         """Writes the images of one output, but for those that are written."""
-        self._outputs[min(output.places)] = output
         defaults = self._manifest.sampling
         used = {name: value if (value := getattr(self._options, name)) is not None else getattr(defaults, name)
                 for name in ("guidance_scale", "temperature", "top_k", "top_p")}  # fmt: skip
@@ -131,6 +130,7 @@ class _Writer:
             }  # fmt: skip
             self._files[place] = write_new_file(self._names.of(place), to_png(image, text))
             self.images[place], self.seeds[place] = image, seed
+        self._outputs[min(output.places)] = output  # last: what was not written is not counted
 
     @property
     def warnings(self) -> list[str]:

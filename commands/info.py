@@ -269,6 +269,6 @@ def _reach(report: dict | None) -> str:
 
 def _backends(console: Console, manifest: Manifest) -> None:
     for backend, verdict in manifest.backends.items():
-        fits = "usable" if backend == "ort-cpu" else "takes these graphs; `doctor` says whether it can be used here"
+        fits = "usable" if backend == "ort-cpu" else "takes these graphs"
         shown = Text.assemble((backend, "bold"), f": {fits if verdict == 'yes' else verdict}")
         console.print(shown, soft_wrap=True)

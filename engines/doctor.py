@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..runtime.backends import CUDA_PROVIDER
+from ..runtime.backends.device import LEAST_CAPABILITY, LEAST_CUDA
 from ..runtime.backends.kernels.info import OLDEST, kernel_problem, kernel_source, kernels_for
 from ..runtime.backends.ort import version_problem
 from ..runtime.backends.ort_cuda import LEAST_VERSION as LEAST_ON_CUDA
@@ -24,7 +25,7 @@ from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
 from ..runtime.machine import free_memory
-from ..runtime.plans import REBUILD, UNKNOWN, USABLE, Here, fit, installed_version, this_platform
+from ..runtime.plans import REBUILD, UNKNOWN, USABLE, Here, fit, installed_version, this_platform, version_numbers
 from .cache import plan_damage
 from .gpu import Gpu, find_gpu
 
@@ -166,10 +167,23 @@ def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
         return [Verdict("ort-cuda", REBUILD, "cuda-bindings is not installed: run `pip install 'cascade-trt[cuda]'`.")]
     if gpu is None:
         return [Verdict("ort-cuda", UNKNOWN, "the provider is installed, but there is no GPU here.")]
+    if (problem := _too_old(gpu)) is not None:
+        return [Verdict("ort-cuda", ELSEWHERE, problem)]
     if manifest.engines["target"].precision == "bf16" and gpu.compute_capability < NEEDS_BFLOAT16:
         sentence = f"{gpu.name} does not compute in bfloat16: build with --precision fp16."
         return [Verdict("ort-cuda", ELSEWHERE, sentence)]
     return [Verdict("ort-cuda", USABLE, f"runs on {gpu.name}.")]
+
+
+def _too_old(gpu: Gpu) -> str | None:
+    """What keeps a card, or its driver, from drawing with any backend (`runtime/backends/device.py`)."""
+    if gpu.compute_capability < LEAST_CAPABILITY:
+        here, least = (".".join(map(str, numbers)) for numbers in (gpu.compute_capability, LEAST_CAPABILITY))
+        return f"{gpu.name} has compute capability {here}, {least} is needed (Turing or newer)."
+    if gpu.cuda and version_numbers(gpu.cuda) < (LEAST_CUDA // 1000,):
+        needs = f"CUDA {LEAST_CUDA // 1000}.0 is needed: install NVIDIA's driver 580 or newer."
+        return f"the driver {gpu.driver} knows CUDA {gpu.cuda}, {needs}"
+    return None
 
 
 def _judge_kernels(bundle: Path, manifest: Manifest, machine: Machine) -> list[Verdict]:
@@ -177,6 +191,8 @@ def _judge_kernels(bundle: Path, manifest: Manifest, machine: Machine) -> list[V
     if machine.gpu is not None:
         gpu = machine.gpu
         found = kernels_for(bundle, manifest.kernels, gpu.compute_capability)
+        if found.code is not None and (problem := _too_old(gpu)) is not None:
+            return [Verdict("kernels", ELSEWHERE, problem)]
         if found.code is not None:
             return [Verdict("kernels", USABLE, f"those for {found.architecture} run on {gpu.name}.")]
         verdict = ELSEWHERE if gpu.compute_capability < OLDEST else REBUILD if manifest.kernels else NONE
@@ -229,6 +245,8 @@ def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:
     gpu = machine.gpu
     here = Here(machine.platform, machine.versions, None if gpu is None else (gpu.name, gpu.compute_capability))
     found = fit(plan, here, again)
+    if found.verdict == USABLE and gpu is not None and (problem := _too_old(gpu)) is not None:
+        return Verdict(plan.target, ELSEWHERE, problem)
     if found.verdict == USABLE and not machine.bindings:
         extra = "rtx" if plan.target.startswith("rtx") else "tensorrt"
         sentence = f"drawing with it needs cuda-bindings: run `pip install 'cascade-trt[{extra}]'`"

@@ -142,7 +142,6 @@ class Batch:
         with self._turn, self._timed():
             try:
                 ended: list[Job] = []
-                self._settle(ended)
                 self._drop_due(ended)
                 self._seat()
                 if self._slots:
@@ -173,13 +172,15 @@ class Batch:
     def _give_up(self, error: BaseException) -> None:
         """Ends the images in slots: a round that broke off leaves them in no state to go on from. What is drawn, and
         only waits for its pixels, is handed out."""
-        self._finisher.hand_out()
         reason = CascadeError(f"the round broke off before this image was done ({error!r}): submit it again.")
-        for entry in self._slots:
-            if entry is not None:
-                entry.job.end(reason)
+        broken = [entry for entry in self._slots if entry is not None]
         self._slots.clear()
         self._rounds.forget()
+        decoded = {decoding.job for decoding in self._finisher.decoding}
+        for entry in broken:
+            if entry.job not in decoded:
+                entry.job.end(reason)
+        self._finisher.hand_out()
 
     @property
     def idle(self) -> bool:
@@ -196,7 +197,6 @@ class Batch:
             for entry in self._slots:
                 if entry is not None:
                     entry.job.cancel()
-            self._settle([])
             self._drop_due([])
             self._finisher.hand_out()
 
@@ -223,22 +223,21 @@ class Batch:
             return self._decoder.preview(sequence.codes, sequence.drawn)
 
     # one step -----------------------------------------------------------------------------------------------
-    def _settle(self, ended: list[Job]) -> None:
-        """Where images may change slots, first reads what is known of the rounds that are under way."""
-        holes = any(entry is None or entry.job.due() is not None for entry in self._slots)
-        if holes or (self._queue and len(self._slots) < self.slots):
+    def _drop_due(self, ended: list[Job]) -> None:
+        """Ends jobs that were cancelled or are out of time, in slots and in the queue. Where images may change slots,
+        first reads what is known of the rounds that are under way: so who is due is asked once."""
+        with self._queued:
+            gone = [job.end(reason) for job in self._queue if (reason := job.due()) is not None]
+            for job in gone:
+                self._queue.remove(job)
+        ended += gone
+        due = {slot: (entry, reason) for slot, entry in enumerate(self._slots)
+               if entry is not None and (reason := entry.job.due()) is not None}  # fmt: skip
+        if due or None in self._slots or (self._queue and len(self._slots) < self.slots):
             self._take(self._rounds.settle(self.stats), None, ended)
             self._finish(ended)
-
-    def _drop_due(self, ended: list[Job]) -> None:
-        """Ends jobs that were cancelled or are out of time, in slots and in the queue."""
-        with self._queued:
-            due = [job.end(reason) for job in self._queue if (reason := job.due()) is not None]
-            for job in due:
-                self._queue.remove(job)
-        ended += due
-        for slot, entry in enumerate(self._slots):
-            if entry is not None and (reason := entry.job.due()) is not None:
+        for slot, (entry, reason) in due.items():
+            if self._slots[slot] is entry:  # it was not finished just now
                 ended.append(entry.job.end(reason))
                 self._slots[slot] = None
 

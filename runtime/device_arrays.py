@@ -46,8 +46,10 @@ class Images:
         return buffer
 
     def has_table(self, table: np.ndarray | None) -> bool:
-        """Whether a table of neighbours is, or can be, the one that the kernels read."""
-        return self._table is None or table is self._table or np.array_equal(table, self._table)  # type: ignore[arg-type]
+        """Whether a table of neighbours is the one that the kernels read. The first that is asked for becomes it."""
+        if self._table is None:
+            self._table = table
+        return table is self._table or np.array_equal(table, self._table)  # type: ignore[arg-type]
 
     def fill(self, slot: int, sequence: TokenSequence) -> None:
         """A fresh image, whose first token is there."""
@@ -55,7 +57,7 @@ class Images:
         rule, host, kind = sequence.rule, self.buffers.host, kind_of(sequence.rule)
         assert kind is not None  # `serves` was asked
         if isinstance(rule, Neighbours) and rule.table is not None and self.neighbours is None:
-            self._table, self.neighbours = rule.table, self.constant(np.ascontiguousarray(rule.table, np.int32))
+            self.neighbours = self.constant(np.ascontiguousarray(rule.table, np.int32))
         stream = stream_of(sequence)
         host("seed")[slot], host("stream")[slot] = sequence.seed, -1 if stream is None else stream
         host("rule")[slot], host("end")[slot] = kind, sequence.plan.length

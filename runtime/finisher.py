@@ -45,8 +45,12 @@ class Finisher:
                 outcome: Drawn | CascadeError = self._finished(done)
             except CascadeError as error:  # its pixels are not finite; the others go on
                 outcome = error
+            except Exception as error:  # no memory for them, say
+                outcome = CascadeError(f"this image was drawn, but has no pixels ({error!r}): submit it again.")
             ended.append(done.job.end(outcome))
             self.decoding.pop(0)
+            if isinstance(outcome, Drawn):  # last: after Ctrl-C in between it is handed out again, and counted once
+                self._count(outcome, done.sequence)
         return ended
 
     def _finished(self, done: Decoding) -> Drawn:
@@ -61,9 +65,13 @@ class Finisher:
         stats.images, stats.rounds, stats.target_calls = 1, sequence.rounds, sequence.rounds
         stats.tokens = sequence.plan.codes_of_rounds
         stats.total_seconds = job.progress.seconds
-        for counted in (stats, made):
-            counted.count(causes, origins, sequence.trees)
-        made.images += 1
-        made.rounds += stats.rounds
-        made.tokens += stats.tokens
+        stats.count(causes, origins, sequence.trees)
         return Drawn(image, codes, causes, origins, sequence.seed, stats, job.drawing.warnings)
+
+    def _count(self, drawn: Drawn, sequence: TokenSequence) -> None:
+        """Adds an image to what the batch has cost."""
+        made = self._stats
+        made.count(drawn.causes, drawn.origins, sequence.trees)
+        made.images += 1
+        made.rounds += drawn.stats.rounds
+        made.tokens += drawn.stats.tokens

@@ -38,7 +38,7 @@ def check_names(settings: Mapping[str, Any], known: Sequence[str], file: Path) -
 
 
 def older_rotation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of transformers with its rotation under the names `rope_theta` and `rope_scaling`, which version 5 writes
+    """A config of transformers with its rotation under the names `rope_theta` and `rope_scaling`: version 5 writes both
     as one, `rope_parameters`. A scaling of the kind "default" is none."""
     newer = settings.get("rope_parameters")
     found = {name: value for name, value in settings.items() if value is not None}

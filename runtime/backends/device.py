@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import CascadeError
 
 LEAST_CUDA = 13000  # as the driver counts: 1000 * major + 10 * minor
+LEAST_CAPABILITY = 7, 5  # CUDA 13 knows no older GPU
 _CPU_INSTEAD = "or draw with the backend ort-cpu"
 _DRIVER = f"install NVIDIA's driver 580 or newer, {_CPU_INSTEAD}"
 _SENTENCES = {
@@ -59,6 +60,12 @@ class CudaDevice:
         parts = kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         major, minor = (self.check(cuda.cuDeviceGetAttribute(part, handle)) for part in parts)
         self.capability: tuple[int, int] = major, minor
+        if self.capability < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            raise CascadeError(
+                f"{self.name} has compute capability {major}.{minor}, {least} is needed (Turing or newer): take "
+                f"another GPU, {_CPU_INSTEAD}."
+            )
         self._context = self.check(cuda.cuDevicePrimaryCtxRetain(handle))
         self._use()
         self.stream = int(self.check(cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)))

@@ -51,6 +51,11 @@ class Driver:
         return function
 
 
+def test_an_old_card_is_refused() -> None:
+    with pytest.raises(CascadeError, match="^A card has compute capability 6.6, 7.5 is needed"):
+        CudaDevice(0, Driver(cuDeviceGetAttribute=(OK, 6)))
+
+
 def failing(name: str) -> tuple:
     return (CUresult[f"CUDA_ERROR_{name}"], None)
 

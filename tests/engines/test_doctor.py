@@ -22,6 +22,7 @@ from cascade_trt.engines.doctor import (
     UNKNOWN,
     USABLE,
     Machine,
+    _too_old,
     judge_bundle,
     judge_plan,
     machine_sentences,
@@ -44,6 +45,17 @@ PLAN = PlanInfo(
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 CUDA = replace(MACHINE, providers=PROVIDERS, onnxruntime="1.31.1", bindings=True)
 AGAIN = "run `cascade-trt compile b --target rtx:sm89`."
+
+
+@pytest.mark.parametrize(("gpu", "words"), [
+    (Gpu("V100", (7, 0), "580.1", 16 << 30, 15 << 30, "13.0"), "compute capability 7.0, 7.5 is needed"),
+    (Gpu("Ada", (8, 9), "535.1", 24 << 30, 20 << 30, "12.2"), "knows CUDA 12.2, CUDA 13.0 is needed"),
+])  # fmt: skip
+def test_what_no_backend_draws_on(gpu: Gpu, words: str) -> None:
+    """As `CudaDevice` says when it draws."""
+    assert words in (_too_old(gpu) or "")
+    assert _too_old(replace(gpu, compute_capability=(7, 5), cuda="13.1")) is None
+    assert judge_plan(PLAN, replace(MACHINE, gpu=gpu), AGAIN).verdict != USABLE
 
 
 def test_a_plan_that_fits_needs_the_bindings_to_draw() -> None:

@@ -186,7 +186,6 @@ def refused(result: Result, said: str) -> None:
         (["--judge", "."], "there is no judge in ."),
         (["--judge", ".."], "there is no judge in .."),
         (["--judge", "/"], "there is no judge in /"),
-        (["--judge", ""], "--judge"),
         (["--captions", "x"], "--captions belongs to --images"),
         (["--judge", "none"], "nothing to measure"),
         (["--judge", "nowhere.safetensors"], "there is no judge"),

@@ -21,6 +21,7 @@ from cascade_trt.runtime.device_rounds import DeviceRounds
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Request
 from cascade_trt.runtime.rounds import HostRounds
 
 PLAIN, COOL = SETTINGS.index(DrawOptions(rule="ar")), SETTINGS.index(DrawOptions(rule="cool:delta=2"))
@@ -172,6 +173,65 @@ def test_a_table_of_ones_own(small: Pair) -> None:
     found = [pipe.generate(**given, seed=5, rule=one, tree="small_9").codes for one in (rule, other)]
     wanted = [small.on_host.generate(**given, seed=5, rule=one, tree="small_9").codes for one in (rule, other)]
     assert np.array_equal(found, wanted) and not np.array_equal(*wanted)
+
+
+def test_two_tables_in_one_batch(small: Pair) -> None:
+    """Both ask before either is drawn: the first one's is the kernels'."""
+    pipe, given = small.on_device, random_features(small.on_host, 2)
+    rule = pipe.rule("lantern:k=4,delta=0.3")
+    other = type(rule)(k=4, delta=0.3, table=rule.table[::-1].copy())  # type: ignore[attr-defined]
+    wanted = [small.on_host.generate(**{name: array[p : p + 1] for name, array in given.items()},
+                                     seed=5, rule=one, tree="small_9").codes[0] for p, one in ((0, rule), (1, other))]
+    batch = pipe.batch(2, tree="small_9")
+    jobs = [batch.submit(Request(features=given["features"][p], features_mask=given["features_mask"][p], seed=5,
+                                 options=DrawOptions(rule=one))) for p, one in ((0, rule), (1, other))]
+    for job, codes in zip(jobs, wanted, strict=True):
+        np.testing.assert_array_equal(job.result().codes, codes)
+
+
+@pytest.mark.parametrize("tree", ["mixed_4", "small_9"])
+def test_who_is_due_is_asked_once_a_step(small: Pair, tree: str) -> None:
+    """A job that becomes due in the middle of a step leaves in the next one, when its rounds are known."""
+    batch, alone = small.on_device.batch(2, tree=tree), Alone(small.on_host, tree)
+    jobs = [batch.submit(request_of(small.on_device, p, 1, DrawOptions())) for p in (0, 1)]
+    batch.step()
+    batch.step()
+    asked = []
+
+    def due() -> CascadeError | None:
+        asked.append(1)
+        return None if len(asked) == 1 else CascadeError("it is due")
+
+    jobs[0].due = due  # type: ignore[method-assign]
+    while not batch.idle:
+        batch.step()
+    assert jobs[0].failed and len(asked) == 2
+    np.testing.assert_array_equal(jobs[1].result().codes, alone(1, 1, 0))
+
+
+def test_an_image_without_pixels_ends_alone(small: Pair, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = small.on_device.batch(2, tree="small_9")
+    start, made = batch._decoder.start, []
+
+    def second_fails(codes: np.ndarray) -> Any:
+        image = start(codes)
+        made.append(1)
+
+        def fail() -> Any:
+            raise MemoryError
+
+        return fail if len(made) == 2 else image
+
+    monkeypatch.setattr(batch._decoder, "start", second_fails)
+    jobs = [batch.submit(request_of(small.on_device, p, 1, DrawOptions())) for p in range(4)]
+    while not batch.idle:
+        batch.step()
+    failed = [job for job in jobs if job.failed]
+    assert len(failed) == 1 and "this image was drawn, but has no pixels (MemoryError" in str(failed[0].reason)
+    assert batch.stats.images == 3
+    for prompt, job in enumerate(jobs):
+        if job not in failed:
+            np.testing.assert_array_equal(job.result().codes, alone(prompt, 1, 0))
 
 
 def test_a_pipeline_is_warmed_up_and_closed(library: ctypes.CDLL, small_vocabulary: Pipeline) -> None:
