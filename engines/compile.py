@@ -91,6 +91,9 @@ def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[t
     """Targets that share plans, after the check that they can take the bundle."""
     if targets:
         check_head_dims(head_dims(manifest))
+    for target in targets:
+        if (problem := manifest.backends.get(target.backend, "yes")) != "yes":
+            raise CascadeError(f"{target.backend} cannot take this bundle: {problem}")
     return sharing(targets) if one_plan else [(target,) for target in targets]
 
 

@@ -291,7 +291,7 @@ def _manifest(
         text=text,
         dummy_weights=parts.dummy,
         provenance=parts.provenance(),
-        backends=backend_support(stack.head_dim, options.precision),
+        backends=backend_support(stack.head_dim, options.precision, shapes.target.top_k),
         request=options.request,
         neighbours=NEIGHBOURS,
         states=STATES if parts.states is not None else None,

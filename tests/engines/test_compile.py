@@ -24,6 +24,7 @@ from cascade_trt.engines.publish import staged_bundle
 from cascade_trt.engines.tensorrt.attention import AttentionForm
 from cascade_trt.engines.tensorrt.build import builder_options
 from cascade_trt.engines.tensorrt.target import parse_target
+from cascade_trt.export.support import backend_support
 from cascade_trt.runtime.bundle import MANIFEST, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.files import check_files
@@ -156,6 +157,18 @@ def fails(bundle: Path, match: str, target: str = TARGET) -> None:
     assert len(lines) == 1 and match in lines[0], result.stderr
     assert everything(bundle) == before
     assert [path for path in bundle.parent.iterdir() if path.suffix == ".part"] == []
+
+
+def test_more_logits_than_tensorrt_sorts(bundle: Path) -> None:
+    """Told when the bundle is built, and again before anything is compiled."""
+    assert backend_support(64, "fp16", 3840)["tensorrt-rtx"] == "yes"
+    problem = backend_support(64, "fp16", 16384)["tensorrt-rtx"]
+    assert "build it with --max-top-k 3840" in problem
+    manifest = read_manifest(bundle)
+    short = replace(manifest, backends={**manifest.backends, "tensorrt-rtx": problem})
+    with pytest.raises(CascadeError, match="^tensorrt-rtx cannot take this bundle: it sorts at most 3840 logits"):
+        compile._groups(short, [SM89], False)
+    assert compile._groups(manifest, [SM89], False) == [(SM89,)]
 
 
 def test_no_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
