@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..runtime.backends import CUDA_PROVIDER
 from ..runtime.backends.device import LEAST_CAPABILITY, LEAST_CUDA
-from ..runtime.backends.kernels.info import OLDEST, kernel_problem, kernel_source, kernels_for
+from ..runtime.backends.kernels.info import kernel_problem, kernel_source, kernels_for
 from ..runtime.backends.ort import version_problem
 from ..runtime.backends.ort_cuda import LEAST_VERSION as LEAST_ON_CUDA
 from ..runtime.backends.ort_cuda import NEEDS_BFLOAT16
@@ -25,7 +25,17 @@ from ..runtime.bundle import Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files
 from ..runtime.machine import free_memory
-from ..runtime.plans import REBUILD, UNKNOWN, USABLE, Here, fit, installed_version, this_platform, version_numbers
+from ..runtime.plans import (
+    EXTRAS,
+    REBUILD,
+    UNKNOWN,
+    USABLE,
+    Here,
+    fit,
+    installed_version,
+    this_platform,
+    version_numbers,
+)
 from .cache import plan_damage
 from .gpu import Gpu, find_gpu
 
@@ -195,7 +205,7 @@ def _judge_kernels(bundle: Path, manifest: Manifest, machine: Machine) -> list[V
             return [Verdict("kernels", ELSEWHERE, problem)]
         if found.code is not None:
             return [Verdict("kernels", USABLE, f"those for {found.architecture} run on {gpu.name}.")]
-        verdict = ELSEWHERE if gpu.compute_capability < OLDEST else REBUILD if manifest.kernels else NONE
+        verdict = ELSEWHERE if gpu.compute_capability < LEAST_CAPABILITY else REBUILD if manifest.kernels else NONE
         return [Verdict("kernels", verdict, found.why)]
     source = kernel_source()
     for info in manifest.kernels:
@@ -248,7 +258,6 @@ def judge_plan(plan: PlanInfo, machine: Machine, again: str) -> Verdict:
     if found.verdict == USABLE and gpu is not None and (problem := _too_old(gpu)) is not None:
         return Verdict(plan.target, ELSEWHERE, problem)
     if found.verdict == USABLE and not machine.bindings:
-        extra = "rtx" if plan.target.startswith("rtx") else "tensorrt"
-        sentence = f"drawing with it needs cuda-bindings: run `pip install 'cascade-trt[{extra}]'`"
+        sentence = f"drawing with it needs cuda-bindings: run `pip install 'cascade-trt[{EXTRAS[plan.backend]}]'`"
         return Verdict(plan.target, REBUILD, sentence)
     return Verdict(plan.target, found.verdict, found.sentence)

@@ -7,20 +7,10 @@ from pathlib import Path
 
 from ..runtime.bundle import SamplingDefaults
 from ..runtime.errors import CascadeError
-from .checkpoints.reading import read_json
-from .checkpoints.settings import check_names
 from .families import family_of_preset, get_family, names
 from .parts import Parts
 from .request import DEMO_MODEL, BuildRequest
 
-# What a family's --config may hold, where the family does not look itself.
-_ENTRIES = {
-    "llamagen": (
-        "dim", "n_layer", "n_head", "vocab_size", "grid", "block_size", "cls_token_num", "caption_dim", "num_classes",
-        "norm_eps", "rope_base", "vq_ch_mult", "vq_z_channels", "vq_codebook_dim", "cfg_scale", "temperature", "top_k",
-        "top_p", "rules", "states",
-    ),
-}  # fmt: skip
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 
 
@@ -39,8 +29,6 @@ def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     family = get_family(request.model)
     if request.size is not None and not family.has_sizes:
         raise CascadeError(f"the images of {request.model} have one size: leave --size away.")
-    if request.config is not None and (known := _ENTRIES.get(request.model)) is not None:
-        check_names(read_json(request.config), known, request.config)
     parts, sampling = family.open(request)
     if request.prompt_length is not None and parts.prompt is None:
         raise CascadeError(f"{request.model} does not read prompts as token ids: leave --prompt-length away.")

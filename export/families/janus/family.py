@@ -26,7 +26,7 @@ from ...parts import Parts
 from ...request import BuildRequest
 from .. import Family
 from .model import JanusConfig, rotary
-from .presets import GUIDANCE, PRESETS, get_preset
+from .presets import GUIDANCE, PRESETS
 from .prompt import PROMPT_LENGTH, dummy_prompt, open_prompt
 from .reader import TEXT, drafter_shapes, janus_shapes, open_drafter, open_janus
 from .reference import CODES, DrafterReference, JanusReference, layer_config
@@ -178,7 +178,7 @@ def _sampling(codes: int, settings: Mapping[str, Any]) -> SamplingDefaults:
 
 def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a preset's size, with a drafter of LANTERN's form and a tokenizer of bytes."""
-    preset = get_preset(name)
+    preset = PRESETS[name]  # who asks has found the family by it
     config = JanusConfig(
         dim=preset.dim, n_layer=preset.n_layer, n_head=preset.n_head, n_kv_head=preset.n_head,
         head_dim=preset.dim // preset.n_head, ffn_dim=preset.ffn_dim, vocab_size=preset.vocab_size,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ....runtime.errors import CascadeError
-from ....runtime.nearest import meant
 from ...published import HubFiles, Published
 
 GUIDANCE = 5.0  # of generation_inference.py, which cuts neither by top-k nor by top-p, at temperature 1
@@ -56,10 +54,3 @@ def _model(size: str, dim: int, n_layer: int, n_head: int, ffn_dim: int) -> Pres
 PRESETS: dict[str, Preset] = {
     preset.name: preset for preset in (_model("1b", 2048, 24, 16, 5632), _model("7b", 4096, 30, 32, 11008))
 }
-
-
-def get_preset(name: str) -> Preset:
-    """The preset called `name`. Raises CascadeError when there is none."""
-    if name not in PRESETS:
-        raise CascadeError(f"unknown model {name!r}{meant(name, PRESETS)}: `cascade-trt models` lists the known ones.")
-    return PRESETS[name]

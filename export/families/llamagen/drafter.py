@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import RMSNorm, apply_rope, rope_2d
+from ...models.llama import FeedForward, RMSNorm
+from .model import apply_rope, rope_2d
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,11 @@ class DrafterAttention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
-class DrafterMLP(nn.Module):
-    def __init__(self, config: DrafterConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class DrafterLayer(nn.Module):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
         self.self_attn = DrafterAttention(config)
-        self.mlp = DrafterMLP(config)
+        self.mlp = FeedForward(config.dim, config.ffn_dim)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, store: Callable | None) -> Tensor:

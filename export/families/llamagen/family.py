@@ -12,7 +12,7 @@ from ....runtime.bundle import SamplingDefaults
 from ....runtime.errors import CascadeError
 from ....runtime.plan import TokenPlan
 from ...checkpoints.reading import read_json
-from ...checkpoints.settings import check_grid, positive, rules, state_table, whole
+from ...checkpoints.settings import check_grid, check_names, positive, rules, state_table, whole
 from ...checkpoints.source import Derived, DummySource, RenamedSource, TensorSource, renamed
 from ...checkpoints.t5 import check_text_matches, open_t5
 from ...checkpoints.vq import check_vq_matches, open_vq, vq_shapes
@@ -100,14 +100,25 @@ def drafter_model(source: TensorSource, config: DrafterConfig) -> DrafterModel:
     )  # fmt: skip
 
 
+_ENTRIES = (  # of a config file
+    "dim", "n_layer", "n_head", "vocab_size", "grid", "block_size", "cls_token_num", "caption_dim", "num_classes",
+    "norm_eps", "rope_base", "vq_ch_mult", "vq_z_channels", "vq_codebook_dim", "cfg_scale", "temperature", "top_k",
+    "top_p", "rules", "states",
+)  # fmt: skip
+
+
 def open_checkpoints(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     """LlamaGen from files in the original formats; everything is checked before anything is read.
 
     Options of the request win over its config file. Raises CascadeError.
     """
+    settings: dict[str, Any] = {}
+    if request.config is not None:
+        settings = read_json(request.config)
+        check_names(settings, _ENTRIES, request.config)
+    settings |= request.overrides
     if request.checkpoint is None or request.vq is None:
         raise CascadeError("give the checkpoint and the VQ tokenizer: --checkpoint F --vq F.")
-    settings = (read_json(request.config) if request.config is not None else {}) | request.overrides
     source, config = open_llamagen(request.checkpoint, settings)
     target = target_model(source, config, f"{config.condition[0]}2i {config.n_layer}x{config.dim}")
     vq_source, vq_config = open_vq(request.vq, settings)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models.llama import RMSNorm
+
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
@@ -74,19 +76,6 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
     cos, sin = table[:, :, None, :, 0], table[:, :, None, :, 1]
     a, b = pairs[..., 0], pairs[..., 1]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
-
-
-class RMSNorm(nn.Module):
-    """Normalises in float32, casts back, then scales: the order LlamaGen uses."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x.float()
-        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
 
 
 class KVCache:

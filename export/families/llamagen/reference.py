@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...checkpoints.source import TensorSource, load_module
+from ...models.llama import RMSNorm
 from .drafter import Drafter, DrafterConfig
-from .model import Block, LlamaGenConfig, RMSNorm, condition_embedder, rope_2d
+from .model import Block, LlamaGenConfig, condition_embedder, rope_2d
 
 
 class LlamaGenReference:

@@ -11,13 +11,13 @@ from typing import Annotated
 
 from ...errors import CascadeError
 from ...schema import Within
+from ..device import LEAST_CAPABILITY
 
 FOLDER = Path(__file__).parent
 ARCHITECTURES = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120")  # of `--target cuda`
 OPTIONS = ("--std=c++17", "--fmad=false")  # no fused multiply-add: what tests see on the CPU is what a GPU computes
 SPELT = re.compile(r"sm[1-9][0-9]{1,2}")  # an architecture
 SUFFIX = ".cubin"
-OLDEST = 7, 5  # compute capability: NVRTC compiles for no older GPU
 _LARGEST = 64 << 20  # bytes of a file, which is read as a whole
 # GPUs on a board with their CPU run no code for cards, nor the other way round, whatever their numbers say.
 _BOARDS = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
@@ -88,8 +88,8 @@ def kernels_for(bundle: Path, kernels: Sequence[KernelInfo], capability: tuple[i
     manifest.
     """
     here = ".".join(map(str, capability))
-    if capability < OLDEST:
-        least = ".".join(map(str, OLDEST))
+    if capability < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
         return MachineCode(None, why=f"kernels need a GPU of compute capability {least} or newer, this one has {here}.")
     if not kernels:
         return MachineCode(None, why=f"{bundle} holds no kernels: {again(bundle)}.")
