@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.tree import NO_TREE
 from . import RESULTS
 from .machine import describe_machine
+from .rounding import agreement
 from .timing import served, through
 
 FILE = RESULTS / "gpu.json"
@@ -84,22 +85,16 @@ def parity(bundle: Path, backend: str, rounds: str, images: int) -> None:
     """Codes of `ar` against the CPU's, and of `exact` against the GPU's own `ar`, with each tree."""
     with load(bundle, backend, rounds) as pipe:
         plain = _drawn(pipe, 1, {"rule": "ar"}, images)
-        trees = {tree: _agreement(_drawn(pipe, 1, {"rule": "exact", "tree": tree}, images), plain)
+        trees = {tree: agreement(_drawn(pipe, 1, {"rule": "exact", "tree": tree}, images), plain)
                  for tree in served(pipe, TREES)}  # fmt: skip
-        together = _agreement(_drawn(pipe, min(images, 4), {"rule": "ar"}, images), plain)
+        together = agreement(_drawn(pipe, min(images, 4), {"rule": "ar"}, images), plain)
         precision = pipe.manifest.engines["target"].precision
         support = pipe.manifest.backends["ort-cpu"]
     row: dict[str, Any] = {"precision": precision, "exact": trees, "ar_in_batches": together}
     if support == "yes":
         with Pipeline.load(bundle, "ort-cpu") as pipe:
-            row["cpu"] = _agreement(plain, _drawn(pipe, 1, {"rule": "ar"}, images))
+            row["cpu"] = agreement(plain, _drawn(pipe, 1, {"rule": "ar"}, images))
     store("parity", bundle.name, backend, {"rounds": rounds, **row})
-
-
-def _agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:
-    """Shares of images and of tokens that are equal; behind the first other token images go ways of their own."""
-    equal = [a == b for a, b in zip(found, wanted, strict=True)]
-    return {"images": float(np.mean([e.all() for e in equal])), "tokens": float(np.mean([e.mean() for e in equal]))}
 
 
 # how fast it is ----------------------------------------------------------------------------------------------

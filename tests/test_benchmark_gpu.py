@@ -49,10 +49,3 @@ def test_rounds_of_the_host_are_an_entry_of_their_own(tiny_bundle: Path, entries
     for rounds in ("device", "host"):
         run("speed", tiny_bundle, *CPU, "--rounds", rounds, "--slots", 1, "--tree", "jacobi_8", "--repeats", 1)
     assert [entry["rounds"] for entry in entries()] == ["device", "host"]
-
-
-def test_agreement_counts_images_and_tokens() -> None:
-    import numpy as np
-
-    one, other = np.arange(4), np.array([0, 1, 2, 9])
-    assert gpu._agreement([one, one], [one, other]) == {"images": 0.5, "tokens": 0.875}
