@@ -17,7 +17,7 @@ from ..export.request import DEMO_MODEL, MAX_NODES, BuildRequest, check_request
 from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
-from .hints import program
+from .hints import program, usable
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -160,15 +160,15 @@ class _Compiled:
             check_head_dims(head_dims)
 
     def compile(self, stage: Path, manifest: Any, progress: Any) -> Any:
-        """The manifest with engines and kernels, the old bundle's among them where they are the same."""
+        """The manifest with engines and kernels, those of the old bundle that were taken over among them."""
         from ..engines.bundle_kernels import kernels_of_new_bundle
         from ..engines.compile import plans_of_new_bundle
 
         started = time.perf_counter()
-        self._added = plans_of_new_bundle(stage, manifest, self._folder, self._ahead, progress, self._one_plan)
+        self._added = plans_of_new_bundle(stage, manifest, self._ahead, progress, self._one_plan)
         between = time.perf_counter()
         manifest, asked = self._added.manifest, self._architectures
-        self._kernels = kernels_of_new_bundle(stage, manifest, self._folder, asked, progress)
+        self._kernels = kernels_of_new_bundle(stage, manifest, asked, progress)
         self._seconds = [between - started, time.perf_counter() - between]
         return self._kernels.manifest
 
@@ -214,7 +214,7 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
 
     click.echo(f"{out}: {len(manifest.engines)} engines, {human(size)}")
     for sentence in told:
-        click.echo(sentence)
+        click.echo(usable(sentence))
     for backend, verdict in manifest.backends.items():
         if verdict != "yes":
             click.echo(f"{backend}: {verdict}")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..runtime.backends.kernels.info import ARCHITECTURES, SPELT, KernelInfo, again, kernel_problem, kernel_source
+from ..runtime.backends.kernels.info import ARCHITECTURES, SPELT, KernelInfo, kernel_problem, kernel_source
 from ..runtime.bundle import MANIFEST, Manifest, read_manifest
 from ..runtime.errors import CascadeError
 from .kernels import FOLDER, compile_kernels, compiler
-from .publish import link, linked_copy, staged_bundle, write_new
+from .publish import linked_copy, staged_bundle, write_new
+from .taken import kernels_gone
 from .tensorrt.target import NAMES, Target, parse_target
 
 KERNELS = "cuda"  # the target that stands for the kernels, for all of `ARCHITECTURES`; cuda:sm90 is one of them
@@ -70,26 +71,14 @@ def add_kernels(bundle: Path, architectures: Sequence[str], progress: Progress) 
 
 
 def kernels_of_new_bundle(
-    stage: Path, manifest: Manifest, old: Path, architectures: Sequence[str], progress: Progress
+    stage: Path, manifest: Manifest, architectures: Sequence[str], progress: Progress
 ) -> AddedKernels:
-    """Kernels for a bundle that is being built in `stage`, before it takes the place of `old`.
-
-    Those of `old` that belong to this version and are whole are taken over, for whatever architecture. Raises as
-    `add_kernels` does.
-    """
-    source = kernel_source()
-    try:
-        before = read_manifest(old).kernels
-    except CascadeError:
-        before = []
-    taken = [info for info in before if kernel_problem(old, info, source) is None]
-    for info in taken:
-        link(old / info.file, stage / info.file)
-    manifest = replace(manifest, kernels=taken)
+    """Kernels for a bundle that is being built in `stage`, beside those that it took over (`taken.py`). Raises as
+    `add_kernels` does."""
     missing, kept = _missing(stage, manifest, architectures) if architectures else ([], [])
-    added = _compile(stage, old, manifest, missing, kept, progress) if missing else AddedKernels(manifest, [], kept, [])
-    held = {info.architecture for info in added.manifest.kernels}
-    return replace(added, dropped=_gone(old, [info for info in before if info.architecture not in held], source))
+    if not missing:
+        return AddedKernels(manifest, [], kept, [])
+    return _compile(stage, stage, manifest, missing, kept, progress)
 
 
 def _missing(
@@ -116,18 +105,7 @@ def _compile(
     for info in manifest.kernels:
         if info.file not in named:
             (stage / info.file).unlink(missing_ok=True)
-    gone = _gone(bundle, [info for info in old if info not in stay], source)
-    return AddedKernels(replace(manifest, kernels=kernels), made, kept, gone)
-
-
-def _gone(bundle: Path, kernels: list[KernelInfo], source: str) -> list[str]:
-    """Sentences on kernels that the bundle has no more, one for each reason."""
-    reasons: dict[str, list[str]] = {}
-    for info in kernels:
-        other = info.source != source
-        reason = "they belong to another version of cascade-trt" if other else "their file is missing or has changed"
-        reasons.setdefault(reason, []).append(info.architecture)
-    return [
-        f"dropped of the bundle before: the kernels for {', '.join(names)} ({reason}: {again(bundle)})"
-        for reason, names in reasons.items()
-    ]
+    gone = kernels_gone(bundle, [info for info in old if info not in stay])
+    return AddedKernels(
+        replace(manifest, kernels=kernels), made, kept, [f"dropped of the bundle before: {what}" for what in gone]
+    )

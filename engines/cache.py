@@ -21,14 +21,12 @@ _HASHED_ALWAYS = 256 << 20  # bytes; larger plans are hashed when they are young
 def plan_key(
     manifest: Manifest, engine: str, target: Target, version: str, architecture: str, options: dict[str, Any]
 ) -> str:
-    """Hex digest over graph and weights (by their hashes), trees, precision, backend and its full version, GPU (or
-    GPUs, "8.6+8.9", of one plan), platform, profiles and builder options."""
+    """Hex digest over graph and weights (by their hashes), precision, backend and its full version, GPU (or GPUs,
+    "8.6+8.9", of one plan), platform, profiles and builder options. Trees are in it as far as they decide profiles."""
     info = manifest.engines[engine]
-    trees = [repr(tree.tree()) for tree in manifest.trees]
     parts = {
         "layout": _LAYOUT,
         "files": {name: manifest.files[name].sha256 for name in [info.file, *info.weights]},
-        "trees": trees,
         "precision": info.precision,
         "backend": target.backend,
         "version": version,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.backends.kernels.info import SUFFIX
-from ..runtime.bundle import MANIFEST, CostInfo, Manifest, PlanInfo, read_manifest
+from ..runtime.bundle import MANIFEST, CostInfo, Manifest, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
 from ..runtime.rulebook import Rulebook
 from .origin import BROUGHT, NEIGHBOURS, STATES, origin, point_images, same_part, same_target, with_point
 from .publish import files_below, link
+from .taken import dropped, take_over
 
 _WRITTEN = (".onnx", ".data", ".npy", ".npz", ".plan", ".layers.json", SUFFIX)  # by builds, beside the names below
 _NAMED = (MANIFEST, "tokenizer.json")
@@ -26,19 +27,27 @@ class Carried:
     manifest: Manifest
     kept: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    plans: list[PlanInfo] = field(default_factory=list)  # of the old bundle
+    before: Manifest | None = None  # of the old bundle
 
     def sentences(self) -> Iterator[str]:
         if self.kept:
             yield f"kept of the bundle before: {', '.join(self.kept)}"
         yield from (f"dropped of the bundle before: {what}" for what in self.dropped)
 
+    def engines_dropped(self, manifest: Manifest, out: Path) -> list[str]:
+        """Sentences on engines and kernels of the old bundle, which is still in `out`, that the new one has not: what
+        was not taken over may have been compiled anew by then."""
+        if self.before is None:
+            return []
+        return [f"dropped of the bundle before: {what}" for what in dropped(manifest, out, self.before)]
+
 
 def carry_over(stage: Path, manifest: Manifest, out: Path) -> Carried:
     """Takes over into `stage`, whose manifest is given, what commands and users added to the bundle in `out`.
 
     Rules, tables and costs that `calibrate` wrote stay as long as the target is the same, and win over those that come
-    with the checkpoint; files that are none of the bundle's stay always. Nothing is taken where there is no bundle.
+    with the checkpoint; what was compiled stays where it fits; files that are none of the bundle's stay always. Nothing
+    is taken where there is no bundle.
     """
     carried = Carried(manifest)
     if not (out / MANIFEST).is_file():
@@ -49,11 +58,12 @@ def carry_over(stage: Path, manifest: Manifest, out: Path) -> Carried:
         _files(carried, stage, out, None)
         carried.dropped.append("what was calibrated, if anything, for its manifest cannot be read")
         return carried
-    carried.plans, same = old.plans, same_target(old, manifest)
+    carried.before, same = old, same_target(old, manifest)
     for kind in (STATES, NEIGHBOURS):
         _table(carried, stage, out, old, same, kind)
     _rules(carried, stage, old, same)
     _costs(carried, old, same)
+    carried.manifest = take_over(stage, carried.manifest, out, old)
     _files(carried, stage, out, old)
     return carried
 
@@ -145,17 +155,3 @@ def _files(carried: Carried, stage: Path, out: Path, old: Manifest | None) -> No
         if not ours and not (stage / name).exists():
             link(path, stage / name)
             carried.kept.append(str(name))
-
-
-def plans_dropped(old: list[PlanInfo], new: list[PlanInfo]) -> list[str]:
-    """Sentences on TensorRT engines of `old` that have no successor in `new`, a line for each target."""
-    held = {(plan.target, plan.engine) for plan in new}
-    gone: dict[str, list[str]] = {}
-    for plan in old:
-        if (plan.target, plan.engine) not in held:
-            gone.setdefault(plan.target, []).append(plan.engine)
-    return [
-        f"dropped of the bundle before: the TensorRT engines for {target} of {', '.join(engines)} (their graphs are "
-        f"others: run `cascade-trt compile --target {target}` on it)"
-        for target, engines in gone.items()
-    ]

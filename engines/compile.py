@@ -16,9 +16,9 @@ from typing import Any
 
 from ..runtime.bundle import FIXED_NODES, FIXED_PAIRS, MANIFEST, Manifest, PlanInfo, read_manifest
 from ..runtime.errors import CascadeError
-from .cache import plan_damage, plan_key, reusable, still_valid, this_platform
+from .cache import plan_key, reusable, this_platform
 from .gpu import find_gpu
-from .publish import link, linked_copy, staged_bundle, write_new
+from .publish import linked_copy, staged_bundle, write_new
 from .script import SCRIPT, build_script
 from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
@@ -63,28 +63,13 @@ def add_plans(
 
 
 def plans_of_new_bundle(
-    stage: Path, manifest: Manifest, old: Path, targets: list[Target], progress: Progress, one_plan: bool
+    stage: Path, manifest: Manifest, targets: list[Target], progress: Progress, one_plan: bool
 ) -> Added:
-    """Engines for a bundle that is being built in `stage`, before it takes the place of `old`.
-
-    Engines of `old` that would come out the same are taken over, whatever their target. Raises as `add_plans` does.
-    """
+    """Engines for a bundle that is being built in `stage`; those that it took over (`taken.py`) are kept where they are
+    what would be compiled. Raises as `add_plans` does."""
     groups = _groups(manifest, targets, one_plan)
-    manifest = replace(manifest, plans=_take_over(stage, manifest, old))
     work, kept = _open_work(stage, manifest, groups, False)
     return Added(_compile(stage, manifest, work, progress), sum(map(len, work)), kept)
-
-
-def _take_over(stage: Path, manifest: Manifest, old: Path) -> list[PlanInfo]:
-    try:
-        plans = read_manifest(old).plans
-    except CascadeError:
-        return []
-    taken = [plan for plan in plans if still_valid(manifest, plan, plans) and plan_damage(old, plan) is None]
-    for file in {file for plan in taken for file in (plan.file, plan.report)}:
-        (stage / file).parent.mkdir(parents=True, exist_ok=True)
-        link(old / file, stage / file)
-    return taken
 
 
 def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[tuple[Target, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..engines.carry import carry_over, plans_dropped
+from ..engines.carry import carry_over
 from ..engines.origin import noted
 from ..engines.publish import staged_bundle
 from ..runtime.bundle import (
@@ -135,9 +135,10 @@ def build_bundle(
     """Writes the bundle `options.out` and returns its manifest.
 
     `finish` may add to the folder before it takes the old bundle's place, and returns the manifest to write. What was
-    calibrated in the old bundle is kept where the target is the same; `tell` gets a sentence on what was kept and what
-    was not, once the bundle stands. Raises CascadeError when the parts do not fit, a weight cannot be stored in the
-    precision, an engine disagrees with PyTorch, or the folder cannot be written; nothing is left behind then.
+    calibrated in the old bundle is kept where the target is the same, what was compiled where it fits; `tell` gets a
+    sentence on what was kept and what was not, once the bundle stands. Raises CascadeError when the parts do not fit, a
+    weight cannot be stored in the precision, an engine disagrees with PyTorch, or the folder cannot be written; nothing
+    is left behind then.
     """
     _check(parts, options)
     if not options.drafts:
@@ -158,7 +159,7 @@ def build_bundle(
         manifest = replace(manifest, parity=check_parity(parts, options, folder, manifest))
         carried = carry_over(folder, manifest, options.out)
         manifest = carried.manifest if finish is None else finish(folder, carried.manifest)
-        told = [*carried.sentences(), *plans_dropped(carried.plans, manifest.plans)]
+        told = [*carried.sentences(), *carried.engines_dropped(manifest, options.out)]
         (folder / MANIFEST).write_text(manifest.to_json())
     for sentence in told:
         tell(sentence)

@@ -74,6 +74,7 @@ def engine_profiles(manifest: Manifest, engine: str, options: Mapping[str, Any] 
     elif steady_pairs(manifest, engine):
         filling = [{"M": length, "N_hidden": length}]
         steady = [{"M": count, "N_hidden": nodes} for count, nodes in _states_read(manifest)]
+    steady.sort(key=lambda call: [-size for _, size in sorted(call.items())])  # in whatever order the trees are
     rows = 2 if guided(manifest) else 1
     profiles: list[Dims] = []
     for slots in range(1, manifest.batch + 1):

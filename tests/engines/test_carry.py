@@ -67,7 +67,7 @@ def test_it_is_kept_while_the_target_is_the_same(calibrated: tuple[list[object],
         assert manifest.costs == [COSTS]
         assert manifest.states is not None
         np.testing.assert_array_equal(StateTable.load(out / manifest.states).rows, table(1).rows)
-    assert "without draft.chain_2: run `cascade-trt calibrate costs` again" in output
+    assert "without draft.chain_2: run `" in output and "cascade-trt calibrate costs` again" in output
     assert Pipeline.load(out, threads=1).rule("swap").name == RULE
 
 

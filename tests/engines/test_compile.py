@@ -130,6 +130,7 @@ def test_the_key_covers_everything_that_goes_in(plain_bundle: Path, monkeypatch:
 
     base = key()
     assert key() == base
+    assert key(replace(manifest, trees=[replace(manifest.trees[0], name="renamed")])) == base
     files = dict(manifest.files)
     files["target.data"] = replace(files["target.data"], sha256="0" * 64)
     tree = replace(manifest.trees[0], name="other", parents=[-1, 0, 0], sources=[])
@@ -153,7 +154,7 @@ def fails(bundle: Path, match: str, target: str = TARGET) -> None:
     before = everything(bundle)
     result = CliRunner().invoke(cli, ["compile", str(bundle), "--target", target], catch_exceptions=False)
     assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
+    lines = [line for line in result.stderr.strip().splitlines() if not line.endswith(" so far")]  # a slow machine
     assert len(lines) == 1 and match in lines[0], result.stderr
     assert everything(bundle) == before
     assert [path for path in bundle.parent.iterdir() if path.suffix == ".part"] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,14 @@ from support import save_checkpoints
 from cascade_trt.cli import cli
 from cascade_trt.engines import compile
 from cascade_trt.engines.cache import plan_damage
-from cascade_trt.runtime.bundle import read_manifest
+from cascade_trt.engines.publish import amend_bundle
+from cascade_trt.export.build import BuildOptions, build_bundle
+from cascade_trt.export.open import open_parts
+from cascade_trt.export.request import BuildRequest
+from cascade_trt.runtime.backends.kernels.info import KernelInfo, kernel_source
+from cascade_trt.runtime.bundle import Manifest, read_manifest
 from cascade_trt.runtime.files import check_files
+from cascade_trt.runtime.tree import get_tree
 
 
 def test_only_what_changed_is_compiled_again(tmp_path: Path, fake_worker: list[str]) -> None:
@@ -42,6 +50,73 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path, fake_worker: list[s
     assert {plan.engine for plan in read_manifest(out).plans} == {"embed", "condition", "decode", "draft.small_9"}
     build("--max-top-k", "8", "--precision", "fp16")
     assert read_manifest(out).plans == [] and len(fake_worker) == 6
+
+
+def test_other_trees_drop_only_what_they_are_called_with(tmp_path: Path, fake_worker: list[str]) -> None:
+    """And the order of trees decides nothing."""
+    checkpoints, out = save_checkpoints(tmp_path / "c"), tmp_path / "b"
+
+    def build(*options: str) -> str:
+        command = ["build", *map(str, checkpoints), "--out", str(out), *options]
+        result = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    def held() -> set[str]:
+        return {plan.engine for plan in read_manifest(out).plans}
+
+    build("--tree", "small_9", "--tree", "mixed_8", "--target", "rtx:sm89")
+    assert len(held()) == 6
+    said = build("--tree", "small_9", "--tree", "mixed_8", "--max-nodes", "33")
+    assert "dropped" not in said and len(held()) == 6
+    said = build("--tree", "mixed_8", "--tree", "small_9", "--target", "rtx:sm89")
+    assert "all 6 TensorRT engines are up to date" in said and len(fake_worker) == 6
+    again = f"compile {out} --target rtx:sm89`)"
+    shapes = "(the new bundle calls them with other shapes, those of its trees and its batch: run `"
+    said = build("--tree", "small_9", "--tree", "mixed_12")
+    assert held() == {"condition", "decode"}
+    assert f"for rtx:sm89 of target, embed, draft.small_9, draft.chain_1 {shapes}" in said and said.count(again) == 1
+    build("--tree", "small_9", "--target", "rtx:sm89")
+    said = build("--tree", "jacobi_8")
+    assert held() == {"condition", "decode"} and said.count(again) == 2
+    assert f"of target, embed {shapes}" in said
+    assert "of draft.small_9 (no tree of the new bundle needs them: run `" in said
+
+
+def test_a_build_without_targets_keeps_what_was_compiled(tmp_path: Path, fake_worker: list[str]) -> None:
+    """Also one that is not of the command line, which compiles nothing."""
+    checkpoints, out = save_checkpoints(tmp_path / "c"), tmp_path / "b"
+    command = ["build", *map(str, checkpoints), "--tree", "small_9", "--target", "rtx:sm89", "--out", str(out)]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    plans = read_manifest(out).plans
+    digest = hashlib.sha256(b"code").hexdigest()
+    kernels = KernelInfo("kernels/a.cubin", "sm90", "nvrtc 13.5", kernel_source(), 4, digest)
+
+    def add(stage: Path, manifest: Manifest) -> Manifest:
+        (stage / "kernels").mkdir()
+        (stage / kernels.file).write_bytes(b"code")
+        return replace(manifest, kernels=[kernels])
+
+    amend_bundle(out, add)
+    given = {str(name)[2:]: path for name, path in zip(checkpoints[1::2], checkpoints[2::2], strict=True)}
+    parts, sampling = open_parts(BuildRequest("llamagen", **given))  # type: ignore[arg-type]
+    told: list[str] = []
+
+    def build_again() -> Manifest:
+        options = BuildOptions(out, (get_tree("small_9"),), sampling)
+        return build_bundle(parts, options, lambda *_: None, tell=told.append)
+
+    manifest = build_again()
+    assert (manifest.plans, manifest.kernels, told, len(fake_worker)) == (plans, [kernels], [], 5)
+    check_files(out, manifest, thorough=True)
+    assert all(plan_damage(out, plan, thorough=True) is None for plan in manifest.plans)
+    (out / plans[0].file).write_bytes(b"short")
+    (out / kernels.file).write_bytes(b"edoc")
+    manifest = build_again()
+    assert manifest.plans == plans[1:] and manifest.kernels == []
+    first, second = told
+    assert f"of {plans[0].engine} (a file has 5 bytes instead of {plans[0].bytes}: run `" in first
+    assert "the kernels for sm90 (their file is missing or has changed: run `" in second
 
 
 @pytest.mark.usefixtures("fake_worker")
