@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-from host_cuda import STREAM, HostDriver, host_device
+from host_cuda import HostDriver, host_device
 from onnx import TensorProto
 
 from cascade_trt.engines.tensorrt.profiles import engine_profiles
@@ -244,12 +244,12 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.sizes: Dims | None = None
         self.given: set[str] = set()
-        self.memory = (0, 0)
+        self.memory, self.stream = (0, 0), 0
         next(self.made)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert stream == STREAM
-        self.sizes = self.engine.profiles[index]
+        assert stream in FakeTrt.driver.streams
+        self.stream, self.sizes = stream, self.engine.profiles[index]
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -275,16 +275,16 @@ class FakeContext:
         return True
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return stream == STREAM
+        return stream == self.stream
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == STREAM and self.given == set(self.engine.inputs)
+        assert stream == self.stream and self.given == set(self.engine.inputs)
         assert self.memory[1] >= SCRATCH_BYTES and set(self.addresses) == set(self.engine.names)
         assert not self.whole_graph or FakeTrt.driver.recorded is None
         for name in self.engine.names:
             alias = self.engine.get_aliased_input_tensor(name)
             assert alias is None or self.addresses[name] == self.addresses[alias], name
-        FakeTrt.driver.enqueue(partial(self.compute, dict(self.addresses)))
+        FakeTrt.driver.enqueue(partial(self.compute, dict(self.addresses)), stream)
         return True
 
     def compute(self, addresses: Mapping[str, int]) -> None:

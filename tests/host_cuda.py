@@ -1,8 +1,9 @@
-"""A CUDA driver without a GPU: device memory is memory of its own here, and work waits on the stream until it is waited
-for, or is captured. `CudaDevice(0, HostDriver())` is a device on which `fake_trt.py` computes.
+"""A CUDA driver without a GPU: device memory is memory of its own here, and work waits on its stream until somebody
+waits for it, or is captured. `CudaDevice(0, HostDriver())` is a device on which `fake_trt.py` computes.
 
 It is as strict as CUDA where that matters: nothing is allocated, freed or waited for during a capture, copies stay
-within what was allocated, and what is read of the host is read when the stream gets there.
+within what was allocated, and what is read of the host is read when the stream gets there. Streams are as late as they
+may be: nothing is done before an event or a wait demands it, and then nothing else is done.
 """
 
 from __future__ import annotations
@@ -12,17 +13,39 @@ import itertools
 import time
 import types
 from bisect import bisect_right
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from cascade_trt.runtime.backends.device import CudaDevice
 
 CUresult = IntEnum("CUresult", {"CUDA_SUCCESS": 0, "CUDA_ERROR_INVALID_VALUE": 1, "CUDA_ERROR_OUT_OF_MEMORY": 2,
-                                "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900})  # fmt: skip
+                                "CUDA_ERROR_NOT_READY": 600, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900})  # fmt: skip
 OK = CUresult(0)
-STREAM = 7
+STREAM = 7  # of rounds; the next is that of what runs once an image
+BESIDE = 8
 Work = Callable[[], None]
+
+
+@dataclass
+class Mark:
+    """Where an event was recorded."""
+
+    stream: int
+    passed: bool = False
+    seconds: float = 0.0
+
+    def pass_by(self) -> None:
+        self.passed, self.seconds = True, time.perf_counter()
+
+
+class Event:
+    """`mark` is the newest; an event that was never recorded has passed."""
+
+    def __init__(self) -> None:
+        self.mark = Mark(STREAM, passed=True)
 
 
 class HostDriver:
@@ -41,20 +64,35 @@ class HostDriver:
         self.capability, self.name = capability, name
         self.blocks: dict[int, Any] = {}  # address -> device memory
         self.pinned: dict[int, Any] = {}
-        self.queue: list[Work] = []
+        self.queues: dict[int, deque[Work]] = defaultdict(deque)  # by stream
         self.recorded: list[Work] | None = None  # while a capture is under way
+        self.captured = 0  # the stream of that capture
+        self.streams: list[int] = []
         self.graphs: dict[int, list[Work]] = {}
         self.launches = self.waits = 0
+        self.waited: list[int] = []  # the streams that the host has waited for
         self._numbers = itertools.count(1)
 
     # what is queued -----------------------------------------------------------------------------------------
-    def enqueue(self, work: Work) -> None:
-        (self.queue if self.recorded is None else self.recorded).append(work)
+    @property
+    def queue(self) -> deque[Work]:
+        """Of rounds."""
+        return self.queues[STREAM]
 
-    def drain(self) -> None:
-        queue, self.queue = self.queue, []
-        for work in queue:
-            work()
+    def enqueue(self, work: Work, stream: int = STREAM) -> None:
+        assert stream in self.streams, "on no stream of this device"
+        capturing = self.recorded is not None and stream == self.captured
+        (self.recorded if capturing else self.queues[stream]).append(work)  # type: ignore[union-attr]
+
+    def drain(self, stream: int, mark: Mark | None = None) -> None:
+        """Does what is queued on a stream, up to a mark on it if there is one."""
+        queue = self.queues[stream]
+        while queue and not (mark is not None and mark.passed):
+            queue.popleft()()
+
+    def drain_all(self) -> None:
+        for stream in reversed(self.streams):
+            self.drain(stream)
 
     def check(self, address: int, size: int) -> None:
         """That a piece of device memory was allocated, and is still."""
@@ -88,8 +126,13 @@ class HostDriver:
     def cuCtxSetCurrent(self, _: int) -> tuple:
         return (OK,)
 
-    def cuStreamCreate(self, _: int) -> tuple:
-        return OK, STREAM
+    def cuCtxGetStreamPriorityRange(self) -> tuple:
+        return OK, 0, -5
+
+    def cuStreamCreateWithPriority(self, _: int, priority: int) -> tuple:
+        assert priority == (0 if self.streams else -5), "rounds come first"
+        self.streams.append(STREAM + len(self.streams))
+        return OK, self.streams[-1]
 
     def cuMemGetInfo(self) -> tuple:
         return OK, 1 << 30, 1 << 31
@@ -102,7 +145,7 @@ class HostDriver:
         return OK, ctypes.addressof(block)
 
     def _free(self, address: int, of: dict[int, Any]) -> tuple:
-        self.drain()  # CUDA waits, too
+        self.drain_all()  # CUDA waits, too
         del of[address]
         return (OK,)
 
@@ -118,24 +161,24 @@ class HostDriver:
     def cuMemFreeHost(self, address: int) -> tuple:
         return self._free(address, self.pinned)
 
-    def _move(self, to: int, source: int, size: int) -> tuple:
-        self.enqueue(lambda: ctypes.memmove(to, source, size) and None)
+    def _move(self, to: int, source: int, size: int, stream: int) -> tuple:
+        self.enqueue(lambda: ctypes.memmove(to, source, size) and None, stream)
         return (OK,)
 
-    def cuMemcpyHtoDAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+    def cuMemcpyHtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple:
         self.check(to, size)
-        return self._move(to, source, size)
+        return self._move(to, source, size, stream)
 
-    def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+    def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, stream: int) -> tuple:
         self.check(source, size)
-        return self._move(to, source, size)
+        return self._move(to, source, size, stream)
 
-    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, _: int) -> tuple:
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple:
         self.check(to, size)
         self.check(source, size)
-        return self._move(to, source, size)
+        return self._move(to, source, size, stream)
 
-    def cuMemcpy3DAsync(self, copy: Any, _: int) -> tuple:
+    def cuMemcpy3DAsync(self, copy: Any, stream: int) -> tuple:
         assert copy.WidthInBytes <= min(copy.srcPitch, copy.dstPitch), "lines overlap"
         assert copy.Height <= min(copy.srcHeight, copy.dstHeight) or copy.Depth == 1, "planes overlap"
 
@@ -151,29 +194,39 @@ class HostDriver:
             self.check(to, copy.WidthInBytes)
             self.check(source, copy.WidthInBytes)
         size = copy.WidthInBytes
-        self.enqueue(lambda: [ctypes.memmove(to, source, size) for to, source in pairs] and None)
+        self.enqueue(lambda: [ctypes.memmove(to, source, size) for to, source in pairs] and None, stream)
         return (OK,)
 
-    def cuMemsetD8Async(self, to: int, value: int, size: int, _: int) -> tuple:
+    def cuMemsetD8Async(self, to: int, value: int, size: int, stream: int) -> tuple:
         self.check(to, size)
-        self.enqueue(lambda: ctypes.memset(to, value, size) and None)
+        self.enqueue(lambda: ctypes.memset(to, value, size) and None, stream)
         return (OK,)
 
-    def cuMemsetD2D8Async(self, to: int, pitch: int, value: int, width: int, lines: int, _: int) -> tuple:
+    def cuMemsetD2D8Async(self, to: int, pitch: int, value: int, width: int, lines: int, stream: int) -> tuple:
         self.check(to, pitch * (lines - 1) + width)
-        self.enqueue(lambda: [ctypes.memset(to + line * pitch, value, width) for line in range(lines)] and None)
+        places = range(to, to + lines * pitch, pitch)
+        self.enqueue(lambda: [ctypes.memset(place, value, width) for place in places] and None, stream)
         return (OK,)
 
-    # the stream ---------------------------------------------------------------------------------------------
-    def cuStreamSynchronize(self, _: int) -> tuple:
+    # the streams --------------------------------------------------------------------------------------------
+    def _waits(self, stream: int) -> None:
         assert self.recorded is None, "waited for during a capture"
         self.waits += 1
-        self.drain()
+        self.waited.append(stream)
+
+    def cuStreamSynchronize(self, stream: int) -> tuple:
+        self._waits(stream)
+        self.drain(stream)
+        return (OK,)
+
+    def cuStreamWaitEvent(self, stream: int, event: Event, _: int) -> tuple:
+        mark = event.mark  # as it is now
+        self.enqueue(lambda: self.drain(mark.stream, mark), stream)
         return (OK,)
 
     def cuStreamBeginCapture(self, stream: int, _: int) -> tuple:
         assert stream == STREAM and self.recorded is None
-        self.recorded = []
+        self.recorded, self.captured = [], stream
         return (OK,)
 
     def cuStreamEndCapture(self, _: int) -> tuple:
@@ -192,27 +245,33 @@ class HostDriver:
 
     cuGraphExecDestroy = cuGraphDestroy
 
-    def cuGraphLaunch(self, graph: int, _: int) -> tuple:
+    def cuGraphLaunch(self, graph: int, stream: int) -> tuple:
         self.launches += 1
-        self.queue += self.graphs[graph]
+        self.queues[stream] += self.graphs[graph]
         return (OK,)
 
+    # events -------------------------------------------------------------------------------------------------
     def cuEventCreate(self, _: int) -> tuple:
-        return OK, [0.0]
+        return OK, Event()
 
-    def cuEventDestroy(self, _: list[float]) -> tuple:
+    def cuEventDestroy(self, _: Event) -> tuple:
         return (OK,)
 
-    def cuEventRecord(self, event: list[float], _: int) -> tuple:
-        self.enqueue(lambda: event.__setitem__(0, time.perf_counter()))
+    def cuEventRecord(self, event: Event, stream: int) -> tuple:
+        event.mark = Mark(stream)
+        self.enqueue(event.mark.pass_by, stream)
         return (OK,)
 
-    def cuEventSynchronize(self, _: list[float]) -> tuple:
-        self.drain()
+    def cuEventQuery(self, event: Event) -> tuple:
+        return (OK if event.mark.passed else CUresult.CUDA_ERROR_NOT_READY,)
+
+    def cuEventSynchronize(self, event: Event) -> tuple:
+        self._waits(event.mark.stream)
+        self.drain(event.mark.stream, event.mark)
         return (OK,)
 
-    def cuEventElapsedTime(self, first: list[float], last: list[float]) -> tuple:
-        return OK, 1e3 * (last[0] - first[0])
+    def cuEventElapsedTime(self, first: Event, last: Event) -> tuple:
+        return OK, 1e3 * (last.mark.seconds - first.mark.seconds)
 
 
 def host_device(capability: tuple[int, int] = (8, 9)) -> tuple[CudaDevice, HostDriver]:

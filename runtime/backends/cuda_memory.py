@@ -7,20 +7,24 @@
 | "device" | engines and kernels use it | `host` is made when it is first asked for; `send` and `fetch` copy |
 
 The copy of an "in" buffer does two things. What has not changed since is not uploaded again. And the caller may write
-to `host` as soon as a run has returned, although the upload may still be under way.
+to `host` as soon as a run has returned, although the upload may still be under way. Where the next upload comes before
+that one is done, another copy takes its place: the host does not wait.
+
+All that is queued for a memory is queued on one stream, that of the engines that it is bound to (`device.py`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from . import Kind
-from .device import CudaDevice, pieces
+from .device import CudaDevice, Event, pieces
 from .host import host_dtype
 
 _compare = ctypes.CDLL(None).memcmp
@@ -28,15 +32,28 @@ _compare.argtypes, _compare.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.
 
 
 class _Memory:
-    """One allocation: on the GPU, and beside it."""
+    """One allocation: on the GPU, and beside it. `device` has the stream that its work is queued on."""
 
     def __init__(self, device: CudaDevice, size: int, kind: Kind, what: str = "a buffer") -> None:
         self.device, self.size = device, size
         self.kind: Kind = kind
+        self.bound = False  # to an engine, whose stream is that of `device`
         self.on_device = device.allocate(size, what)
-        self._sent = device.pinned(size) if kind == "in" else np.zeros(0, np.uint8)
-        self.sent_address: int = self._sent.ctypes.data
+        self._leaving: deque[tuple[np.ndarray, Event]] = deque()  # earlier copies, and marks behind their uploads
         self.sent_at = -1  # device.synchronized when the newest upload was queued
+        self._take_sent(device.pinned(size) if kind == "in" else np.zeros(0, np.uint8))
+
+    def _take_sent(self, memory: np.ndarray) -> None:
+        self._sent, self.sent_address = memory, int(memory.ctypes.data)
+
+    def renew(self) -> None:
+        """Another copy of what was uploaded, where uploads may not have left this one yet."""
+        mark = self.device.event()
+        mark.record()
+        self._leaving.append((self._sent, mark))
+        memory = self._leaving.popleft()[0] if self._leaving[0][1].passed else self.device.pinned(self.size)
+        memory[:] = self._sent
+        self._take_sent(memory)
 
     @cached_property
     def host(self) -> np.ndarray:
@@ -55,6 +72,23 @@ class CudaBuffer:
     @property
     def kind(self) -> Kind:
         return self._memory.kind
+
+    @property
+    def device(self) -> CudaDevice:
+        """With the stream that its work is queued on."""
+        return self._memory.device
+
+    def work_on(self, device: CudaDevice, name: str) -> None:
+        """An engine on the stream of `device` is bound to it as `name`. Raises ValueError where one on another stream
+        is."""
+        memory = self._memory
+        if memory.device is not device:
+            if memory.bound:
+                raise ValueError(f"{name} is a buffer of engines on another stream")
+            device.follow(memory.device)
+            memory.device, uploaded = device, memory.sent_at >= 0
+            memory.sent_at = device.synchronized if uploaded else -1
+        memory.bound = True
 
     @property
     def host(self) -> np.ndarray:
@@ -94,8 +128,9 @@ class CudaBuffer:
         host, sent = self._host_address, memory.sent_address + self._start
         if not _compare(host, sent, self.nbytes):
             return
-        if memory.sent_at == device.synchronized:  # an upload of this memory may not have left it yet
-            device.synchronize()
+        if memory.sent_at == device.synchronized:
+            memory.renew()
+            sent = memory.sent_address + self._start
         ctypes.memmove(sent, host, self.nbytes)
         memory.sent_at = device.synchronized
         device.upload(self.address, sent, self.nbytes)

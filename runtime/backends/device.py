@@ -1,4 +1,4 @@
-"""One GPU through CUDA's driver: a stream, memory, pinned memory, copies, events, graphs and kernels.
+"""One GPU through CUDA's driver: two streams, memory, pinned memory, copies, events, graphs and kernels.
 
 cuda-bindings is all that is needed, and it is imported when the first device is made. The driver's interface is used
 rather than that of the CUDA runtime: it comes with the driver itself, and it works in the primary context, where ONNX
@@ -6,6 +6,10 @@ Runtime, TensorRT and PyTorch work too. So addresses and the stream may be given
 
 Every refusal of CUDA is a CascadeError. Work is queued on `stream` and `synchronize` waits for it; memory is freed with
 the last reference to it. Sizes are in bytes, addresses and handles are integers.
+
+Rounds are on the first stream. What runs once an image (text, condition, decode) is on the second, `CudaDevice.beside`,
+and so a round never waits for it. A memory belongs to the stream of the engines that are bound to it
+(`CudaBuffer.work_on`), and all that is queued for it is queued there. docs/kernels.md has what orders the two streams.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +30,7 @@ from ..errors import CascadeError
 
 LEAST_CUDA = 13000  # as the driver counts: 1000 * major + 10 * minor
 LEAST_CAPABILITY = 7, 5  # CUDA 13 knows no older GPU
+_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 _CPU_INSTEAD = "or draw with the backend ort-cpu"
 _DRIVER = f"install NVIDIA's driver 580 or newer, {_CPU_INSTEAD}"
 _SENTENCES = {
@@ -43,8 +50,9 @@ _LOST = (  # after any of these nothing works any more in this process
 
 
 class CudaDevice:
-    """GPU `index` of those that CUDA shows (`CUDA_VISIBLE_DEVICES` says which). `driver` is cuda.bindings.driver, or
-    what stands for it in tests. Raises CascadeError where there is no such GPU, no driver, or one that is too old."""
+    """GPU `index` of those that CUDA shows (`CUDA_VISIBLE_DEVICES` says which), with one of its streams. `driver` is
+    cuda.bindings.driver, or what stands for it in tests. Raises CascadeError where there is no such GPU, no driver, or
+    one that is too old."""
 
     def __init__(self, index: int = 0, driver: Any = None) -> None:
         self._cuda = cuda = driver or _bindings()
@@ -68,8 +76,23 @@ class CudaDevice:
             )
         self._context = self.check(cuda.cuDevicePrimaryCtxRetain(handle))
         self._use()
-        self.stream = int(self.check(cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)))
-        # Neither is given back before the process ends: what is still bound to them might need them until then.
+        self._priorities: tuple[int, int] = self.check(cuda.cuCtxGetStreamPriorityRange())  # the least, the greatest
+        self.stream = self._new_stream(self._priorities[1])
+        # None of them is given back before the process ends: what is still bound to them might need them until then.
+
+    def _new_stream(self, priority: int) -> int:
+        flag = self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
+        return int(self.check(self._cuda.cuStreamCreateWithPriority(flag, priority)))
+
+    @cached_property
+    def beside(self) -> CudaDevice:
+        """This device with its second stream, in the place of the first. The GPU starts what is queued on the first one
+        before what is queued here: a decoder's large kernels leave no room for the small ones of a round else."""
+        self._use()
+        other = copy(self)
+        other.stream, other.synchronized = self._new_stream(self._priorities[0]), 0
+        other.__dict__["beside"] = self
+        return other
 
     def _start(self) -> None:
         """Finds the driver, and whether it is new enough."""
@@ -185,8 +208,14 @@ class CudaDevice:
         self.check(self._cuda.cuStreamSynchronize(self.stream))
         self.synchronized += 1
 
-    def event(self) -> Event:
-        return Event(self)
+    def event(self, timed: bool = False) -> Event:
+        return Event(self, timed)
+
+    def follow(self, other: CudaDevice) -> None:
+        """What is queued from now on waits, on the GPU, for what `other` has queued so far."""
+        mark = other.event()  # CUDA keeps it until it has passed
+        mark.record()
+        self.check(self._cuda.cuStreamWaitEvent(self.stream, mark.handle, 0))
 
     # graphs and kernels -------------------------------------------------------------------------------------
     @contextmanager
@@ -220,28 +249,38 @@ class DeviceMemory:
 
 
 class Event:
-    """A mark on the stream."""
+    """A mark on the stream of `device`. One that is not `timed` costs less."""
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice, timed: bool = False) -> None:
         device._use()
         self._device = device
-        self._handle = device.check(device._cuda.cuEventCreate(0))
-        device._free_with(self, device._cuda.cuEventDestroy, self._handle)
+        self.handle = device.check(device._cuda.cuEventCreate(0 if timed else _NO_TIMING))
+        device._free_with(self, device._cuda.cuEventDestroy, self.handle)
 
     def record(self) -> None:
         """Behind all work that is queued so far."""
         self._device._use()
-        self._device.check(self._device._cuda.cuEventRecord(self._handle, self._device.stream))
+        self._device.check(self._device._cuda.cuEventRecord(self.handle, self._device.stream))
 
     def wait(self) -> None:
         """Until the work before the mark is done."""
         self._device._use()
-        self._device.check(self._device._cuda.cuEventSynchronize(self._handle))
+        self._device.check(self._device._cuda.cuEventSynchronize(self.handle))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the work before the mark is done."""
+        self._device._use()
+        error, *_ = self._device._cuda.cuEventQuery(self.handle)
+        if error == self._device._cuda.CUresult.CUDA_ERROR_NOT_READY:
+            return False
+        self._device.check((error,))
+        return True
 
     def since(self, earlier: Event) -> float:
-        """Milliseconds on the GPU between two marks that have been waited for."""
+        """Milliseconds on the GPU between two marks that are timed and have been waited for."""
         self._device._use()
-        return self._device.check(self._device._cuda.cuEventElapsedTime(earlier._handle, self._handle))
+        return self._device.check(self._device._cuda.cuEventElapsedTime(earlier.handle, self.handle))
 
 
 class Graph:

@@ -1,7 +1,8 @@
 """ONNX Runtime on a GPU, through its CUDA provider.
 
-Everything is queued on one stream: uploads of what the host has written, the engines, cache moves, downloads. A run
-waits for the GPU once if it fetches something, else never. Buffers are bound by their addresses, once; a cache is one
+What a round needs is queued on one stream: uploads of what the host has written, engines, cache moves, downloads. What
+runs once an image is queued on a second one, beside it (`device.py`). A run waits for its stream once if it fetches
+something, else never. Buffers are bound by their addresses, once; a cache is one
 address for past and present, so TensorScatter updates it in place.
 
 The second run of a bound call captures it as a CUDA graph, and from then on a run is one launch. What runs once an
@@ -69,32 +70,32 @@ class OrtCudaBackend:
     def load(self, path: Path) -> OrtCudaEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph, or would run a part of a round on the CPU. Warns
         where other graphs have such a part."""
-        part = path.name.split(".")[0]
+        part, device = path.name.split(".")[0], device_for(path, self.device)
         wanted = graphs = self._graphs and part not in IMAGE_ENGINES
         try:
-            session = self._session(path, graphs)
+            session = self._session(path, device, graphs)
         except CascadeError:  # nodes on the CPU are one reason; without CUDA graphs we learn which, or that it was none
-            session, graphs = self._session(path, graphs=False), False
+            session, graphs = self._session(path, device, graphs=False), False
         if found := _left_to_cpu(session) or ("makes no CUDA graph" if wanted and not graphs else ""):
             named = f"of {path.name} ONNX Runtime {self._ort.__version__} {found}"
             if part in ROUND_ENGINES:
                 raise CascadeError(f"{named}, in every round: build the bundle again with this version of cascade-trt.")
             warnings.warn(f"{named}: this is slower, and images are the same.", CascadeWarning, stacklevel=2)
-        return OrtCudaEngine(self._ort, session, self.device, path.name, graphs and not found)
+        return OrtCudaEngine(self._ort, session, device, path.name, graphs and not found)
 
     def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, OrtCudaEngine]:  # noqa: ARG002
         """Each graph from its own file: the merged one has If nodes, which no CUDA graph takes. Weights that they share
         are in memory once for each."""
         return {name: self.load(file) for name, file in files.items()}
 
-    def _session(self, path: Path, graphs: bool) -> Any:
+    def _session(self, path: Path, device: CudaDevice, graphs: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = {
-            "device_id": str(self.device.index),
+            "device_id": str(device.index),
             "has_user_compute_stream": "1",
-            "user_compute_stream": str(self.device.stream),
+            "user_compute_stream": str(device.stream),
             "enable_cuda_graph": str(int(graphs)),
             "arena_extend_strategy": "kSameAsRequested",  # the default takes up to twice what is needed
             "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm in the first image's decoder
@@ -123,6 +124,11 @@ class OrtCudaBackend:
 
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
         return open_kernels(self.device, bundle, compiled)
+
+
+def device_for(path: Path, device: CudaDevice) -> CudaDevice:
+    """`device` with the stream of the engine in a file."""
+    return device.beside if path.name.split(".")[0] in IMAGE_ENGINES else device
 
 
 def _left_to_cpu(session: Any) -> str:
@@ -225,6 +231,7 @@ class OrtCudaEngine:
                     raise ValueError(f"{name} is a buffer of another backend")
                 if given is outputs and buffer.kind == "in":
                     raise ValueError(f"{name} is an output, and its buffer is one that the host writes")
+                buffer.work_on(self.device, name)
                 place = "cuda", self.device.index, _ONNX_TYPES[buffer.dtype], list(buffer.shape), buffer.address
                 if given is inputs and name in self._on_host:  # from the GPU it would be copied now, and never again
                     place = "cpu", 0, _ONNX_TYPES[buffer.dtype], list(buffer.shape), buffer.host.ctypes.data

@@ -1,8 +1,9 @@
 """TensorRT-RTX and TensorRT: engines (plans) that `cascade-trt compile` made of a bundle's graphs, on their GPU.
 
-Memory is that of `ort_cuda.py`: buffers and caches bound by their addresses, everything queued on one stream, a wait
-only where something is fetched. Every bound call has an execution context of its own; all of them work in one piece of
-scratch memory, for they take turns. A call of a shape that no profile has is filled up (`tensorrt_shapes.py`).
+Memory is that of `ort_cuda.py`: buffers and caches bound by their addresses, rounds queued on one stream and what runs
+once an image on another, a wait only where something is fetched. Every bound call has an execution context of its own;
+those of a stream work in one piece of scratch memory, for they take turns. A call of a shape that no profile has is
+filled up (`tensorrt_shapes.py`).
 
 The second run of a call captures it as a CUDA graph, the copies of a filled-up call included, and from then on a run is
 one launch. Where TensorRT-RTX says that a context cannot be captured, it makes its own graph. What runs once an image
@@ -17,7 +18,6 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from .host import host_dtype
 from .kernels.info import KernelInfo
 from .kernels.on_cuda import CudaKernels, open_kernels
 from .ort import check_names
-from .ort_cuda import IMAGE_ENGINES, ROUND_ENGINES
-from .tensorrt_library import Library, import_library, new_log, refused
+from .ort_cuda import IMAGE_ENGINES, ROUND_ENGINES, device_for
+from .tensorrt_library import Parts, import_library, refused
 from .tensorrt_shapes import NodesInPieces, Padded, PairsInPieces, Shapes, for_pieces, smallest
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
@@ -80,7 +80,8 @@ class TensorRtBackend:
         if engine is None:
             raise refused(f"load {plan.file} of {path.name}", self._parts.log, advice)
         graphs = self._graphs and path.name.split(".")[0] not in IMAGE_ENGINES
-        return TensorRtEngine(self._parts, engine, plan, advice, self._bundle.most_nodes, graphs)
+        parts = self._parts if device_for(path, self.device) is self.device else self._parts.beside
+        return TensorRtEngine(parts, engine, plan, advice, self._bundle.most_nodes, graphs)
 
     def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, TensorRtEngine]:  # noqa: ARG002
         """Each graph's own plan: nothing is compiled from the merged file."""
@@ -99,39 +100,8 @@ class TensorRtBackend:
         served = set.intersection(*counts) if counts else set()
         return (*sorted(count for count in served if count < slots), slots)
 
-
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
         return open_kernels(self.device, bundle, compiled)
-
-
-class Scratch:
-    """Memory that all contexts compute in, one after the other. It grows with what is loaded; a captured graph keeps
-    what it was captured with."""
-
-    def __init__(self, device: CudaDevice) -> None:
-        self.device = device
-        self._memory = device.allocate(0, "TensorRT's scratch")
-
-    def at_least(self, size: int) -> DeviceMemory:
-        if size > self._memory.size:
-            self._memory = self.device.allocate(size, "TensorRT's scratch")
-        return self._memory
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What all engines of a backend share; `log` and `runtime` are TensorRT's."""
-
-    library: Library
-    log: Any
-    runtime: Any
-    scratch: Scratch
-
-    @classmethod
-    def of(cls, library: Library, device: CudaDevice) -> Parts:
-        device.make_current()
-        log = new_log(library.trt)
-        return cls(library, log, library.trt.Runtime(log), Scratch(device))
 
 
 class TensorRtEngine:
@@ -194,7 +164,7 @@ class TensorRtEngine:
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TensorRtCall:
         """Raises CascadeError when no profile takes these shapes."""
         check_names(self._inputs, self._outputs, inputs, outputs)
-        given, wanted = (_on_gpu(buffers) for buffers in (inputs, outputs))
+        given, wanted = (_on_gpu(buffers, self.device) for buffers in (inputs, outputs))
         for name, buffer in wanted.items():
             if buffer.kind == "in" and self._aliases[name] is None:
                 raise ValueError(f"{name} is an output, and its buffer is one that the host writes")
@@ -277,11 +247,13 @@ class TensorRtEngine:
         return refused(f"{verb} {self.file}", self._parts.log, self._advice)
 
 
-def _on_gpu(buffers: Mapping[str, Buffer]) -> dict[str, CudaBuffer]:
+def _on_gpu(buffers: Mapping[str, Buffer], device: CudaDevice) -> dict[str, CudaBuffer]:
+    """Buffers of an engine on the stream of `device`."""
     found: dict[str, CudaBuffer] = {}
     for name, buffer in buffers.items():
         if not isinstance(buffer, CudaBuffer):
             raise ValueError(f"{name} is a buffer of another backend")
+        buffer.work_on(device, name)
         found[name] = buffer
     return found
 
@@ -337,7 +309,7 @@ class TensorRtCall:
         self._load(pieces[0])
         for _ in range(_WARM_RUNS):
             self._launch()
-        start, end = device.event(), device.event()
+        start, end = device.event(timed=True), device.event(timed=True)
         start.record()
         for _ in range(repeats):
             self._launch()

@@ -1,14 +1,16 @@
-"""TensorRT-RTX and TensorRT as Python modules, and what they say when they refuse."""
+"""TensorRT-RTX and TensorRT as Python modules, what their engines share, and what they say when they refuse."""
 
 from __future__ import annotations
 
 import importlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import CascadeError
 from ..plans import CLASSIC, EXTRAS, RTX, version_numbers
+from .device import CudaDevice, DeviceMemory
 
 _MODULES = {RTX: "tensorrt_rtx", CLASSIC: "tensorrt"}
 _OLDEST = {RTX: (1, 7), CLASSIC: (10, 15)}  # the first with KV cache updates from ONNX
@@ -77,3 +79,38 @@ def refused(what: str, log: Any, advice: str) -> CascadeError:
         )
     reason = next((line.strip() for line in said.splitlines() if line.strip()), "it gives no reason")
     return CascadeError(f"TensorRT on this GPU cannot {what} ({reason[:200].rstrip('.')}): {advice}.")
+
+
+class Scratch:
+    """Memory that all contexts of a stream compute in, one after the other. It grows with what is loaded; a captured
+    graph keeps what it was captured with."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self._memory = device.allocate(0, "TensorRT's scratch")
+
+    def at_least(self, size: int) -> DeviceMemory:
+        if size > self._memory.size:
+            self._memory = self.device.allocate(size, "TensorRT's scratch")
+        return self._memory
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all engines of a stream share; `log` and `runtime` are TensorRT's, and the same for both."""
+
+    library: Library
+    log: Any
+    runtime: Any
+    scratch: Scratch
+
+    @classmethod
+    def of(cls, library: Library, device: CudaDevice) -> Parts:
+        device.make_current()
+        log = new_log(library.trt)
+        return cls(library, log, library.trt.Runtime(log), Scratch(device))
+
+    @cached_property
+    def beside(self) -> Parts:
+        """Those of the second stream."""
+        return replace(self, scratch=Scratch(self.scratch.device.beside))

@@ -37,7 +37,8 @@ class Driver:
         self.answers: dict[str, tuple | Exception] = {
             "cuDriverGetVersion": (OK, 13010), "cuDeviceGetCount": (OK, 2), "cuDeviceGet": (OK, 0),
             "cuDeviceGetName": (OK, b"A card\0\0"), "cuDeviceGetAttribute": (OK, 9),
-            "cuDevicePrimaryCtxRetain": (OK, 1), "cuStreamCreate": (OK, 7), "cuMemGetInfo": (OK, 3 << 29, 8 << 30),
+            "cuDevicePrimaryCtxRetain": (OK, 1), "cuCtxGetStreamPriorityRange": (OK, 0, -5),
+            "cuStreamCreateWithPriority": (OK, 7), "cuMemGetInfo": (OK, 3 << 29, 8 << 30),
             "cuMemAlloc": (OK, 4096), **answers,
         }  # fmt: skip
 
@@ -78,7 +79,8 @@ def test_a_device_knows_its_name_and_capability() -> None:
         ({"cuInit": failing("NO_DEVICE")}, r"^CUDA shows no GPU \(CUDA_VISIBLE_DEVICES is '3'\): give it one, or draw"),
         ({"cuDeviceGetCount": (OK, 1)},
          r"^there is no GPU 1: CUDA shows 1 GPU \(CUDA_VISIBLE_DEVICES is '3'\), counted from 0: choose another\.$"),
-        ({"cuStreamCreate": failing("OUT_OF_MEMORY")}, r"^the GPU has no memory left: draw fewer images at a time"),
+        ({"cuStreamCreateWithPriority": failing("OUT_OF_MEMORY")},
+         r"^the GPU has no memory left: draw fewer images at a time"),
     ],
 )  # fmt: skip
 def test_what_keeps_a_device_from_being_used(monkeypatch: pytest.MonkeyPatch, answers: dict, sentence: str) -> None:

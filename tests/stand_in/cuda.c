@@ -194,10 +194,17 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return (void)device, make(context); }
 
-int cuStreamCreate(void **stream, unsigned flags) { return (void)flags, make(stream); }
+int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, SUCCESS; }
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    return (void)flags, priority > 0 || priority < -5 ? INVALID_VALUE : make(stream);
+}
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    return (void)flags, stand_in_note(WAIT, event, NULL, 0, stream), SUCCESS;
+}
 int cuStreamSynchronize(void *stream) { return stand_in_note(SYNCHRONIZE, NULL, NULL, 0, stream), SUCCESS; }
 int cuEventCreate(void **event, unsigned flags) { return (void)flags, make(event); }
 int cuEventRecord(void *event, void *stream) { return stand_in_note(RECORD, event, NULL, 0, stream), SUCCESS; }
+int cuEventQuery(void *event) { return (void)event, SUCCESS; } /* work is done at once */
 int cuEventSynchronize(void *event) { return stand_in_note(SYNCHRONIZE, event, NULL, 0, NULL), SUCCESS; }
 int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
     (void)from, (void)to;

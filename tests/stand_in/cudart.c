@@ -8,8 +8,6 @@ struct dim {
 };
 
 NOTHING(__cudaGetKernel)
-NOTHING(__cudaPopCallConfiguration)
-NOTHING(__cudaPushCallConfiguration)
 NOTHING(__cudaRegisterFatBinaryEnd)
 NOTHING(__cudaRegisterFunction)
 NOTHING(__cudaRegisterVar)
@@ -162,17 +160,25 @@ int cudaLaunchKernel(const void *f, struct dim grid, struct dim block, void **ar
     (void)f, (void)grid, (void)block, (void)arguments, (void)shared;
     return stand_in_note(LAUNCH, NULL, NULL, 0, stream), SUCCESS;
 }
+/* What stands in <<< >>>, on its way to cudaLaunchKernel. */
+static _Thread_local struct launch {
+    struct dim grid, block;
+    size_t shared;
+    void *stream;
+} next;
+unsigned __cudaPushCallConfiguration(struct dim grid, struct dim block, size_t shared, void *stream) {
+    return next = (struct launch){grid, block, shared, stream}, SUCCESS;
+}
+int __cudaPopCallConfiguration(struct dim *grid, struct dim *block, size_t *shared, void **stream) {
+    return *grid = next.grid, *block = next.block, *shared = next.shared, *stream = next.stream, SUCCESS;
+}
 int cudaLaunchCooperativeKernel(const void *f, struct dim grid, struct dim block, void **a, size_t shared, void *stream) {
     return cudaLaunchKernel(f, grid, block, a, shared, stream);
 }
 int __cudaLaunchKernel(void *kernel, struct dim grid, struct dim block, void **a, size_t shared, void *stream) {
     return cudaLaunchKernel(kernel, grid, block, a, shared, stream);
 }
-struct launch { /* cudaLaunchConfig_t */
-    struct dim grid, block;
-    size_t shared;
-    void *stream;
-};
+/* `launch` begins as cudaLaunchConfig_t does. */
 int cudaLaunchKernelExC(const struct launch *launch, const void *function, void **arguments) {
     return cudaLaunchKernel(function, launch->grid, launch->block, arguments, launch->shared, launch->stream);
 }

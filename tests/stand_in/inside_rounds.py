@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import DIM, HEADS, SLOTS, save, scatter_graph
+from contract import DIM, HEADS, SLOTS, save, scatter_graph, sums_graph
 from onnx import TensorProto, helper
 from stand_in.calls import Call, calls, forget
 
@@ -72,11 +72,37 @@ def test_other_graphs_may_and_it_is_said(tmp_path: Path) -> None:
         forget()
         for given in numbers:  # each run reads anew what the CPU needs; the CPU does compute
             x.host[:] = given
-            BACKEND.device.upload(x.address, given.ctypes.data, given.nbytes)
+            BACKEND.device.beside.upload(x.address, given.ctypes.data, given.nbytes)
             call.run(fetch=("y",))
             centred = given - given.mean(axis=2, keepdims=True)
             np.testing.assert_allclose(y.host, centred / given.std(axis=2, keepdims=True), atol=1e-3)
         assert not calls("graph")
+
+
+@pytest.mark.parametrize("name", ["text", "condition", "decode", "target", "embed", "draft.chain_2"])
+def test_what_runs_once_an_image_is_on_a_stream_of_its_own(tmp_path: Path, name: str) -> None:
+    """With its uploads, its launches and its downloads, and the host waits for that stream alone. New memory is zeroed
+    on the other; an event between the two comes with the first bind."""
+    device, once = BACKEND.device, name in IMAGE_ENGINES
+    own, other = (device.beside.stream, device.stream) if once else (device.stream, device.beside.stream)
+    engine = BACKEND.load(sums_graph(tmp_path).rename(tmp_path / f"{name}.onnx"))
+    forget()
+    x, y, total = (BACKEND.buffer((1, 2), "float32", kind) for kind in ("in", "in", "out"))
+    call = engine.bind({"x": x, "y": y}, {"sum": total})
+    assert {made.stream for made in calls("zero")} == {device.stream}
+    marks, waits = calls("record"), calls("wait")
+    assert [made.stream for made in marks] == [other] * 3 * once and [made.stream for made in waits] == [own] * 3 * once
+    assert [made.to for made in marks] == [made.to for made in waits]
+    x.host[:] = 1
+    for _ in range(3):
+        forget()
+        call.run(fetch=("sum",))
+        made = calls("upload", "launch", "graph", "download", "synchronize", "wait")
+        assert {kind for kind in ("launch", "graph") if calls(kind)} and {c.stream for c in made} == {own}
+    with pytest.raises(ValueError, match="x is a buffer of engines on another stream"):
+        BACKEND.load(sums_graph(tmp_path).rename(tmp_path / ("embed.onnx" if once else "text.onnx"))).bind(
+            {"x": x, "y": y}, {"sum": total}
+        )
 
 
 # rounds ---------------------------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ class Arrival(Protocol):
 
 
 class Kernels(Protocol):
-    """Kernels that were compiled for this device; they and the engines take turns on one stream."""
+    """Kernels that were compiled for this device; they and the engines of a round take turns on one stream."""
 
     def launch(self, name: str, grid: tuple[int, int, int], threads: int, *arguments: ctypes.Structure) -> None:
         """Queues a kernel, which gets `arguments` by value, on `grid` blocks of `threads` threads."""
         ...
 
     def bring(self, buffer: Buffer) -> Arrival:
-        """Queues the way of a buffer's content to the host."""
+        """Queues the way of a buffer's content to the host, behind what was queued for that buffer so far."""
         ...
