@@ -1,14 +1,14 @@
 """Compares every exported engine, as ONNX Runtime runs it, with the PyTorch modules.
 
-The PyTorch side reads the checkpoint itself, one layer at a time and in float32, so a 7B model is compared
-without ever being in memory whole. Inputs have real shapes: a prefix, then a tree at the start of an image.
+The PyTorch side reads the checkpoint itself, one layer at a time and in float32, and ONNX Runtime runs a few layers at
+a time (`parity_groups.py`), so a 7B model is compared without ever being in memory whole. Inputs have real shapes: a
+prefix, then a tree at the start of an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ from .model import DrafterReference, TargetReference
 from .models.t5 import T5Encoder
 from .models.vq import VQModel
 from .overflow import ActivationScan
+from .parity_groups import Graph
 from .parts import Parts
 
 # Largest difference from PyTorch's float32, relative to the output's largest value, per precision. Measured
-# worst cases (fixtures and full-size random weights): fp32 2e-5; fp16 and bf16 follow from their mantissas
-# over the depth of the model.
-_LIMITS = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
+# worst cases (fixtures and full-size random weights): fp32 2e-5; fp16 follows from its mantissa over the depth of the
+# model. In bf16 both sides compute in float32, but what the build computes (the VQ decoder's table of latents) is
+# rounded behind that in the graph, and before it in PyTorch: 3e-3.
+_LIMITS = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-2}
 _PROMPT = "a photo of a red apple on a wooden table"
 Runner = Callable[[str, Mapping[str, np.ndarray], list[str]], dict[str, np.ndarray]]
 
@@ -42,27 +44,19 @@ def check_parity(parts: Parts, options: Any, folder: Path, manifest: Manifest) -
 
     A report holds, for each output, the largest absolute difference and the same relative to the output's
     largest value, and for the engine the largest activation of PyTorch's float32 run. bfloat16 has no CPU
-    kernels, so there an fp32 twin with the rounded weights is compared. Raises CascadeError when an output is not
-    finite or too far off.
+    kernels, so there what was written is computed in float32, and PyTorch gets the rounded weights. Raises
+    CascadeError when an output is not finite or too far off.
     """
-    if options.precision == "bf16":
-        return _compare_twin(parts, options, folder, manifest)
-    return _compare(parts, folder, manifest, options.precision)
+    twin = options.precision == "bf16"
+    report = _compare(
+        parts.rounded(torch.bfloat16) if twin else parts, folder, manifest, options.precision,
+        lambda engine, inputs, outputs: Graph(folder / manifest.engines[engine].file, twin).run(inputs, outputs),
+    )  # fmt: skip
+    compared = {"compared": "an fp32 twin with bf16 weights"} if twin else {}
+    return {name: entry | compared for name, entry in report.items()}
 
 
-def _compare_twin(parts: Parts, options: Any, bundle: Path, manifest: Manifest) -> dict[str, Any]:
-    from .build import Stage, copy_tokenizer, write_graphs
-
-    with TemporaryDirectory(dir=bundle, prefix=".twin.") as folder:
-        stage = Stage(Path(folder), "fp32")
-        write_graphs(parts.rounded(torch.bfloat16), options, stage)
-        copy_tokenizer(parts, stage.folder)
-        report = _compare(parts.rounded(torch.bfloat16), Path(folder), manifest, "fp32")
-    return {name: entry | {"compared": "an fp32 twin with bf16 weights"} for name, entry in report.items()}
-
-
-def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str) -> dict[str, Any]:
-    run = _ort_runner(folder, manifest)
+def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str, run: Runner) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     report: dict[str, Any] = {}
     scan = ActivationScan()
@@ -88,26 +82,6 @@ def _compare(parts: Parts, folder: Path, manifest: Manifest, precision: str) -> 
             outputs = _decode(parts, run, rng)
         report["decode"] = _judge("decode", precision, outputs)
     return {engine: entry | scan.entry(engine) for engine, entry in report.items()}
-
-
-def _ort_runner(folder: Path, manifest: Manifest) -> Runner:
-    """Runs one engine once; its session is gone afterwards, so engines are never in memory together."""
-    import onnxruntime
-
-    def run(engine: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        file = folder / manifest.engines[engine].file
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        half = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-        given = {name: x.astype(np.float16) if name in half else x for name, x in inputs.items()}
-        for value in session.get_inputs():
-            if value.name.startswith("past_"):
-                shape = [len(given["positions"]), *value.shape[1:]]  # of the rows
-                given[value.name] = np.zeros(shape, np.float16 if value.name in half else np.float32)
-        return dict(zip(outputs, (np.asarray(x) for x in session.run(outputs, given)), strict=True))
-
-    return run
 
 
 def _judge(engine: str, precision: str, pairs: Mapping[str, tuple[np.ndarray, Tensor]]) -> dict[str, Any]:
@@ -142,8 +116,7 @@ def _text(
     if manifest.text is not None:
         encoded = PromptEncoder(folder, manifest.text).encode([_PROMPT])
         ids[1:], mask[1:] = encoded.ids, encoded.mask
-    module = load_module(T5Encoder(parts.text_config), parts.text)
-    wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
+    wanted = load_module(T5Encoder(parts.text_config), parts.text)(torch.from_numpy(ids), torch.from_numpy(mask))
     got = run("text", {"ids": ids, "mask": mask}, ["features"])["features"]
     return {"features": (got, wanted)}, (wanted.float().numpy(), mask)
 

@@ -331,7 +331,7 @@ def test_defaults_of_a_config(tmp_path: Path) -> None:
     assert manifest.rules == {"lantern": "lantern:k=5"}
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp16", 1e-2), ("bf16", 1e-3)])
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 1e-2), ("bf16", 1e-2)])
 def test_half_precisions(tmp_path: Path, precision: str, limit: float) -> None:
     out = tmp_path / "bundle"
     build("janus-pro", "--checkpoint", JANUS, "--drafter", save_drafter(tmp_path / "drafter"), "--tree", "small_6",
