@@ -5,10 +5,12 @@
 | `parity` | whether the GPU draws what ONNX Runtime draws on the CPU, and whether `exact` draws the image of `ar` |
 | `speed` | plain decoding and `exact` by tree and images at a time: ms a round, the host's share, images a second |
 | `calls` | ms of a target call by nodes and images, and what reading weights and cache takes at a copy's bandwidth |
+| `stages` | ms a round of each engine and kernel by the device's clock, and how long it waits for the host |
 | `torch` | the same target call on one node in PyTorch: eager in a CUDA graph, and torch.compile |
 
-Every part replaces its own entry in benchmarks/results/gpu.json. `torch` takes the name of a preset. Rounds run on the
-device where the bundle has kernels; `--rounds host` shows what that gains, and draws with the noise of the host.
+Every part replaces its own entry in benchmarks/results/gpu.json, and `page` writes gpu.md from them. `torch` takes the
+name of a preset. Rounds run on the device where the bundle has kernels; `--rounds host` shows what that gains, and
+draws with the noise of the host.
 
     cascade-trt build llamagen-t2i-b --dummy-weights --precision fp16 --batch 8 --max-nodes 61 --out build/gpt_b
     cascade-trt compile build/gpt_b --target cuda
@@ -28,46 +30,21 @@ from typing import Any
 import click
 import numpy as np
 
-from ..runtime.backends import Backend
 from ..runtime.costs import measure
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
 from ..runtime.tree import NO_TREE
-from . import RESULTS
-from .machine import describe_machine
+from . import gpu_results
+from .gpu_page import page
+from .gpu_results import BACKEND, BUNDLE, ROUNDS, load, show, store
+from .gpu_stages import stages
 from .rounding import agreement
 from .timing import served, through
 
-FILE = RESULTS / "gpu.json"
 SLOTS = (1, 2, 4, 8)
 NODES = (1, 8, 17, 33, 60)
 TREES = ("jacobi_8", "jacobi_16", "jacobi_32", "jacobi_59", "mixed_8", "mixed_16", "mixed_32", "mixed_59", "small_6",
          "chain_7")  # fmt: skip
-BACKEND = click.option("--backend", default="ort-cuda", show_default=True)
-DEVICE, HOST = "device", "host"
-ROUNDS = click.option("--rounds", type=click.Choice([DEVICE, HOST]), default=DEVICE, show_default=True)
-
-
-class HostRounds:
-    """A backend without its kernels."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def kernels(self, *_: object) -> None:
-        return None
-
-
-def load(bundle: Path, name: str, rounds: str) -> Pipeline:
-    """The bundle on a backend, with rounds as asked for."""
-    if rounds == DEVICE:
-        return Pipeline.load(bundle, name)
-    with Pipeline.load(bundle, name, warm=False) as pipe:
-        backend = HostRounds(pipe.backend.backend)
-    return Pipeline.load(bundle, backend)  # type: ignore[arg-type] - it has what a backend has
 
 
 @click.group()
@@ -77,7 +54,7 @@ def main() -> None:
 
 # whether it is right -----------------------------------------------------------------------------------------
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@BUNDLE
 @BACKEND
 @ROUNDS
 @click.option("--images", type=int, default=8, show_default=True)
@@ -99,7 +76,7 @@ def parity(bundle: Path, backend: str, rounds: str, images: int) -> None:
 
 # how fast it is ----------------------------------------------------------------------------------------------
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@BUNDLE
 @BACKEND
 @ROUNDS
 @click.option("--slots", "sizes", type=int, multiple=True, default=SLOTS, show_default=True)
@@ -148,7 +125,7 @@ def _drawn(pipe: Pipeline, slots: int, options: dict[str, Any], images: int) -> 
 
 # what a call takes -------------------------------------------------------------------------------------------
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@BUNDLE
 @BACKEND
 @click.option("--slots", "sizes", type=int, multiple=True, default=SLOTS, show_default=True)
 @click.option("--bandwidth", type=float, help="GB/s of a copy. [default: measured with PyTorch]")
@@ -226,36 +203,15 @@ def _torch() -> Any:
     return torch
 
 
-# results -----------------------------------------------------------------------------------------------------
-def show(row: dict[str, Any]) -> None:
-    """One line of a measurement."""
-    click.echo(", ".join(f"{name} {_short(value)}" for name, value in row.items()))
+main.add_command(stages)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name} {_short(one)}" for name, one in value.items())
-    if isinstance(value, list):
-        return "/".join(map(_short, value))
-    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
-
-
-def store(part: str, subject: str, backend: str, found: dict[str, Any]) -> None:
-    """Puts an entry in the place of the one of the same part, subject, backend, rounds and GPU."""
-    entry = {"part": part, "subject": subject, "backend": backend, "gpu": _gpu(), "machine": describe_machine(None)}
-    entries = json.loads(FILE.read_text())["entries"] if FILE.is_file() else []
-    entry |= found
-    key = ("part", "subject", "backend", "rounds", "gpu")
-    kept = [one for one in entries if any(one.get(name) != entry.get(name) for name in key)]
-    FILE.write_text(json.dumps({"entries": [*kept, entry]}, indent=1) + "\n")
-    click.echo(f"{part} of {subject} on {backend}: {_short(found) if part == 'parity' else FILE}")
-
-
-def _gpu() -> str | None:
-    from ..engines.gpu import find_gpu
-
-    gpu = find_gpu()
-    return None if gpu is None else f"{gpu.name}, driver {gpu.driver}"
+@main.command("page")
+def write_page() -> None:
+    """Writes gpu.md beside the results: one page of all that was measured."""
+    file = gpu_results.FILE.with_suffix(".md")
+    file.write_text(page(json.loads(gpu_results.FILE.read_text())["entries"]))
+    click.echo(file)
 
 
 if __name__ == "__main__":

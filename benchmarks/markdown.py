@@ -29,19 +29,21 @@ def to_markdown(content: dict[str, Any]) -> str:
         spread = content["spread"]
         apart = {name: spread[name] or 0.0 for name in ("frechet", "precision", "recall")}
         note += _QUALITY_NOTE.format(judged=content["judged"], concept=100 * (spread["concept"] or 0.0), **apart)
-        lines = _table(_QUALITY, [_quality_cells(row) for row in rows])
+        lines = table(_QUALITY, [_quality_cells(row) for row in rows])
     else:
-        lines = _table(_SPEED, [_speed_cells(row) for row in rows])
+        lines = table(_SPEED, [_speed_cells(row) for row in rows])
     where = f"{machine['processor']}, {machine['cores']} cores, onnxruntime {machine.get('onnxruntime', '-')}"
     remarked = [line for said in remarks(rows) for line in ("", f"{said}.")]
-    return "\n".join([*lines, *remarked, "", f"{note} Machine: {where}.", ""])
+    return "\n".join([lines, *remarked, "", f"{note} Machine: {where}.", ""])
 
 
 def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     """On the rows of a report: which rules have an operating point of the bundle, and what `auto` drew with."""
     tuned = {row["rule"]: row["means"] for row in rows if row["rule"] in RULE_NAMES and row["means"] != row["rule"]}
-    return [f"{name} means {means} in this bundle; rules without such a point have their defaults"
-            for name, means in tuned.items()] + [
+    return [
+        f"{name} means {means} in this bundle; rules without such a point have their defaults"
+        for name, means in tuned.items()
+    ] + [
         f"{row['rule']} {AUTO}, rounds by tree: {_counts(row['trees'])}; last choice: {row['why']}"
         for row in rows
         if row["tree"] == AUTO
@@ -57,8 +59,9 @@ _QUALITY = ("rule", "tree", "tau", "speed-up", "flat cost", "relaxed", "concept"
             "precision", "recall")  # fmt: skip
 
 
-def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells)]
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns and cells as Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
 
 
 def _speed_cells(row: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import click
 from ..evaluation.format import interval, percent
 from ..runtime.tree import AUTO, NO_TREE
 from . import RESULTS
+from .markdown import table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "docs/results.md", "docs/drafting.md", "docs/research.md", "docs/gpu.md")
@@ -55,10 +56,6 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows))
-
-
 def _machine(of: dict[str, Any]) -> str:
     return f"{of['machine']['processor']}, {of['machine']['cores']} cores"
 
@@ -77,7 +74,7 @@ def lossless_short() -> str:
         what = f"`{name}`: {_GUESSES[name.partition('_')[0]]}"
         rows.append([what, str(row["nodes"]), f"{row['tau']:.2f}", f"{row['speed_up']:.2f}x",
                      f"{row['computed'][f'{_XL} x1']:.1f}x"])  # fmt: skip
-    return _table(("guesses", "nodes", "tokens a call", "speed-up here", "GPT-XL, H200, computed"), rows)
+    return table(("guesses", "nodes", "tokens a call", "speed-up here", "GPT-XL, H200, computed"), rows)
 
 
 def lossless() -> str:
@@ -92,7 +89,7 @@ def lossless() -> str:
         rows.append([f"`{row['tree']}`", str(row["nodes"]), f"{row['tau']:.2f} {_between(row['tau_interval'])}",
                      f"{said} %", f"{row['speed_up']:.2f}x", ", ".join(one), ", ".join(eight)])  # fmt: skip
     columns = ("tree", "nodes", "tokens a call [95 %]", "guessed by", "speed here", "H200, 1 image", "8 images")
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def lossless_note() -> str:
@@ -127,7 +124,7 @@ def relaxed() -> str:
          f"{row['computed'][f'{_XL} x1']:.1f}x", f"{100 * row['relaxed_share']:.0f} %"]
         for number, row in enumerate(_read("relaxed.json")["rows"], start=1)
     ]  # fmt: skip
-    return _table(("no.", "rule", "tree", "tokens a call", "speed here", "H200", "relaxed"), rows)
+    return table(("no.", "rule", "tree", "tokens a call", "speed here", "H200", "relaxed"), rows)
 
 
 def relaxed_quality() -> str:
@@ -140,7 +137,7 @@ def relaxed_quality() -> str:
             f"{more['mean']:+.2f} [{more['low']:+.2f}, {more['high']:+.2f}]", f"{row['recall']:.2f}",
             _losses(row) or ("nothing shown" if _inside(row) else "perhaps Fréchet"),
         ])  # fmt: skip
-    return _table(("no.", "concepts", "Fréchet", "against `ar`", "recall", "loses"), rows)
+    return table(("no.", "concepts", "Fréchet", "against `ar`", "recall", "loses"), rows)
 
 
 def relaxed_short() -> str:
@@ -154,7 +151,7 @@ def relaxed_short() -> str:
     cells = [[f"`{row['rule']}` on `{row['tree']}`", f"{row['tau']:.2f}", f"{row['speed_up']:.2f}x",
               interval(row["against_plain"]["concept"]), f"{row['frechet']:.2f}"] for row in best.values()]  # fmt: skip
     columns = ("rule", "tokens a call", "speed-up here", "concepts", "Fréchet")
-    return _table(columns, cells)
+    return table(columns, cells)
 
 
 def _worth(row: dict[str, Any]) -> float:
@@ -184,7 +181,7 @@ def auto() -> str:
         best, ups = row["best_fixed"], row["speed_ups"]
         named = "plain decoding" if best == NO_TREE else f"`{best}`, {ups[best]:.2f}x"
         rows.append([row["bundle"], str(row["slots"]), f"{ups[AUTO]:.2f}x", named, f"{row['auto_against_best']:.2f}"])
-    return _table(("model", "images at a time", "`auto`", "best fixed choice", "`auto` by the best"), rows)
+    return table(("model", "images at a time", "`auto`", "best fixed choice", "`auto` by the best"), rows)
 
 
 def auto_note() -> str:
@@ -202,7 +199,7 @@ def auto_gpu() -> str:
     """What `auto` would choose with the costs of an H200."""
     rows = [[one["model"], str(one["images"]), f"`{one['tree']}`", f"{one['speed_up']:.1f}x"]
             for one in _read("auto.json")["computed_h200"]]  # fmt: skip
-    return _table(("model", "images at a time", "`auto` takes", "computed speed-up"), rows)
+    return table(("model", "images at a time", "`auto` takes", "computed speed-up"), rows)
 
 
 def gpt_b() -> str:
@@ -238,7 +235,7 @@ def nodes_gpu() -> str:
          *(f"{calls['target', size]['steps']:.2f}" for size in sizes), f"{calls['drafter', 10]['ms']:.2f} ms"]
         for (model, images), calls in found.items()
     ]  # fmt: skip
-    return _table(("model", "images", "1 node", *(f"{size} nodes" for size in sizes), "drafting a level of 10"), rows)
+    return table(("model", "images", "1 node", *(f"{size} nodes" for size in sizes), "drafting a level of 10"), rows)
 
 
 def lookahead() -> str:
@@ -250,7 +247,7 @@ def lookahead() -> str:
             found.setdefault(row["rule"], {})[row["tree"]] = cell
     trees = list(dict.fromkeys(tree for cells in found.values() for tree in cells))
     rows = [[f"`{rule}`", *(cells.get(tree, "-") for tree in trees)] for rule, cells in found.items()]
-    return _table(("rule", *(f"`{tree}`" for tree in trees)), rows)
+    return table(("rule", *(f"`{tree}`" for tree in trees)), rows)
 
 
 FIGURES: dict[str, Callable[[], str]] = {

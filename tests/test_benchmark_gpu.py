@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cascade_trt.benchmarks import gpu
+from cascade_trt.benchmarks import gpu, gpu_results
 
 CPU = ("--backend", "ort-cpu")
 
 
 @pytest.fixture
 def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(gpu, "FILE", tmp_path / "gpu.json")
-    return lambda: json.loads(gpu.FILE.read_text())["entries"]
+    monkeypatch.setattr(gpu_results, "FILE", tmp_path / "gpu.json")
+    return lambda: json.loads(gpu_results.FILE.read_text())["entries"]
 
 
 def run(*arguments: object) -> None:
@@ -49,3 +49,29 @@ def test_rounds_of_the_host_are_an_entry_of_their_own(tiny_bundle: Path, entries
     for rounds in ("device", "host"):
         run("speed", tiny_bundle, *CPU, "--rounds", rounds, "--slots", 1, "--tree", "jacobi_8", "--repeats", 1)
     assert [entry["rounds"] for entry in entries()] == ["device", "host"]
+
+
+def test_stages_add_up(tiny_bundle: Path, entries: Any) -> None:
+    run("stages", tiny_bundle, *CPU, "--slots", 1, "--tree", "jacobi_8")
+    (found,) = entries()
+    assert found["clock"] == "the host's clock"
+    for row in found["rows"]:
+        assert set(row["ms_by_stage"]) == {"embed", "target"}
+        assert sum(row["ms_by_stage"].values()) == pytest.approx(row["ms_a_round"] * (1 - row["gap"]))
+        assert 0 < row["gap"] < 1 and row["target_gb_per_second"] > 0
+
+
+def test_one_page_of_every_part(tiny_bundle: Path, entries: Any) -> None:
+    run("parity", tiny_bundle, *CPU, "--images", 1)
+    run("speed", tiny_bundle, *CPU, "--slots", 1, "--tree", "jacobi_8", "--repeats", 1)
+    run("calls", tiny_bundle, *CPU, "--slots", 1, "--bandwidth", 10)
+    run("stages", tiny_bundle, *CPU, "--slots", 1, "--tree", "jacobi_8")
+    gpu_results.store("torch", "llamagen-t2i-b", "pytorch", {"torch": "2", "rows": [
+        {"images": 1, "eager_ms": 3.25, "eager_in_a_graph_ms": 2.5, "compiled_ms": 1.75}]})  # fmt: skip
+    run("page")
+    page = gpu_results.FILE.with_suffix(".md").read_text()
+    said = [line for line in page.splitlines() if line.startswith("### ")]
+    assert [line.split()[1] for line in said] == ["parity:", "speed:", "calls:", "stages:", "torch:"]
+    speed = next(entry for entry in entries() if entry["part"] == "speed")["rows"][1]
+    assert f"Fastest alone: `jacobi_8`, {speed['speed_up']:.2f} times" in page or speed["speed_up"] < 1
+    assert "| 1 | 3.25 | 2.50 | 1.75 |" in page and "100.0 % | 100.0 %" in page
