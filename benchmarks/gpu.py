@@ -30,6 +30,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..runtime.backends import refusal
 from ..runtime.costs import measure
 from ..runtime.lane import Lane
 from ..runtime.pipeline import Pipeline
@@ -66,9 +67,9 @@ def parity(bundle: Path, backend: str, rounds: str, images: int) -> None:
                  for tree in served(pipe, TREES)}  # fmt: skip
         together = agreement(_drawn(pipe, min(images, 4), {"rule": "ar"}, images), plain)
         precision = pipe.manifest.engines["target"].precision
-        support = pipe.manifest.backends["ort-cpu"]
+        on_cpu = refusal(pipe.manifest.backends, "ort-cpu") is None
     row: dict[str, Any] = {"precision": precision, "exact": trees, "ar_in_batches": together}
-    if support == "yes":
+    if on_cpu:
         with Pipeline.load(bundle, "ort-cpu") as pipe:
             row["cpu"] = agreement(plain, _drawn(pipe, 1, {"rule": "ar"}, images))
     store("parity", bundle.name, backend, {"rounds": rounds, **row})
@@ -153,7 +154,7 @@ def copy_bandwidth() -> float:
     torch = _torch()
     one = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(one)
-    return 2 * one.numel() / 1e6 / statistics.median(_timed(torch, lambda: other.copy_(one)))
+    return 2 * one.numel() / 1e6 / _median(lambda: other.copy_(one))
 
 
 @main.command("torch")
@@ -174,25 +175,17 @@ def with_torch(model: str, sizes: tuple[int, ...]) -> None:
             call = target_call(target, 2 * images, 1)
             fast = torch.compile(call, mode="reduce-overhead")
             graph = capture(call)
-            rows.append({"images": images, "eager_in_a_graph_ms": statistics.median(_timed(torch, graph.replay)),
-                         "compiled_ms": statistics.median(_timed(torch, fast)),
-                         "eager_ms": statistics.median(_timed(torch, call))})  # fmt: skip
+            rows.append({"images": images, "eager_in_a_graph_ms": _median(graph.replay), "compiled_ms": _median(fast),
+                         "eager_ms": _median(call)})  # fmt: skip
             show(rows[-1])
     store("torch", model, "pytorch", {"torch": torch.__version__, "rows": rows})
 
 
-def _timed(torch: Any, call: Callable[[], Any], times: int = 10) -> list[float]:
-    """Milliseconds of calls, by events, after three that warm up."""
-    taken = []
-    for number in range(-3, times):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        if number >= 0:
-            taken.append(start.elapsed_time(end))
-    return taken
+def _median(call: Callable[[], Any]) -> float:
+    """Milliseconds of a call on the GPU: the median of ten, after three that warm up."""
+    from .nodes_gpu import milliseconds
+
+    return statistics.median([milliseconds(call) for _ in range(13)][3:])
 
 
 def _torch() -> Any:

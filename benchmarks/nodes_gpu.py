@@ -60,7 +60,7 @@ def measure(name: str, images: int, repeats: int) -> list[dict[str, Any]]:
     times: dict[tuple[str, int], list[float]] = {key: [] for key in graphs}
     for repeat in range(repeats + 3):
         for key, graph in graphs.items():
-            taken = replay(graph)
+            taken = milliseconds(graph.replay, 5)
             if repeat >= 3:
                 times[key].append(taken)
     medians = {key: statistics.median(values) for key, values in times.items()}
@@ -124,12 +124,12 @@ def capture(call: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def replay(graph: torch.cuda.CUDAGraph, times: int = 5) -> float:
-    """Milliseconds of one replay, by events around `times` of them."""
+def milliseconds(call: Callable[[], Any], times: int = 1) -> float:
+    """Of one call, by events around `times` of them."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(times):
-        graph.replay()
+        call()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / times

@@ -103,6 +103,19 @@ def lossless_note() -> str:
     )
 
 
+def rounding() -> str:
+    """How many images depend on the shape of calls."""
+    rows = []
+    for of in _read("rounding.json")["entries"]:
+        for row in of["trees"]:
+            shares = [f"{100 * row[name]['images']:.0f} %" for name in ("alone", "within", "plain")]
+            of_tree = [of["precision"], of["backend"], f"`{row['tree']}`", str(row["nodes"])]
+            rows.append([*of_tree, *shares, str(of["images"])])
+    columns = ("precision", "backend", "tree", "nodes", "`ar` in calls of the tree's size is `ar` alone",
+               "`exact` is `ar` in such calls", "`exact` is `ar` alone", "images")  # fmt: skip
+    return table(columns, rows)
+
+
 # relaxed ----------------------------------------------------------------------------------------------------
 def _losses(row: dict[str, Any]) -> str:
     """What a setting loses against plain decoding: where the 95 % interval of the difference excludes 0."""
@@ -252,8 +265,8 @@ def lookahead() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     one.__name__: one
-    for one in (lossless_short, lossless, lossless_note, relaxed_short, relaxed, relaxed_quality, relaxed_note, auto,
-                auto_note, auto_gpu, gpt_b, refill, nodes_gpu, lookahead)
+    for one in (lossless_short, lossless, lossless_note, rounding, relaxed_short, relaxed, relaxed_quality,
+                relaxed_note, auto, auto_note, auto_gpu, gpt_b, refill, nodes_gpu, lookahead)
 }  # fmt: skip
 
 
