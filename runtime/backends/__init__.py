@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 BACKEND_NAMES: tuple[str, ...] = ("ort-cpu", "ort-cuda", "tensorrt-rtx", "tensorrt")
 CUDA_PROVIDER = "CUDAExecutionProvider"  # what ONNX Runtime calls its part for NVIDIA GPUs
 
+
+def refusal(support: Mapping[str, str], backend: str) -> str | None:
+    """Why a backend cannot take a bundle, in a sentence; None where it can. `support` is the manifest's `backends`: for
+    each backend "yes" or that sentence, and a backend that it does not name is one that may try."""
+    said = support.get(backend, "yes")
+    return None if said == "yes" else said
+
+
 Kind = Literal["in", "out", "device"]
 """What a buffer is for: the host writes it ("in"), the host reads it ("out"), or engines alone use it ("device")."""
 
