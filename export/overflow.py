@@ -49,9 +49,11 @@ class ActivationScan:
 
 def largest_activation(value: Tensor) -> float:
     """Largest magnitude in `value`, without the lowest number of its type: that marks what a mask hides."""
-    value = value.detach()
-    hidden = value == torch.finfo(value.dtype).min
-    return float(value.masked_fill(hidden, 0).abs().max())
+    value, lowest = value.detach(), torch.finfo(value.dtype).min
+    low, high = torch.aminmax(value)
+    if low == lowest:
+        return float(value.masked_fill(value == lowest, 0).abs().max())
+    return float(torch.maximum(-low, high))
 
 
 def fp16_sentence(largest: float, module: str) -> str:

@@ -131,8 +131,11 @@ class GraphBuilder:
 
     def linear(self, x: ir.Value, name: str, produce: Callable[[], np.ndarray]) -> ir.Value:
         """x [..., in] @ W; `produce` gives W as PyTorch stores it, [out, in], and it is stored transposed."""
-        # PyTorch transposes six times as fast as NumPy does.
-        return self.op("MatMul", x, self.weight(f"{name}.T", lambda: torch.from_numpy(produce()).T.contiguous().numpy()))
+
+        def transposed() -> np.ndarray:
+            return torch.from_numpy(produce()).T.contiguous().numpy()  # six times as fast as NumPy
+
+        return self.op("MatMul", x, self.weight(f"{name}.T", transposed))
 
     # the model --------------------------------------------------------------------------------------------
     def save(self, path: Path) -> None:
