@@ -1,7 +1,7 @@
 """Staging and publishing of bundle folders: built beside the target under a lock, exchanged in one step.
 
 One builder at a time is inside (`lock.py`). What it makes lies in a hidden folder beside the bundle and takes the
-bundle's place at once (`swap.py`), so that a killed builder leaves the old bundle or the new one. The hidden folder
+bundle's place at once (`exchange.py`), so that a killed builder leaves the old bundle or the new one. The hidden folder
 that it leaves, too, is cleared by the next builder.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from ..runtime.bundle import MANIFEST, Manifest, read_manifest
 from ..runtime.errors import CascadeError
 from ..runtime.files import check_files, require_utf8
+from .exchange import put_in_place, require_movable
 from .lock import locked
 from .origin import same_target
-from .swap import put_in_place, require_movable
 
 _PATIENCE = 60.0  # seconds that a change of a bundle waits for another builder: what it writes may have taken hours
 _GLANCE = 5.0  # seconds that a check before the work waits

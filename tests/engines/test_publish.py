@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from cascade_trt.engines import exchange
 from cascade_trt.engines import publish as publishing
-from cascade_trt.engines import swap
 from cascade_trt.engines.publish import amend_bundle, check_replaceable, staged_bundle
 from cascade_trt.runtime.bundle import Manifest, read_manifest
 from cascade_trt.runtime.errors import CascadeError
@@ -144,7 +144,7 @@ def test_what_killed_builds_left_is_cleared_and_nothing_else(tmp_path: Path) -> 
 
 def test_without_an_exchange_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old file systems rename twice. A builder that was killed in between has put the old bundle aside."""
-    monkeypatch.setattr(swap, "_exchange", lambda *_: False)
+    monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
     out = tmp_path / "bundle"
     for content in ("first", "second"):
         publish(out, content)
@@ -160,7 +160,7 @@ def test_without_an_exchange_of_names(tmp_path: Path, monkeypatch: pytest.Monkey
             raise OSError(errno.EPERM, "Operation not permitted", str(source))
         real(source, target)
 
-    monkeypatch.setattr(swap.os, "rename", refuse)
+    monkeypatch.setattr(exchange.os, "rename", refuse)
     with pytest.raises(CascadeError, match="Operation not permitted"):
         publish(out, "third")
     assert (out / "manifest.json").read_text() == "second"

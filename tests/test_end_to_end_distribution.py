@@ -38,7 +38,7 @@ def draw(pipe: Pipeline, first_seed: int, **settings: object) -> tuple[np.ndarra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3, "temperature": 0.8}])
-def test_strict_images_have_the_law_of_plain_ones(pipe: Pipeline, settings: dict[str, float]) -> None:
+def test_strict_images_have_the_distribution_of_plain_ones(pipe: Pipeline, settings: dict[str, float]) -> None:
     plain, _ = draw(pipe, 0, rule="ar", **settings)
     drawn = [("strict", "small_6"), ("strict", "chain_3"), ("strict-topk", "small_6")]
     drawn += [("strict-topk", tree) for tree in GUESSED]
