@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from ..engines.publish import check_replaceable
 from ..export.families import names
 from ..export.request import DEMO_MODEL, MAX_NODES, BuildRequest, check_request
+from ..runtime.backends import refusal
 from ..runtime.bundle import CLASS, SamplingDefaults
 from ..runtime.errors import CascadeError
 from ..runtime.tree import AnyTree, get_tree
@@ -182,7 +183,7 @@ class _Compiled:
         if self._kernels.built or self._added.built:
             say_next(self._folder)
         if self._local:
-            run(self._folder, tuple(self._local), self._one_plan)
+            run(self._folder, tuple(self._local))
 
 
 class Bar:
@@ -215,9 +216,9 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
     click.echo(f"{out}: {len(manifest.engines)} engines, {human(size)}")
     for sentence in told:
         click.echo(usable(sentence))
-    for backend, verdict in manifest.backends.items():
-        if verdict != "yes":
-            click.echo(f"{backend}: {verdict}")
+    for backend in manifest.backends:
+        if (problem := refusal(manifest.backends, backend)) is not None:
+            click.echo(f"{backend}: {problem}")
     worst = [
         (output["relative"], f"{name}.{key}")
         for name, report in manifest.parity.items()
@@ -231,7 +232,7 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
         click.echo(sentence)
     classes = manifest.model.condition.kind == CLASS
     what = "--class-id 1" if classes else "--features FILE.npz" if manifest.text is None else '"a red apple"'
-    on_cpu = manifest.backends.get("ort-cpu", "yes") == "yes"
+    on_cpu = refusal(manifest.backends, "ort-cpu") is None
     click.echo(f"next: {program()} {f'generate {what} --bundle {out}' if on_cpu else f'doctor {out}'}")
 
 

@@ -30,6 +30,8 @@ def run(bundle: Path, targets: tuple[str, ...], one_plan: bool = False, plain_at
         raise CascadeError(
             "say what to compile for: --target rtx:sm89 (repeatable), --target tensorrt, or --target cuda."
         )
+    if one_plan and not any(target.startswith("rtx:") for target in targets):
+        raise CascadeError("--one-plan is for targets of TensorRT-RTX: add --target rtx:smNN, or leave it away.")
     chosen, architectures = split_targets(targets)
     built = False
     if architectures:

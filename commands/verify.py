@@ -11,11 +11,15 @@ import click
 import numpy as np
 
 from ..engines.verify import INTEGERS
+from ..runtime.backends import refusal
 from ..runtime.backends.ort import OrtBackend
 from ..runtime.bundle import CLASS, Manifest
 from ..runtime.errors import CascadeError
 from ..runtime.pipeline import Pipeline
+from .counts import check_count
 from .tables import Rows
+
+_MOST_ROUNDS = 100  # each recorded call is held with its caches
 
 
 def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, seed: int, as_json: bool) -> None:
@@ -24,6 +28,7 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
     Exit code 1 when an output differs more than its tolerance. Raises CascadeError when the bundles do not
     belong together.
     """
+    check_count("--rounds", rounds, _MOST_ROUNDS)
     if against is None and target is None:
         raise CascadeError("say what to compare with: --against BUNDLE, or --target rtx:sm89 for its own engines.")
     from ..engines.verify import compare_calls, compare_drawings, load_plans, record, time_calls
@@ -31,7 +36,7 @@ def run(*, bundle: Path, against: Path | None, target: str | None, rounds: int, 
     reference = Pipeline.load(against or bundle, OrtBackend(1), warm=False)
     other = Pipeline.load(bundle, OrtBackend(1), warm=False) if target is None else load_plans(bundle, target)
     for pipe in (reference, other) if target is None else (reference,):
-        if (problem := pipe.manifest.backends.get("ort-cpu", "yes")) != "yes":
+        if (problem := refusal(pipe.manifest.backends, "ort-cpu")) is not None:
             raise CascadeError(f"{pipe.folder} cannot be compared on ort-cpu: {problem}")
     _check_pair(reference.manifest, other.manifest)
     given, precision = _conditioning(reference.manifest, seed), other.manifest.engines["target"].precision

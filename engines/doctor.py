@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..runtime.backends import CUDA_PROVIDER
+from ..runtime.backends import CUDA_PROVIDER, refusal
 from ..runtime.backends.device import LEAST_CAPABILITY, LEAST_CUDA
 from ..runtime.backends.kernels.info import kernel_problem, kernel_source, kernels_for
 from ..runtime.backends.ort import version_problem
@@ -150,13 +150,12 @@ def judge_bundle(bundle: Path, machine: Machine) -> list[Verdict]:
 
 
 def _judge_ort(manifest: Manifest, machine: Machine) -> Verdict:
-    support = manifest.backends.get("ort-cpu", USABLE)
     if not machine.providers:
         return Verdict("ort-cpu", REBUILD, "ONNX Runtime is not installed: run `pip install 'cascade-trt[cpu]'`.")
     if machine.onnxruntime is not None and (problem := version_problem(machine.onnxruntime)) is not None:
         return Verdict("ort-cpu", REBUILD, f"ONNX Runtime {problem}.")
-    if support != "yes":
-        return Verdict("ort-cpu", ELSEWHERE, support)
+    if (problem := refusal(manifest.backends, "ort-cpu")) is not None:
+        return Verdict("ort-cpu", ELSEWHERE, problem)
     needed = _ROOM * sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data"))
     if machine.free_memory and needed > machine.free_memory:
         sizes = f"{needed / 2**30:.1f} GiB for the weights, and {machine.free_memory / 2**30:.1f} GiB are free"
@@ -168,9 +167,9 @@ def _judge_cuda(manifest: Manifest, machine: Machine) -> list[Verdict]:
     """Nothing where ONNX Runtime has no CUDA provider."""
     if CUDA_PROVIDER not in machine.providers:
         return []
-    gpu, support = machine.gpu, manifest.backends.get("ort-cuda", "yes")
-    if support != "yes":
-        return [Verdict("ort-cuda", ELSEWHERE, support)]
+    gpu = machine.gpu
+    if (problem := refusal(manifest.backends, "ort-cuda")) is not None:
+        return [Verdict("ort-cuda", ELSEWHERE, problem)]
     if machine.onnxruntime and (problem := version_problem(machine.onnxruntime, "cuda", LEAST_ON_CUDA)) is not None:
         return [Verdict("ort-cuda", REBUILD, f"ONNX Runtime {problem}.")]
     if not machine.bindings:

@@ -13,7 +13,7 @@ from ..errors import CascadeError, CascadeWarning
 from ..plans import BACKENDS as TENSORRT
 from ..plans import Plans
 from ..schema import short
-from . import BACKEND_NAMES, CUDA_PROVIDER, Backend, open_backend
+from . import BACKEND_NAMES, CUDA_PROVIDER, Backend, open_backend, refusal
 
 AUTO = "auto"
 _CPU, _CUDA = "ort-cpu", "ort-cuda"
@@ -76,8 +76,8 @@ def _of_plans(offer: Offer, threads: int | None, device: int | None) -> tuple[Ch
             backend = _opened(name, offer, threads, device)
             return Chosen(backend, name, f"the bundle has engines for this GPU: {backend.identity.machine}"), ""
         except CascadeError as error:
-            problems.append(f"{name} cannot be used here: {str(error).rstrip('.')}")
-    return None, "; ".join(problems)
+            problems.append(str(error).rstrip("."))  # it says of itself what cannot be used
+    return None, "; ".join(dict.fromkeys(problems))
 
 
 def _of_onnx_runtime(offer: Offer, threads: int | None, device: int | None, problem: str) -> Chosen:
@@ -91,18 +91,20 @@ def _of_onnx_runtime(offer: Offer, threads: int | None, device: int | None, prob
             return Chosen(backend, _CUDA, f"{problem}; {why}" if problem else why)
         except CascadeError as error:
             missing = f"{_CUDA} cannot be used here: {str(error).rstrip('.')}"
-    why = f"{problem}; {missing}" if problem else missing
+    told = bool(problem) and missing.endswith(problem)  # by TensorRT: both stumble over the same
+    why = f"{problem}; {missing}" if problem and not told else missing
     if device is not None:
-        raise CascadeError(f"device {device} was asked for, but {why}.")
+        away = "leave device away to draw on the CPU"
+        raise CascadeError(f"device {device} was asked for, but {why}{', or' if ': ' in why else ':'} {away}.")
     backend = _opened(_CPU, offer, threads, None, f", and {why}")
-    if installed:  # who has installed it for a GPU does not expect the CPU
+    if installed and not told:  # who has installed it for a GPU does not expect the CPU
         warnings.warn(f"{missing}: images are drawn on the CPU.", CascadeWarning, stacklevel=4)
     return Chosen(backend, _CPU, why)
 
 
 def _opened(name: str, offer: Offer, threads: int | None, device: int | None, besides: str = "") -> Backend:
     """Raises CascadeError where the backend cannot take the bundle, or has no use for `threads` or `device`."""
-    if (problem := offer.support.get(name, "yes")) != "yes":
+    if (problem := refusal(offer.support, name)) is not None:
         raise CascadeError(f"{name} cannot draw this bundle{besides}: {problem}")
     if name == _CPU and device is not None:
         raise CascadeError(f"{_CPU} runs on no GPU: leave device away, or take the backend {_CUDA}.")
@@ -113,7 +115,7 @@ def _opened(name: str, offer: Offer, threads: int | None, device: int | None, be
 
 def _no_gpu(offer: Offer) -> str | None:
     """Why ONNX Runtime cannot take the bundle to a GPU, as far as that shows without asking the driver."""
-    if (problem := offer.support.get(_CUDA, "yes")) != "yes":
+    if (problem := refusal(offer.support, _CUDA)) is not None:
         return f"{_CUDA} cannot take this bundle: {problem}"
     try:
         import onnxruntime

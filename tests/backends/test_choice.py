@@ -79,7 +79,8 @@ def test_what_keeps_the_gpu_from_being_used_is_said(gpu: list[str], support: Off
     with pytest.warns(CascadeWarning, match="no driver was found: install one: images are drawn on the CPU"):
         chosen = choose_backend("auto", support)
     assert (chosen.name, chosen.why) == ("ort-cpu", "ort-cuda cannot be used here: no driver was found: install one")
-    with pytest.raises(CascadeError, match="^device 0 was asked for, but ort-cuda cannot be used here: no driver"):
+    with pytest.raises(CascadeError, match="^device 0 was asked for, but ort-cuda cannot be used here: no driver was "
+                       "found: install one, or leave device away to draw on the CPU.$"):
         choose_backend("auto", support, device=0)
     with pytest.raises(CascadeError, match="^no driver was found"):
         choose_backend("ort-cuda", support)
@@ -173,12 +174,35 @@ def test_engines_that_fit_are_taken(tiny_bundle: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_engines_that_do_not_fit_are_announced(tiny_bundle: Path, tmp_path: Path, more: dict, said: str) -> None:
     offer = with_plans(tiny_bundle, tmp_path, **more)
-    problem = f"^tensorrt-rtx cannot be used here: {said}"
+    problem = f"^{said}"
     with pytest.warns(CascadeWarning, match=f"{problem}: images are drawn with ort-cpu"):
         chosen = choose_backend("auto", offer)
     assert chosen.name == "ort-cpu" and re.match(f"{problem}; the installed", chosen.why)
     with pytest.raises(CascadeError, match=f"^{said}"):
         choose_backend("tensorrt-rtx", offer)
+
+
+def test_a_reason_is_told_once(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Where both TensorRTs and ONNX Runtime stumble over the same."""
+
+    def opened(name: str, threads: int | None, **_: object) -> Backend:
+        if name != "ort-cpu":
+            raise CascadeError(gpu[0])
+        return OrtBackend(threads)
+
+    monkeypatch.setattr(choice, "open_backend", opened)
+    monkeypatch.setattr(choice, "_has_driver", lambda: True)
+    monkeypatch.setattr(Plans, "has", lambda *_: True)
+    gpu.append("the driver is too old: install another.")
+    offer = with_plans(tiny_bundle, tmp_path)
+    with pytest.warns(CascadeWarning) as warned:
+        assert choose_backend("auto", offer).why.count("too old") == 1
+    assert [str(warning.message).count("too old") for warning in warned] == [1]
+    with pytest.raises(CascadeError, match="^device 0 was asked for, but .* leave device away to draw") as refused:
+        choose_backend("auto", offer, device=0)
+    assert str(refused.value).count("too old") == 1
 
 
 @pytest.mark.usefixtures("driver")
@@ -200,8 +224,10 @@ def test_engines_for_other_machines_are_no_reason_to_warn(tiny_bundle: Path, tmp
 def test_a_pipeline_takes_them(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "b")
     plans = fake_trt.compiled(tmp_path / "b", tmp_path / "b")
-    entries = [replace(plan, file=Path(plan.file).name, report=Path(plan.file).name) for plan in plans.entries]
-    manifest = replace(read_manifest(tmp_path / "b"), plans=entries)
+    manifest = read_manifest(tmp_path / "b")
+    entries = [replace(plan, file=f"{plan.engine}.plan", report=f"{plan.engine}.layers.json",
+                       precision=manifest.engines[plan.engine].precision) for plan in plans.entries]  # fmt: skip
+    manifest = replace(manifest, plans=entries)
     (tmp_path / "b" / MANIFEST).write_text(manifest.to_json())
     with Pipeline.load(tmp_path / "b", warm=False) as pipe:
         assert pipe.backend.name == "tensorrt-rtx"

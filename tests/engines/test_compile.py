@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from conftest_trt import TARGET, TARGETS, quiet
 
+from cascade_trt import __version__
 from cascade_trt.cli import cli
 from cascade_trt.engines import cache, compile
 from cascade_trt.engines.compile import add_plans
@@ -259,6 +260,11 @@ def test_tensorrt_without_a_gpu_leaves_a_script(bundle: Path, monkeypatch: pytes
         script = bundle / "build_on_target.sh"
         assert os.access(script, os.X_OK) and "cascade-trt compile --target tensorrt ." in script.read_text()
         assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    # On a machine without cascade-trt it says how to get it, and the package is on no index.
+    told = subprocess.run(["/bin/sh", script], env={"PATH": ""}, capture_output=True, text=True, check=False)
+    assert told.returncode == 2 and f"as the head of {script} says" in told.stderr and not told.stdout
+    assert "pip install 'cascade-trt" not in script.read_text()
+    assert f"pip install './cascade_trt-{__version__}-py3-none-any.whl[tensorrt]'" in script.read_text()
     check_files(bundle, read_manifest(bundle), thorough=True)
 
 
@@ -266,6 +272,9 @@ def test_unknown_target_and_no_target(bundle: Path) -> None:
     fails(bundle, "unknown target 'rtx:sm91'", "rtx:sm91")
     result = CliRunner().invoke(cli, ["compile", str(bundle)])
     assert result.exit_code == 2 and "--target rtx:sm89" in result.stderr
+    for target in ("tensorrt", "cuda"):
+        result = CliRunner().invoke(cli, ["compile", str(bundle), "--target", target, "--one-plan"])
+        assert result.exit_code == 2 and "--one-plan is for targets of TensorRT-RTX" in result.stderr
 
 
 def test_the_worker_records_time_and_memory(compiled_bundle: Path) -> None:

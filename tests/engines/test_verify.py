@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support import build, random_features, save_checkpoints
 
+from cascade_trt.cli import cli
 from cascade_trt.engines.verify import Call, _judge, compare_calls, compare_drawings, record
 from cascade_trt.runtime.backends.host import HostBuffer, host_buffer
 from cascade_trt.runtime.pipeline import Pipeline
@@ -142,6 +144,11 @@ def test_the_command(plain_bundle: Path, exact_bundle: Path, tmp_path: Path) -> 
         [*command, str(plain_bundle), "--against", str(tmp_path / "other")], capture_output=True, text=True, check=False
     )
     assert shown.returncode == 2 and "the bundles differ" in shown.stderr
+    for rounds, said in ((0, "--rounds must be at least 1, not 0"), (1000, "--rounds must be at most 100, not 1000")):
+        result = CliRunner().invoke(
+            cli, ["verify", str(plain_bundle), "--against", str(exact_bundle), "--rounds", str(rounds)]
+        )
+        assert result.exit_code == 2 and said in result.stderr
 
 
 @pytest.mark.parametrize(("expected", "actual", "passed"), [
