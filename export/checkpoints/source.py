@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +20,8 @@ from .reading import spelt
 
 Shape = tuple[int, ...]
 Module = TypeVar("Module", bound=torch.nn.Module)
+Read = tuple[Path, str, torch.Tensor]  # a tensor as it lies in a file, under its name there
+_reads: ContextVar[list[Read] | None] = ContextVar("reads", default=None)
 
 
 @runtime_checkable
@@ -125,6 +128,7 @@ def open_source(
     for content in read_folder(path, what) if os.path.isdir(path) else [read_file(path, what)]:
         found, said = model_of(content.tree, f"the {what} {content.path}")
         notes += said
+        found = {name: replace(x, load=_told(content.path, name, x.load)) for name, x in found.items()}
         for name, tensor in bare(found, where).items():
             if name in tensors:
                 raise CascadeError(f"{where} holds the tensor {spelt(name)} in two files: download it again.")
@@ -133,6 +137,29 @@ def open_source(
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(harmless)}
     check_floats(kept, where)
     return RenamedSource(path, {name: Derived(x.shape, x.load) for name, x in kept.items()}, [*notes, *said])
+
+
+def files_read(load: Callable[[], object]) -> list[Read]:
+    """The tensors that `load` reads of files, whatever is made of them and whatever they are called here."""
+    reads: list[Read] = []
+    token = _reads.set(reads)
+    try:
+        load()
+    finally:
+        _reads.reset(token)
+    return reads
+
+
+def _told(file: Path, name: str, load: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`load`, told to who asks what is read."""
+
+    def told() -> torch.Tensor:
+        tensor = load()
+        if (reads := _reads.get()) is not None:
+            reads.append((file, name, tensor))
+        return tensor
+
+    return told
 
 
 def load_module(module: Module, source: TensorSource, prefix: str = "") -> Module:
