@@ -13,7 +13,6 @@ import torch
 from apart import ApartBackend
 from graph_calls import Target, prefill, session
 from support import FIXTURE, build
-from ties import same_but_for_ties, watch_leads
 
 from cascade_trt.export.checkpoints.source import open_source
 from cascade_trt.export.open import open_parts
@@ -140,20 +139,6 @@ def test_images(model: Model) -> None:
     for image, wanted in zip(output.images, pixels.astype(np.uint8).transpose(0, 2, 3, 1), strict=True):
         differences = np.abs(np.asarray(image).astype(int) - wanted)
         assert differences.max() <= 1 and differences.mean() <= 0.01  # cut, not rounded: half of all would differ
-
-
-@pytest.mark.parametrize("seed", [0, pytest.param(7, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
-def test_exact_is_ar(model: Model, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [*model.prompts, "a boat"]
-    with monkeypatch.context() as patch:
-        leads = watch_leads(patch)
-        plain = model.pipe.generate(prompts, seed=seed, rule="ar", guidance_scale=SCALE)
-    for tree in ("small_6", "mixed_12x8"):
-        together = model.pipe.generate(prompts, seed=seed, rule="exact", tree=tree, guidance_scale=SCALE)
-        alone = model.pipe.generate(prompts[:1], seed=seed, rule="exact", tree=tree, guidance_scale=SCALE)
-        for output in (together, alone):
-            for codes, expected, own_seed in zip(output.codes, plain.codes, output.seeds, strict=False):
-                same_but_for_ties(codes, expected, own_seed, leads)
 
 
 # the drafter ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 from graph_calls import Target, prefill, session
 from janus import JANUS, save_drafter
 from support import build
-from ties import same_but_for_ties, watch_leads
 
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.prompts import PromptEncoder, rows_of
@@ -87,21 +86,6 @@ def test_images(pipe: Pipeline) -> None:
     for image, wanted in zip(output.images, pixels.astype(np.uint8).transpose(0, 2, 3, 1), strict=True):
         differences = np.abs(np.asarray(image).astype(int) - wanted)
         assert differences.max() <= 1 and differences.mean() <= 0.01  # half of all would differ if they were rounded
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_exact_is_ar(pipe: Pipeline, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [*PROMPTS, "a boat"]
-    with monkeypatch.context() as patch:
-        leads = watch_leads(patch)
-        plain = pipe.generate(prompts, seed=seed, rule="ar")
-    for tree in ("small_6", "dynamic_12x4x3", "mixed_8x4", "jacobi_5"):
-        together = pipe.generate(prompts, seed=seed, rule="exact", tree=tree)
-        alone = pipe.generate(prompts[:1], seed=seed, rule="exact", tree=tree)
-        for output, count in ((together, 3), (alone, 1)):
-            assert len(output.codes) == count
-            for image in range(count):
-                same_but_for_ties(output.codes[image], plain.codes[image], leads, seed + image)
 
 
 def test_white_space_around_a_prompt_is_nothing(pipe: Pipeline) -> None:
