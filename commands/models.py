@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
+from ..export.families import get_family, of_other_packages
 from ..export.families.chameleon.presets import PRESETS as CHAMELEON
 from ..export.families.chameleon.presets import Preset as ChameleonPreset
 from ..export.families.janus.presets import PRESETS as JANUS
 from ..export.families.janus.presets import Preset as JanusPreset
 from ..export.families.llamagen.presets import PRESETS as LLAMAGEN
 from ..export.families.llamagen.presets import Preset as LlamaGenPreset
-from .hints import program
+from ..runtime.errors import CascadeError
+from .hints import program, usable
 from .tables import Rows
 
 Preset = LlamaGenPreset | JanusPreset | ChameleonPreset
@@ -26,12 +28,34 @@ def _facts(preset: Preset) -> dict[str, Any]:
     return asdict(replace(preset, published=None)) | {"published": published}
 
 
+def _of_other_packages() -> list[dict[str, Any]]:
+    """The families of other packages with their presets; one that cannot be asked is warned of."""
+    rows = []
+    for name, package in of_other_packages().items():
+        try:
+            family = get_family(name)
+        except ImportError as error:
+            install = usable("`pip install 'cascade-trt[export]'`")
+            click.echo(f"Warning: the model family {name} of {package} needs {error.name}: run {install}.", err=True)
+            continue
+        except CascadeError as error:
+            click.echo(f"Warning: {error}", err=True)
+            continue
+        published = {preset: str(files) for preset, files in family.published.items()}
+        rows.append({"family": name, "package": package, "presets": sorted(family.presets), "published": published})
+    return rows
+
+
 def run(as_json: bool) -> None:
     presets: list[Preset] = [*LLAMAGEN.values(), *JANUS.values(), *CHAMELEON.values()]
     if as_json:
         rows = [
             _facts(p) | {"parameters": p.parameters, "image_size": p.image_size, "top_k": p.top_k} for p in presets
         ]
+        for other in _of_other_packages():
+            about = {"family": other["family"], "package": other["package"]}
+            rows += [about | {"name": name, "published": other["published"].get(name)} for name in other["presets"]]
+            rows += [] if other["presets"] else [about | {"name": other["family"], "published": None}]
         click.echo(json.dumps(rows, indent=1))
         return
     table = Rows(("model", "weights", "layers x width", "image", "tokens", "guidance", "top_k"))
@@ -45,6 +69,11 @@ def run(as_json: bool) -> None:
         files.add(preset.name, "no public file" if preset.published is None else str(preset.published))
     table.print()
     files.print()
+    if others := _of_other_packages():
+        brought = Rows(("model family", "package", "models"))
+        for other in others:
+            brought.add(other["family"], other["package"], ", ".join(other["presets"]) or "from its checkpoint")
+        brought.print()
     build = f"{program()} build"
     click.echo(
         f"build one from the hub:\n  {build} llamagen-t2i-xl-stage1\n"

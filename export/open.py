@@ -17,22 +17,26 @@ DEMO = Path(__file__).resolve().parent.parent / "examples" / "emoji" / "weights"
 def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     """What a request names, opened and checked. Raises CascadeError."""
     if request.dummy_weights:
-        return open_dummy(request.model, request.grid)
+        return open_dummy(request.model, request.grid, request.prompt_length)
     if request.model == DEMO_MODEL:
         return open_demo()
     if request.model not in names():
-        family_of_preset(request.model)  # a name that nothing has is told
+        owner = family_of_preset(request.model)  # a name that nothing has is told
         raise CascadeError(
-            f"{request.model!r} has no checkpoint here: build `llamagen` with --checkpoint and --vq, or add "
-            "--dummy-weights."
+            f"{request.model!r} has no checkpoint here: build `{owner.name}` with --checkpoint, or add --dummy-weights."
         )
     family = get_family(request.model)
     if request.size is not None and not family.has_sizes:
         raise CascadeError(f"the images of {request.model} have one size: leave --size away.")
     parts, sampling = family.open(request)
-    if request.prompt_length is not None and parts.prompt is None:
-        raise CascadeError(f"{request.model} does not read prompts as token ids: leave --prompt-length away.")
+    _check_prompt_length(request.model, request.prompt_length, parts)
     return parts, sampling
+
+
+def _check_prompt_length(model: str, length: int | None, parts: Parts) -> None:
+    """Raises CascadeError where slots for a prompt were asked for, and the model has no use for them."""
+    if length is not None and parts.prompt is None:
+        raise CascadeError(f"{model} does not read prompts as token ids: leave --prompt-length away.")
 
 
 def open_demo() -> tuple[Parts, SamplingDefaults]:
@@ -48,9 +52,11 @@ def open_demo() -> tuple[Parts, SamplingDefaults]:
     return family.open(replace(files, drafter=drafter) if drafter.is_file() else files)
 
 
-def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
+def open_dummy(name: str, grid: int | None, prompt_length: int | None = None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a published model's size. Raises CascadeError for another name."""
     dummy = family_of_preset(name).dummy
     if dummy is None:
         raise CascadeError(f"{name!r} cannot be built with random weights: give its checkpoint.")
-    return dummy(name, grid)
+    parts, sampling = dummy(name, grid, prompt_length)
+    _check_prompt_length(name, prompt_length, parts)
+    return parts, sampling

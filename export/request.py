@@ -86,8 +86,8 @@ def check_request(request: BuildRequest) -> None:
     if request.model != DEMO_MODEL and not request.dummy_weights:
         return
     what = "a model with --dummy-weights" if request.dummy_weights else "emoji, which comes with its own weights,"
-    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head", "size", "prompt_length")
-    unused += () if request.dummy_weights else ("grid",)
+    unused = ("checkpoint", "vq", "drafter", "text", "config", "n_head", "size")
+    unused += () if request.dummy_weights else ("grid", "prompt_length")
     for name in unused:
         if getattr(request, name) is not None:
             raise CascadeError(f"{what} takes no --{name.replace('_', '-')}: leave it away.")

@@ -19,7 +19,7 @@ def sequence(vocabulary: Vocabulary, images: Images) -> Sequence:
 
 KIND = Kind("anole", "Anole", ANOLE_7B, False, sequence, ("text", "n_head"))
 FAMILY = Family(
-    KIND.name, partial(open_repository, kind=KIND), frozenset({ANOLE_7B.name}), lambda _, grid: open_dummy(KIND, grid),
-    published={ANOLE_7B.name: ANOLE_7B.published},
+    KIND.name, partial(open_repository, kind=KIND), frozenset({ANOLE_7B.name}),
+    lambda _, grid, length: open_dummy(KIND, grid, length), published={ANOLE_7B.name: ANOLE_7B.published},
     default=ANOLE_7B.name,
 )  # fmt: skip

@@ -21,6 +21,6 @@ def sequence(vocabulary: Vocabulary, images: Images) -> Sequence:
 KIND = Kind("lumina-mgpt", "Lumina-mGPT", LUMINA_7B_768, True, sequence, ("text", "n_head", "grid"))
 FAMILY = Family(
     KIND.name, partial(open_repository, kind=KIND), frozenset({LUMINA_7B_768.name}),
-    lambda _, grid: open_dummy(KIND, grid), published={LUMINA_7B_768.name: LUMINA_7B_768.published},
+    lambda _, grid, length: open_dummy(KIND, grid, length), published={LUMINA_7B_768.name: LUMINA_7B_768.published},
     default=LUMINA_7B_768.name, has_sizes=True,
 )  # fmt: skip

@@ -34,8 +34,8 @@ PROMPT_LENGTH = 128  # slots of a prefix, what stands around the prompt included
 class Kind:
     """What sets a model of the family apart: `name` on the command line, `title` in messages, its `preset`.
 
-    `is_lumina`: its config has Lumina-mGPT's settings, and its drafters have one norm for all heads. `sequence` gives
-    that of a vocabulary for the images that are asked for; `unused` are options it has no use for.
+    `is_lumina`: its config has Lumina-mGPT's settings, and its published drafters one norm for all heads. `sequence`
+    gives that of a vocabulary for the images that are asked for; `unused` are options it has no use for.
     """
 
     name: str
@@ -87,7 +87,9 @@ def open_repository(request: BuildRequest, kind: Kind) -> tuple[Parts, SamplingD
     return opened, _sampling(kind.preset, settings)
 
 
-def open_dummy(kind: Kind, grid: int | None) -> tuple[Parts, SamplingDefaults]:
+def open_dummy(
+    kind: Kind, grid: int | None, prompt_length: int | None = None
+) -> tuple[Parts, SamplingDefaults]:
     """Random weights of the preset's size, with a drafter of LANTERN's shape and a tokenizer of bytes."""
     preset = kind.preset
     config = ChameleonConfig(
@@ -100,9 +102,8 @@ def open_dummy(kind: Kind, grid: int | None) -> tuple[Parts, SamplingDefaults]:
     side = check_grid(preset.grid if grid is None else grid)
     size = f"{side * vq.factor}x{side * vq.factor}"
     sequence = kind.sequence(vocabulary, Images(side, size, None, vq.factor))
-    target = target_model(
-        DummySource(chameleon_shapes(config)), config, sequence, kind.name, preset.name, PROMPT_LENGTH
-    )
+    length = PROMPT_LENGTH if prompt_length is None else prompt_length
+    target = target_model(DummySource(chameleon_shapes(config)), config, sequence, kind.name, preset.name, length)
     one = replace(config, n_layer=1)
     drafter = drafter_model(DummySource(drafter_shapes(one, bias=True)), one, sequence.kept)
     parts = _parts(target, (DummySource(vq_shapes(vq)), vq), sequence, tokenizer, drafter=drafter, dummy=True)

@@ -27,6 +27,7 @@ from ...checkpoints.source import (
     matrix,
     open_source,
     renamed,
+    with_notes,
 )
 from .model import ChameleonConfig
 from .native import is_native, native_to_hf
@@ -241,10 +242,10 @@ def _regular_norms(source: TensorSource, heads: Mapping[str, int], head_dim: int
 def open_drafter(
     path: Path, target: ChameleonConfig, title: str, per_head: bool
 ) -> tuple[TensorSource, ChameleonConfig]:
-    """Opens a LANTERN drafter for `target`; its config.json is read where it lies. `per_head`: the drafters of this
-    model have norms of each head's own.
+    """Opens a LANTERN drafter for `target`; its config.json is read where it lies. `per_head`: those published for this
+    model have norms of each head's own. One that has the other kind may be the other model's, which a note says.
 
-    Raises CascadeError for the drafter of another model.
+    Raises CascadeError for the drafter of another model, as far as shapes tell.
     """
     source = open_source(path, "drafter", ["fc.weight"])
     missing = [name for name in ("fc.weight", "embed_tokens.weight") if name not in source]
@@ -258,12 +259,14 @@ def open_drafter(
             f"the drafter {path} is {config.dim} wide with {config.vocab_size} tokens, {title} is {target.dim} wide "
             f"with {target.vocab_size}: give the drafter that was trained for this target."
         )
-    if config.n_head > 1 and per_head != (config.norm_rows[0] > 1):
-        other = "for all heads together, as those of Lumina-mGPT" if per_head else "for each head, as those of Anole"
-        raise CascadeError(f"the drafter {path} has norms {other}: give LANTERN's drafter of {title}.")
     shapes = drafter_shapes(config, "fc.bias" in source)
     check_shapes(source, shapes, "drafter")
     check_all_read(source, shapes, "drafter")
+    if config.n_head > 1 and per_head != (config.norm_rows[0] > 1):
+        other = "for all heads together, as those of Lumina-mGPT" if per_head else "for each head, as those of Anole"
+        source = with_notes(
+            source, f"the drafter {path} has norms {other}: where it was not trained for {title}, it will guess badly."
+        )
     return source, config
 
 

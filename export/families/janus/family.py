@@ -176,7 +176,7 @@ def _sampling(codes: int, settings: Mapping[str, Any]) -> SamplingDefaults:
     )
 
 
-def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
+def open_dummy(name: str, grid: int | None, prompt_length: int | None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a preset's size, with a drafter of LANTERN's form and a tokenizer of bytes."""
     preset = PRESETS[name]  # who asks has found the family by it
     config = JanusConfig(
@@ -186,10 +186,11 @@ def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
         grid=check_grid(preset.grid if grid is None else grid),
     )  # fmt: skip
     vq, layer = VQConfig(codebook_size=preset.codes, ch_mult=preset.vq_ch_mult), layer_config(config)
-    prompt, tokenizer = dummy_prompt(PROMPT_LENGTH)
+    length = prompt_length or PROMPT_LENGTH
+    prompt, tokenizer = dummy_prompt(length)
     drafter = DummySource(drafter_shapes(layer, config.codes, bias=True))
     parts = Parts(
-        target_model(DummySource(janus_shapes(config)), config, preset.name, PROMPT_LENGTH),
+        target_model(DummySource(janus_shapes(config)), config, preset.name, length),
         DummySource(vq_shapes(vq)), vq, drafter=drafter_model(drafter, layer, config.codes, config.rope_base),
         tokenizer=tokenizer, prompt=prompt, rounding=DOWN, dummy=True,
     )  # fmt: skip

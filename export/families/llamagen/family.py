@@ -164,7 +164,7 @@ def drafter_config(config: LlamaGenConfig) -> DrafterConfig:
     )  # fmt: skip
 
 
-def open_dummy(name: str, grid: int | None) -> tuple[Parts, SamplingDefaults]:
+def open_dummy(name: str, grid: int | None, _: int | None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a preset's size, with a drafter of LANTERN's shape and no text encoder."""
     preset, config = get_preset(name), preset_config(name, grid)
     vq, drafter = VQConfig(codebook_size=preset.vocab_size, ch_mult=preset.vq_ch_mult), drafter_config(config)
