@@ -38,8 +38,16 @@ class VQConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, which also takes groups of one value, as a narrow decoder has on an image of one token: they are 0
+    before the shift."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _norm(channels: int, groups: int) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def _swish(x: Tensor) -> Tensor:
