@@ -97,6 +97,10 @@ class Watching:
         return self.rule.needs | self.looks_at
 
     @property
+    def compares_siblings(self) -> bool:
+        return self.rule.compares_siblings
+
+    @property
     def looks_at(self) -> frozenset[str]:
         return frozenset({LOGITS})
 

@@ -57,6 +57,24 @@ class Choice:
     why: str
 
 
+@dataclass(frozen=True)
+class Round:
+    """What a round of `exact` images of that rule and `plain` ones of plain decoding is expected to be.
+
+    `tokens` float64 [T] are what it brings an image with each tree, `times` float64 [1 + T] its milliseconds and
+    `speeds` float64 [1 + T] tokens a millisecond, plain decoding first.
+    """
+
+    exact: int
+    plain: int
+    tokens: np.ndarray
+    times: np.ndarray
+    speeds: np.ndarray
+
+    def is_of(self, exact: int, plain: int) -> bool:
+        return (self.exact, self.plain) == (exact, plain)
+
+
 def kind_of(tree: AnyTree) -> str:
     """Where the tree's tokens come from: the draft engine, the round before, or both."""
     if not tree.guessed:
@@ -156,7 +174,8 @@ class Auto:
         self._token = np.where(whole, 0.0, costs.info.token)  # a whole round has the cost of its tokens in it
         self._drift = Drift([_DOUBT[bool(one)] for one in whole])
         self._milliseconds: dict[int, np.ndarray] = {}  # by busy slots
-        self._last: tuple[tuple[int, int, str | None], Choice] | None = None
+        # The newest choice, the tree that was current then, and what was expected; None once enough was seen since.
+        self._last: tuple[str | None, Round, Choice] | None = None
         self._unheeded = 0  # rounds seen since the newest choice
         self._plain_rounds = 0
         self._lock = threading.Lock()
@@ -165,11 +184,15 @@ class Auto:
         """The tree for a round of `exact` images of that rule and `plain` images of plain decoding, which gain one
         token a round whatever the tree. It stays with `current` unless another is 5 % faster or plain decoding is
         faster at all."""
-        asked = exact, plain, current
         with self._lock:
-            if self._last is None or self._last[0] != asked:
-                self._last, self._unheeded = (asked, self._choose(*asked)), 0
-            return self._last[1]
+            if not exact or not self._trees:
+                return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
+            if self._last is not None and self._last[0] == current and self._last[1].is_of(exact, plain):
+                return self._last[2]
+            coming = self._expect(exact, plain)
+            choice = self._choose(coming, current)
+            self._last, self._unheeded = (current, coming, choice), 0
+            return choice
 
     def rival(self, exact: int, plain: int, current: str, turn: int) -> str | None:
         """What else to look at for such images, so that it is known what it takes now: in even turns plain decoding, in
@@ -178,7 +201,10 @@ class Auto:
         with self._lock:
             if not exact or not self._trees:
                 return None
-            _, speeds = self._expect(self._outlook.tokens(), exact, plain)
+            coming = None if self._last is None else self._last[1]  # what the choice beside it went by
+            if coming is None or not coming.is_of(exact, plain):
+                coming = self._expect(exact, plain)
+            speeds = coming.speeds
             at = self._names.index(current) if current in self._names else 0
             others = speeds.copy()
             others[[0, at]] = 0
@@ -213,14 +239,12 @@ class Auto:
     def speeds(self, busy: int) -> dict[str, float]:
         """How fast each tree is expected to draw so many images of `exact`, in speeds of plain decoding."""
         with self._lock:
-            _, speeds = self._expect(self._outlook.tokens(), busy, 0)
+            speeds = self._expect(busy, 0).speeds
             return dict(zip(self._names[1:], (speeds[1:] / speeds[0]).tolist(), strict=True))
 
-    def _choose(self, exact: int, plain: int, current: str | None) -> Choice:
-        if not exact or not self._trees:
-            return Choice(NO_TREE, "no image is drawn with exact" if self._trees else "no tree's cost is known")
-        names, busy, tokens = self._names, exact + plain, self._outlook.tokens()
-        times, speeds = self._expect(tokens, exact, plain)
+    def _choose(self, coming: Round, current: str | None) -> Choice:
+        names, busy, tokens = self._names, coming.exact + coming.plain, coming.tokens
+        times, speeds = coming.times, coming.speeds
         at, best = names.index(current) if current in names else 0, int(np.argmax(speeds))
         if speeds[0] > speeds[at]:
             at = 0  # plain decoding is the one to fall back on, without further gain
@@ -235,11 +259,11 @@ class Auto:
         why = f"plain decoding: 1 token in {times[0]:.3g} ms, the best tree, {names[shown]}, {tree}{measured}"
         return Choice(NO_TREE, why)
 
-    def _expect(self, tokens: np.ndarray, exact: int, plain: int) -> tuple[np.ndarray, np.ndarray]:
-        """Milliseconds of a round, and tokens a millisecond: of plain decoding, then of trees that bring `tokens`."""
+    def _expect(self, exact: int, plain: int) -> Round:
+        tokens = self._outlook.tokens()
         gained = exact * np.concatenate([[1.0], tokens]) + plain
         times = (self._times(exact + plain) + self._token * gained) * self._drift.factors()
-        return times, gained / times
+        return Round(exact, plain, tokens, times, gained / times)
 
     def _times(self, busy: int) -> np.ndarray:
         """Milliseconds that a round is expected to take, by choice; what each token costs comes on top."""

@@ -72,8 +72,8 @@ class AutoTree:
         self.asked, self.first = AUTO, first
         self._auto = auto
         self._standing: str | None = None
-        self._rival: str | None = None
-        self._rounds, self._left, self._turn = 0, 0, 0  # since the last look, left of this one, looks so far
+        self._rounds, self._looks = 0, 0  # since the last look, and looks so far
+        self._rivals: list[str] = []  # the trees of the rounds that are left of this look
 
     def serves(self, rule: Rule, tree: str | None) -> bool:  # noqa: ARG002 - as the contract says
         return True
@@ -90,16 +90,13 @@ class AutoTree:
     def _choose(self, exact: int, plain: int) -> Choice:
         choice = self._auto.choose(exact, plain, self._standing)
         self._standing = choice.tree
-        if not self._left:
+        if not self._rivals:
             self._rounds += 1
             if self._rounds > (_EVERY_PLAIN if choice.tree == NO_TREE else _EVERY):
-                self._rival = self._auto.rival(exact, plain, choice.tree, self._turn)
-                self._rounds, self._turn = 0, self._turn + 1
-                self._left = 0 if self._rival is None else _LOOK_PLAIN if self._rival == NO_TREE else _LOOK
-        if not self._left or self._rival is None:
-            return choice
-        self._left -= 1
-        return Choice(self._rival, choice.why)
+                rival = self._auto.rival(exact, plain, choice.tree, self._looks)
+                self._rounds, self._looks = 0, self._looks + 1
+                self._rivals = [] if rival is None else [rival] * (_LOOK_PLAIN if rival == NO_TREE else _LOOK)
+        return Choice(self._rivals.pop(), choice.why) if self._rivals else choice
 
     def observe(self, tree: str, tokens: int, rounds: int, busy: int, milliseconds: float | None) -> None:
         self._auto.observe(tree, tokens, rounds, busy, milliseconds)

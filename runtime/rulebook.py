@@ -72,10 +72,9 @@ class Rulebook:
 
     def _first_for(self, rule: Rule, sampling: Sampling) -> str:
         """The first tree that fits a rule; where none does, the first one's reason is raised."""
-        breadth = getattr(rule, "compares_siblings", False)
 
         def rank(info: TreeInfo) -> tuple[bool, bool]:
-            return breadth and not info.tree().has_siblings, JACOBI in info.sources
+            return rule.compares_siblings and not info.tree().has_siblings, JACOBI in info.sources
 
         trees = sorted(self._manifest.trees or [self._manifest.tree(None)], key=rank)
         reasons = [self._unfit(rule, info, sampling) for info in trees]
@@ -116,7 +115,7 @@ class Rulebook:
 
 def _checked(rule: Rule) -> Rule:
     """A rule object of the caller's. Raises CascadeError when it is not one."""
-    missing = [name for name in ("name", "noise", "needs", "decide") if not hasattr(rule, name)]
+    missing = [name for name in ("name", "noise", "needs", "compares_siblings", "decide") if not hasattr(rule, name)]
     if missing:
         raise CascadeError(f"the rule {rule!r} has no {', '.join(missing)}: see docs/adding-a-model.md.")
     if unknown := set(rule.needs) - NEEDS:

@@ -8,9 +8,7 @@ depths, ancestor mask) is a constant of a static tree; a dynamic one is chosen i
 
 from __future__ import annotations
 
-import json
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +19,7 @@ import numpy as np
 
 from .errors import CascadeError
 from .nearest import meant
-from .schema import printable, without_doubles
+from .tree_file import read_tree_file
 
 # Children of each node, level by level in breadth-first order; nodes left out at the end have none.
 # The first three are published trees of EAGLE, LANTERN and LANTERN++; the small ones suit a CPU, where the cost of
@@ -382,34 +380,10 @@ def _chain_of(spec: str, kind: str, length: str, second: str | None) -> Tree | N
     return chains(spec, lengths, EAGLE if kind == "mixed" else JACOBI)
 
 
-_FORM = 'a list of paths such as [[0], [0, 0]], or of nodes such as {"path": [0, 0], "source": "jacobi"}'
-
-
 def _tree_of_file(path: Path) -> Tree:
     """The tree that a JSON file lists, named after the file."""
-    try:
-        if stat.S_ISFIFO(path.stat().st_mode):
-            raise ValueError("it is a pipe, and nobody may ever write to it")
-        nodes = json.loads(path.read_text(), object_pairs_hook=without_doubles)
-    except FileNotFoundError:
-        raise CascadeError(f"there is no tree file {path}: give a JSON list of paths.") from None
-    except OSError as error:
-        raise CascadeError(f"the tree file {path} cannot be read ({error.strerror}): check the path.") from None
-    except (ValueError, RecursionError) as error:
-        bad = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
-        what = "is not JSON" if bad else "cannot be taken"
-        raise CascadeError(f"{path} {what} ({error}): give {_FORM}.") from None
-    if not isinstance(nodes, list):
-        raise CascadeError(f"{path} must hold {_FORM}.")
-    nodes = [{"path": node, "source": EAGLE} if isinstance(node, list) else node for node in nodes]
-    for node in nodes:
-        if not isinstance(node, dict) or set(node) != {"path", "source"} or not isinstance(node["path"], list):
-            raise CascadeError(f"{path} must hold {_FORM}.")
-        if node["source"] not in SOURCES:
-            raise CascadeError(f"{path} names the source {node['source']!r}: choose among {', '.join(SOURCES)}.")
-    if not printable(path.stem):
-        raise CascadeError(f"the tree file {path} gives its tree a name that cannot be printed: rename the file.")
-    tree = tree_from_paths(path.stem, [node["path"] for node in nodes], [node["source"] for node in nodes])
+    paths, sources = read_tree_file(path, SOURCES)
+    tree = tree_from_paths(path.stem, paths, sources)
     if tree.name in (AUTO, NO_TREE) or _is_taken(tree):
         raise CascadeError(f"{path} is called as a tree of another shape is: name the file otherwise.")
     return tree

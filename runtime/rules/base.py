@@ -141,7 +141,8 @@ class Rule(Protocol):
     `name` spells the rule with its settings, so that `get_rule(name)` makes it again. `noise` names the stream
     of Gumbel noise that the drafter adds to log q, or None for its plain top-k. `needs` names what the rule reads
     of a node beside the target's own draw: LOGITS (ids and logits, which every rule but `exact` gets anyway), LOG_Q,
-    SIMILARITY, STATES. Nothing else is fetched from the engines.
+    SIMILARITY, STATES. Nothing else is fetched from the engines. `compares_siblings`: it gains from trees whose nodes
+    have several children, so the first such tree of a bundle is its own, where nobody asks for another.
     """
 
     @property
@@ -152,6 +153,9 @@ class Rule(Protocol):
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    @property
+    def compares_siblings(self) -> bool: ...
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         """Accepts one of the node's children, or answers with the bonus token."""

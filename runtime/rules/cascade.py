@@ -55,7 +55,6 @@ class Cascade(Relaxed):
 
     @property
     def compares_siblings(self) -> bool:
-        """Whether it wants a tree with siblings."""
         return self.tau_pos is not None
 
     def weigh(self, node: Node, residual: Residual, index: int) -> tuple[float, float]:

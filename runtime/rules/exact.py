@@ -8,6 +8,7 @@ target is likeliest to draw. The walk goes to the child that carries the target'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Exact:
     name: str = "exact"
     noise: Stream | None = Stream.TOKEN
     needs: frozenset[str] = frozenset()
+    compares_siblings: ClassVar[bool] = False
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         token = draw_token(node.ids, node.logits, draws)

@@ -110,6 +110,10 @@ class Relaxed(ABC):
         """The relaxed p and q of child `index`."""
 
     @property
+    def compares_siblings(self) -> bool:
+        return False
+
+    @property
     def reweighs(self) -> bool:
         """Whether `weigh` may answer anything but p and q."""
         return True

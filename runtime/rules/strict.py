@@ -10,6 +10,7 @@ plain top-k have q = 1, and the residual is p without the child. Sources: residu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..noise import Stream
 from .base import LOG_Q, LOGITS, Cause, Decision, Draws, Node
@@ -22,6 +23,7 @@ class Strict:
 
     name: str = "strict"
     noise: Stream | None = Stream.DRAFT
+    compares_siblings: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cascade_trt.runtime.auto import DRAFTED, JACOBI, MIXED, Auto, assumed, candidates_of, kind_of
+from cascade_trt.runtime.auto import DRAFTED, JACOBI, MIXED, Auto, Round, assumed, candidates_of, kind_of
 from cascade_trt.runtime.bundle import CostInfo, TreeInfo
 from cascade_trt.runtime.chooser import AutoTree
 from cascade_trt.runtime.costs import Costs
@@ -286,6 +286,28 @@ def test_rivals_are_plain_decoding_and_the_best_other_tree() -> None:
                 {"jacobi_16": 3.6, "jacobi_8": 3.0, "jacobi_32": 5.0})  # fmt: skip
     assert [near.rival(1, 0, "jacobi_16", turn) for turn in range(2)] == [NO_TREE, "jacobi_32"]
     assert near.rival(0, 2, NO_TREE, 0) is None
+
+
+def test_a_round_is_expected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the choice and for its rival; anew for other images, another tree, and after a few rounds."""
+    auto, asked = Auto(Costs(cheap()), CANDIDATES, {}), list[tuple[int, int]]()
+    expect = auto._expect
+
+    def noted(exact: int, plain: int) -> Round:
+        asked.append((exact, plain))
+        return expect(exact, plain)
+
+    monkeypatch.setattr(auto, "_expect", noted)
+    first = auto.choose(1, 0, NO_TREE)
+    for _ in range(3):
+        assert auto.choose(1, 0, NO_TREE) == first and auto.rival(1, 0, first.tree, 1) is not None
+    assert asked == [(1, 0)]
+    auto.choose(1, 1, first.tree)
+    assert asked[1:] == [(1, 1)]
+    for _ in range(4):
+        auto.observe(first.tree, 4, 1)
+        auto.choose(1, 1, first.tree)
+    assert asked[2:] == [(1, 1)]
 
 
 def test_one_long_round_tells_little() -> None:

@@ -34,6 +34,7 @@ class Anything:
     name: str = "anything"
     noise: Stream | None = None
     needs: frozenset[str] = frozenset({LOGITS, LOG_Q})
+    compares_siblings: bool = False
     seen: list[tuple[Node, Draws]] = field(default_factory=list)
 
     def decide(self, node: Node, draws: Draws) -> Decision:

@@ -274,7 +274,7 @@ def test_a_rule_of_the_callers_own(small_vocabulary: Pipeline) -> None:
     given = random_features(small_vocabulary, 1)
 
     class Refuse:
-        name, noise, needs = "refuse", Stream.TOKEN, frozenset()
+        name, noise, needs, compares_siblings = "refuse", Stream.TOKEN, frozenset(), False
 
         def decide(self, node: Node, draws: Draws) -> Decision:
             return Decision(draw_token(node.ids, node.logits, draws), None)
@@ -287,7 +287,7 @@ def test_a_rule_of_the_callers_own(small_vocabulary: Pipeline) -> None:
     with pytest.raises(CascadeError, match=r"rule refuse needs \['logit'\]: choose among log_q, logits"):
         small_vocabulary.generate(**given, rule=wrong)
     bare = type("Bare", (), {"decide": Refuse.decide, "name": "bare"})()
-    with pytest.raises(CascadeError, match="has no noise, needs"):
+    with pytest.raises(CascadeError, match="has no noise, needs, compares_siblings: see"):
         small_vocabulary.generate(**given, rule=bare)
 
 

@@ -10,14 +10,14 @@ import pytest
 from playing import request_of
 from support import random_features
 
-from cascade_trt.calibration.watch import Watching
+from cascade_trt.calibration.watch import Watched, Watching
 from cascade_trt.runtime.bundle import TreeInfo
 from cascade_trt.runtime.drafting import Origin
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Output, Pipeline
 from cascade_trt.runtime.rulebook import Rulebook
-from cascade_trt.runtime.rules import LOG_Q, Cause, Decision, Draws, Node, Rule
+from cascade_trt.runtime.rules import LOG_Q, Cause, Decision, Draws, Node, Rule, get_rule
 from cascade_trt.runtime.rules.states import StateTable
 from cascade_trt.runtime.rules.swap import Swap
 from cascade_trt.runtime.sampling import Sampling
@@ -85,7 +85,7 @@ def test_a_rule_that_compares_siblings_gets_a_tree_that_has_some(small_vocabular
                "pair_4": "draft.pair_4"}  # fmt: skip
     infos = [TreeInfo.of(get_tree(name), engine) for name, engine in engines.items()]
 
-    def first(rule: str, trees: list[TreeInfo]) -> str | None:
+    def first(rule: str | Rule, trees: list[TreeInfo]) -> str | None:
         book = Rulebook(small_vocabulary.folder, replace(small_vocabulary.manifest, trees=trees, engines=every))
         return book.choose(rule, None, SAMPLING).tree
 
@@ -93,7 +93,7 @@ def test_a_rule_that_compares_siblings_gets_a_tree_that_has_some(small_vocabular
         filter(None, engines.values()), small_vocabulary.manifest.engines["draft.chain"]
     )
     both, depth = "cascade:children=coupled", "cascade:children=coupled,tau_pos=off"
-    assert first(both, infos) == "pair_4"
+    assert first(both, infos) == "pair_4" == first(Watched(get_rule(both)), infos)  # whoever looks on
     assert first(depth, infos) == first("cool:children=coupled", infos) == "chain_2"
     assert first(both, infos[:3]) == "mixed_3x2"
     assert first(both, infos[:2]) == "chain_2"
