@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from support import build
 
 from cascade_trt.cli import cli
 from cascade_trt.export.build import BuildOptions, build_bundle
@@ -29,6 +30,7 @@ from cascade_trt.export.models.llama import Attention, Drafter
 from cascade_trt.export.open import open_parts
 from cascade_trt.export.parts import Parts
 from cascade_trt.export.request import BuildRequest
+from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.plan import TokenPlan
@@ -272,7 +274,7 @@ def test_dummy_weights_have_the_published_sizes() -> None:
     ):  # fmt: skip
         family = get_family(name)
         assert family.dummy is not None
-        parts, sampling = family.dummy(preset.name, None)
+        parts, sampling = family.dummy(preset.name, None, None)
         assert parts.target.plan == plan and sampling.guidance_scale == preset.guidance_scale
         parts_weights(parts)
         assert 6.9e9 < preset.parameters < 7.1e9
@@ -412,14 +414,43 @@ def test_drafters_of_other_models(tmp_path: Path) -> None:
     refused("is not a LANTERN drafter", "anole", ANOLE)
     refused("is 48 wide with 8832 tokens, Anole is 40 wide with 8720", "anole", LUMINA / "drafter")
     tensors = torch.load(LUMINA / "drafter" / "pytorch_model.bin", weights_only=True)
-    per_head = {name: x.expand(2, -1).clone() if "self_attn.q_norm" in name or "k_norm" in name else x
-                for name, x in tensors.items()}  # fmt: skip
-    torch.save(per_head, tmp_path / "pytorch_model.bin")  # a folder without config.json
-    refused("has norms for each head, as those of Anole", "lumina-mgpt", tmp_path)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert open_parts(request_of("lumina-mgpt", drafter=tmp_path))[0].drafter is not None
     torch.save(tensors | {"norm.weight": torch.ones(48)}, tmp_path / "pytorch_model.bin")
     refused(r"norm\.weight, which would be left unread", "lumina-mgpt", tmp_path)
+
+
+@pytest.mark.parametrize(("family", "rows"), [("anole", 1), ("lumina-mgpt", 2)])
+def test_drafters_with_norms_of_the_other_layout(tmp_path: Path, family: str, rows: int) -> None:
+    """One row for all heads where the published ones have a row for each, and the other way round: they are read, the
+    same numbers draft the same, and a note says what they may be."""
+    fixture = ANOLE if family == "anole" else LUMINA
+    tensors = torch.load(fixture / "drafter" / "pytorch_model.bin", weights_only=True)
+    norms = {name: x.reshape(-1, x.shape[-1])[:1] for name, x in tensors.items() if "_norm." in name}
+    folders = []
+    for name, heads in (("published", 3 - rows), ("other", rows)):
+        alike = tensors | {key: x.expand(heads, -1).clone() for key, x in norms.items()}
+        (tmp_path / name).mkdir()
+        torch.save(alike, tmp_path / name / "pytorch_model.bin")
+        folders.append(tmp_path / name)
+    published, other = (open_parts(request_of(family, drafter=folder))[0] for folder in folders)
+    assert published.drafter is not None and other.drafter is not None
+    assert not any("has norms for" in note for note in published.notes)
+    kind = "all heads together, as those of Lumina-mGPT" if family == "anole" else "each head, as those of Anole"
+    assert any(f"has norms for {kind}: where it was not trained for" in note for note in other.notes)
+    assert other.drafter.weights.shape("layers.0.attention.q_norm.weight")[0] == rows
+    width, generator = published.drafter.stack.dim, torch.Generator().manual_seed(0)
+    hidden = torch.randn((1, 5, width), generator=generator)
+    given = (hidden, torch.arange(5)[None], torch.arange(5)[None], torch.ones(5, 5).tril().bool()[None, None])
+    with torch.inference_mode():
+        states = [parts.drafter.reference(parts.drafter.checkpoint).states(*given) for parts in (published, other)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    options = ("--grid", 8) if family == "anole" else ("--size", "96x96")
+    said = build(family, "--checkpoint", fixture, "--drafter", folders[1], *options, "--tree", "chain_2", "--out",
+                 tmp_path / "bundle")  # fmt: skip
+    assert "Note: the drafter" in said
+    outputs = read_manifest(tmp_path / "bundle").parity["draft.chain_2"]["outputs"]
+    assert max(entry["relative"] for entry in outputs.values()) < 2e-5  # the graph reads those rows, too
 
 
 def test_settings_of_a_config(tmp_path: Path) -> None:

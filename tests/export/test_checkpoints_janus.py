@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cascade_trt.export.families.janus.family import CODES
 from cascade_trt.export.families.janus.presets import PRESETS
 from cascade_trt.export.families.janus.reader import janus_shapes, open_janus
 from cascade_trt.export.open import open_dummy, open_parts
-from cascade_trt.export.request import BuildRequest
+from cascade_trt.export.request import BuildRequest, check_request
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.pipeline import Pipeline
@@ -268,6 +269,18 @@ def test_prompt_length_is_for_models_that_read_token_ids() -> None:
                            config=FIXTURE / "config.json", prompt_length=64)  # fmt: skip
     with pytest.raises(CascadeError, match="does not read prompts as token ids: leave --prompt-length away"):
         open_parts(request)
+    with pytest.raises(CascadeError, match="llamagen-t2i-b does not read prompts as token ids"):
+        open_dummy("llamagen-t2i-b", None, 64)
+
+
+@pytest.mark.parametrize("name", ["janus-pro-1b", "anole-7b", "lumina-mgpt-7b-768"])
+def test_random_weights_have_the_prompt_length_that_is_asked_for(name: str) -> None:
+    request = BuildRequest(name, dummy_weights=True, prompt_length=256)
+    check_request(request)
+    for given, length in ((request, 256), (replace(request, prompt_length=None), 128)):
+        parts, _ = open_parts(given)
+        assert parts.prompt is not None
+        assert parts.target.prefix_len == parts.prompt.max_length == length
 
 
 def test_drafters_of_others(tmp_path: Path) -> None:
