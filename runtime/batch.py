@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -320,18 +321,26 @@ class Batch:
                     ended += self._finisher.hand_out()
 
     def _look_ahead(self) -> None:
-        """Conditions the next image while the device has a round to do: no slot will wait for that."""
+        """Begins to condition the next image while the device has a round to do: no slot will wait for that. One in
+        each step, for as many images as could get slots at once."""
         with self._queued:
-            job = self._queue[0] if self._queue and self._rounds.under_way else None
-        if job is not None and job.prefix is None:
-            try:
-                job.prefix = self._prefix(job.drawing)
-            except CascadeError:
-                return  # it will be told when the image gets its slot
+            ahead = islice(self._queue if self._rounds.under_way else (), self.slots)
+            job = next((job for job in ahead if job.prefix is None), None)
+        if job is not None:
+            job.prefix = self._begin(job.drawing)
 
-    def _prefix(self, drawing: Drawing) -> Prefix:
-        with self.stats.stage("condition"):
-            return self._conditioner.prefix(drawing.conditioning, self._workspace.rows)
+    def _begin(self, drawing: Drawing) -> Callable[[], Prefix]:
+        """Begins with a prefix; what is returned waits for it, and raises CascadeError where there is none."""
+        try:
+            with self.stats.stage("condition"):
+                return self._conditioner.start(drawing.conditioning, self._workspace.rows)
+        except CascadeError as error:
+            reason = error  # it belongs to the image, which will be told when it gets its slot
+
+        def fail() -> Prefix:
+            raise reason
+
+        return fail
 
     def _observe(self, walked: Walked, milliseconds: float | None) -> None:
         """Tells the chooser what `exact` has accepted, and what the round took, where it was like the next one; walks
@@ -358,14 +367,17 @@ class Batch:
 
     def _fill(self) -> Failed:
         """Prefills the slots of fresh jobs; returns those that could not be."""
+        fresh = {slot: entry for slot, entry in enumerate(self._slots) if entry is not None and entry.sequence is None}
         failed: Failed = {}
-        for slot, entry in enumerate(self._slots):
-            if entry is None or entry.sequence is not None:
-                continue
+        if self._conditioner.is_late:  # all of them first: while one is prefilled, the device conditions the next
+            for entry in fresh.values():
+                entry.job.prefix = entry.job.prefix or self._begin(entry.job.drawing)
+        for slot, entry in fresh.items():
             drawing, plan = entry.job.drawing, self._workspace.plan
+            begun, entry.job.prefix = entry.job.prefix or self._begin(drawing), None
             try:
-                prefix = entry.job.prefix or self._prefix(drawing)
-                entry.job.prefix = None
+                with self.stats.stage("condition"):
+                    prefix = begun()
                 entry.sequence = TokenSequence(drawing.seed, drawing.sampling, drawing.rule, plan, prefix.first)
                 entry.job.start(entry.sequence)
                 with self.stats.stage("prefill"):

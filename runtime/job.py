@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ class Job:
         self.drawing = drawing
         self._batch = batch
         self._deadline = None if drawing.timeout is None else time.monotonic() + drawing.timeout
-        self.prefix: Prefix | None = None  # where the batch has made it before there was a slot
+        self.prefix: Callable[[], Prefix] | None = None  # waits for it, where it was begun before there was a slot
         self._sequence: TokenSequence | None = None
         self._started: float | None = None
         self._ended: float | None = None

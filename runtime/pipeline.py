@@ -6,7 +6,6 @@ shapes, warm up. `generate` then allocates nothing that grows with the cache.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from .drafting import Eagle, Mixed
 from .engines import TEXT, Engines
 from .errors import CascadeError
 from .files import as_folder, check_files, require_utf8
-from .job import Drawn, Job
 from .lane import Lane, Lanes
 from .options import DrawOptions, DrawSettings, as_options, check_sampling
 from .output import Interrupted, Output, UnfinishedError
@@ -41,14 +39,12 @@ from .rounds import HostRounds, Rounds
 from .rulebook import Rulebook
 from .rules import Rule
 from .rules.registry import PLAIN
-from .schema import short
+from .run import Callback, Run
 from .slots import Memory
 from .stats import Stats
 from .tree import AUTO, ROOT, AnyTree
 from .turn import Turn
 from .workspace import Workspace
-
-Callback = Callable[[int, int], None]
 
 
 class Pipeline:
@@ -65,7 +61,7 @@ class Pipeline:
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
         self._rulebook = Rulebook(folder, manifest)
         self._checker = Checker(manifest, self._rulebook, encoder)
-        self._conditioner = Conditioner(self._backend, self._engines, manifest)
+        self._conditioner = Conditioner(self._backend, self._engines, manifest, self._kernels)
         self._reset()
 
     def _reset(self) -> None:
@@ -74,6 +70,7 @@ class Pipeline:
         self._autos: dict[tuple[int, int], Auto] = {}  # by rows and slots
         self._memory: Memory | None = None
         self._decoder: Decoder | None = None
+        self._conditioner.forget()
 
     @classmethod
     def load(
@@ -145,6 +142,7 @@ class Pipeline:
         """Frees an engine's memory, as a rule the text encoder's; it is loaded again when it is next needed."""
         if engine not in self._engines:
             raise CascadeError(f"bundle {self.manifest.name} has no engine {engine!r}.")
+        self._conditioner.forget()  # what it has bound keeps engines alive
         self._engines.release(engine)
 
     def rule(self, name: str) -> Rule:
@@ -271,6 +269,18 @@ class Pipeline:
         stats = self._new_stats("mixed", chooser.asked)
         return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
 
+    def _run(self, drawings: list[Drawing], callback: Callback | None) -> Run:
+        """One `generate` or `stream`, on the pipeline's own memory."""
+        first = drawings[0]
+        stats = self._new_stats(PLAIN if first.rule is None else first.rule.name, first.tree)
+
+        def batch() -> Batch:
+            rounds = self._shared_rounds(first.sampling.rows)
+            chooser, decoder = self._chooser(first.tree, first.why, rounds), self._shared_decoder()
+            return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, DrawOptions(), stats)
+
+        return Run(drawings, callback, stats, batch, self._exclusive, self._turn.goes_on)
+
     def _new_stats(self, rule: str, tree: str | None) -> Stats:
         return Stats(rule, tree, backend=self._chosen.name, backend_why=self._chosen.why)
 
@@ -297,7 +307,7 @@ class Pipeline:
         """
         given = as_options(options, settings)
         drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
-        started, run = time.perf_counter(), _Run(self, drawings, callback)
+        started, run = time.perf_counter(), self._run(drawings, callback)
 
         def output() -> Output:
             run.stats.total_seconds = time.perf_counter() - started
@@ -335,7 +345,7 @@ class Pipeline:
         """
         given = as_options(options, settings)
         drawings = self._checker.all(prompts, features, features_mask, class_ids, seed, given)
-        run = _Run(self, drawings, callback)
+        run = self._run(drawings, callback)
 
         def outputs() -> Iterator[Output]:
             before, tokens = run.stats.copy(), self.manifest.model.plan.image_tokens
@@ -358,74 +368,3 @@ class Pipeline:
         self._engines.check_open()
         with self._turn.taken():
             yield
-
-
-def _takes_two(callback: object) -> bool:
-    """Whether it can be called with (done, total), as far as it says."""
-    if not callable(callback):
-        return False
-    try:
-        inspect.signature(callback).bind(0, 0)
-    except TypeError:
-        return False
-    except ValueError:  # some functions written in C say nothing
-        return True
-    return True
-
-
-class _Run:
-    """One `generate` or `stream`: its images through a batch on the pipeline's own memory."""
-
-    def __init__(self, pipeline: Pipeline, drawings: list[Drawing], callback: Callback | None) -> None:
-        if callback is not None and not _takes_two(callback):
-            raise CascadeError(f"callback must be a function of (done, total), not {short(callback)}.")
-        self._pipeline, self._drawings, self._callback = pipeline, drawings, callback
-        first = drawings[0]
-        self.stats = pipeline._new_stats(PLAIN if first.rule is None else first.rule.name, first.tree)
-        self._jobs: dict[Job, int] = {}
-
-    @property
-    def started(self) -> bool:
-        """Whether its images are in a batch."""
-        return bool(self._jobs)
-
-    def finished(self) -> dict[int, Drawn]:
-        """All images that are done, by their places."""
-        return {place: job.result() for job, place in self._jobs.items() if job.done and not job.failed}
-
-    def rounds(self) -> Iterator[dict[int, Drawn]]:
-        """Finished images by their places, as they are done: those of each round in which any was."""
-        pipe, first = self._pipeline, self._drawings[0]
-        with pipe._exclusive():
-            rounds = pipe._shared_rounds(first.sampling.rows)
-            chooser = pipe._chooser(first.tree, first.why, rounds)
-            decoder, options = pipe._shared_decoder(), DrawOptions()
-            batch = Batch(rounds, chooser, pipe._conditioner, decoder, pipe._checker.one, options, self.stats)
-            jobs = self._jobs = {batch.enqueue(drawing): place for place, drawing in enumerate(self._drawings)}
-            handed: set[int] = set()
-            tokens = 0  # of the jobs that have ended
-
-            def fresh() -> dict[int, Drawn]:
-                """Those that were not handed out yet."""
-                return {place: drawn for place, drawn in self.finished().items() if place not in handed}
-
-            try:
-                while not batch.idle:
-                    ended = batch.step()
-                    tokens += sum(job.progress.tokens for job in ended)
-                    if self._callback is not None:
-                        self._callback(tokens + batch.tokens, len(jobs) * batch.length)
-                    if ended and (images := fresh()):
-                        yield images
-                        pipe._turn.goes_on()
-                        handed.update(images)
-            except KeyboardInterrupt:
-                if images := fresh():  # done in the very round that was interrupted
-                    yield images
-                raise
-            finally:
-                batch.drain()
-            failed = [(place, job) for job, place in jobs.items() if job.failed]
-            if failed:
-                numbers = ", ".join(str(place + 1) for place, _ in failed)
-                raise CascadeError(f"{failed[0][1].reason} Not finished: {numbers} of {len(jobs)}.")

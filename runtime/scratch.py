@@ -40,7 +40,7 @@ class Scratch:
     def load(self, prefix: Prefix, noise: np.ndarray, forced: int) -> None:
         """What the next prefill reads: noise float32 [V] of the first token, and the token that is forced there."""
         length = self._length
-        self._embeds[:] = prefix.embeds.host
+        self._embeds[:] = prefix.embeds
         self._positions[:] = np.maximum(prefix.first[:, None] + np.arange(length), 0)
         causal = np.tri(length, dtype=bool) & prefix.mask[:, None, :]  # [G, T, T]
         self._tree_mask[:, :, :length] = causal | np.eye(length, dtype=bool)

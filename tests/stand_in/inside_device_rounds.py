@@ -25,6 +25,7 @@ from cascade_trt.runtime.backends.kernels.on_cuda import CudaKernels
 from cascade_trt.runtime.bundle import read_manifest
 from cascade_trt.runtime.device_rounds import DeviceRounds
 from cascade_trt.runtime.pipeline import Pipeline
+from cascade_trt.runtime.request import Request
 
 BUNDLES = [Path(name) for name in os.environ["CASCADE_STAND_IN_BUNDLES"].split(os.pathsep)]
 KERNELS = ("noise", "pairs", "place", "walk", "walk_by_rule", "commit", "advance")
@@ -78,8 +79,8 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("bundle", "tree"), cases())
 def test_a_steady_round_waits_for_its_record_alone(bundle: Path, tree: str) -> None:
-    """Its engines are one graph launch each, its kernels one launch each. Nothing is sent, allocated or captured; one
-    record comes back, and the host waits for that of the round before."""
+    """Its engines are one graph launch each, its kernels one launch each, all on the stream of rounds. Nothing is sent,
+    allocated or captured; one record comes back, and the host waits for that of the round before."""
     shape = None if tree == PLAIN else read_manifest(bundle).tree(tree).tree()
     levels = 1 if shape is None else shape.depth + 1
     pipe, rounds, output = drawing(bundle, tree, levels)
@@ -93,4 +94,52 @@ def test_a_steady_round_waits_for_its_record_alone(bundle: Path, tree: str) -> N
         assert kinds == {"graph": graphs, "launch": kernels, "download": 1, "record": 1, "synchronize": 1}, made
         assert {call.size for call in made if call.kind == "download"} == {pipe.manifest.batch * 4 * (3 + 3 * levels)}
         assert not any(call.captured for call in made)
+        assert {call.stream for call in made if call.kind != "synchronize"} == {stream_of(pipe)}
     assert isinstance(pipe._shared_rounds(2 if pipe.manifest.sampling.guidance_scale != 1 else 1)[0], DeviceRounds)
+
+
+def stream_of(pipe: Pipeline, beside: bool = False) -> int:
+    device = pipe.backend.backend.device  # type: ignore[attr-defined]
+    return (device.beside if beside else device).stream
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_next_images_are_conditioned_beside_rounds(bundle: Path) -> None:
+    """A step that begins with it queues more on the second stream, and waits for nothing there: for one record, as
+    always. The prefix is waited for when the image gets its slot, and nothing is allocated for it by then."""
+    pipe = Pipeline.load(bundle, WithKernels(), warm=False)
+    rounds, beside = stream_of(pipe), stream_of(pipe, beside=True)
+    batch = pipe.batch(rule="exact", tree=pipe.manifest.trees[0].name)
+    given = given_for(pipe)
+    requests = [Request(prompt) for prompt in given.get("prompts", ())] or [
+        Request(features=features, features_mask=mask)
+        for features, mask in zip(given["features"], given["features_mask"], strict=True)
+    ]
+    marks: dict[int, int] = {}  # events, and the streams that they were recorded on
+
+    def step(*more: Request) -> tuple[list[Call], list[int | None]]:
+        """What a step calls, and the streams of the events that the host has waited for."""
+        for request in more:
+            batch.submit(request)
+        forget()
+        batch.step()
+        made = calls()
+        marks.update({call.to: call.stream for call in made if call.kind == "record"})
+        return made, [marks.get(call.to) for call in made if call.kind == "synchronize" and call.to]
+
+    step(*requests, *requests)  # ONNX Runtime plans its memory in the first run of a call, and allocates in the second
+    while batch.waiting:
+        step()
+    for number in range(3):
+        made, waited = step(*(requests if number == 1 else ()))
+        queued = Counter(call.kind for call in made if call.stream == beside)
+        assert waited == [rounds] and batch.waiting == len(requests) * (number > 0)
+        assert bool(queued) == (number > 0 and number <= len(requests))
+        if queued:
+            assert queued["launch"] + queued["product"]
+            assert queued["download"] == queued["record"] == 1 and not queued["synchronize"]
+            assert not any(call.kind == "allocate" for call in made)
+    while batch.waiting:
+        made, waited = step()
+    assert waited.count(beside) == len(requests) and not any(call.kind == "allocate" for call in made)
+    batch.drain()

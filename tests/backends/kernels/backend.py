@@ -19,7 +19,7 @@ class HostKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.launched: list[str] = []
-        self.under_way = self.most_under_way = 0  # what was brought and not waited for
+        self.under_way = self.most_under_way = 0  # records that were brought and not waited for
 
     def launch(self, name: str, grid: tuple[int, int, int], threads: int, *arguments: ctypes.Structure) -> None:
         self.launched.append(name)
@@ -27,18 +27,25 @@ class HostKernels:
         getattr(self._library, f"run_{name}")(*map(ctypes.byref, arguments), (ctypes.c_int * 3)(*grid), threads)
 
     def bring(self, buffer: ApartBuffer) -> HostArrival:
-        self.under_way += 1
+        self.under_way += buffer.dtype == "int32"  # neither pixels nor a prefix
         self.most_under_way = max(self.most_under_way, self.under_way)
-        return HostArrival(self, buffer.device.host.copy())
+        return HostArrival(self, buffer)
 
 
 class HostArrival:
-    def __init__(self, kernels: HostKernels, content: np.ndarray) -> None:
-        self._kernels, self._content, self._waited = kernels, content, False
+    """There when its stream gets there."""
+
+    def __init__(self, kernels: HostKernels, buffer: ApartBuffer) -> None:
+        self._kernels, self._waited, self._stream = kernels, buffer.dtype != "int32", buffer.place.stream
+        content = self._content = np.full_like(buffer.device.host, -1)  # no finite pixel, no token, no count
+        if content.dtype.kind == "f":
+            content[...] = np.nan
+        self._mark = self._stream.add(lambda: content.__setitem__(..., buffer.device.host))
 
     def wait(self) -> np.ndarray:
         self._kernels.under_way -= not self._waited
         self._waited = True
+        self._stream.wait(self._mark)
         return self._content
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import gc
 import threading
 import time
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,14 +98,14 @@ def test_the_host_is_a_round_behind_and_copies_nothing_else(small: Pair, monkeyp
 def test_images_begin_and_end_beside_rounds(small: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is conditioned, and the last one's pixels are waited for, while the device has a round to do."""
     pipe, kernels, conditioned = small.on_device, small.backend.of_rounds, []
-    batch, prefix = pipe.batch(2, tree="small_9"), pipe._conditioner.prefix
+    batch, start = pipe.batch(2, tree="small_9"), pipe._conditioner.start
     kernels.under_way = 0
 
     def note(*given: Any) -> Any:
         conditioned.append(kernels.under_way)
-        return prefix(*given)
+        return start(*given)
 
-    monkeypatch.setattr(pipe._conditioner, "prefix", note)
+    monkeypatch.setattr(pipe._conditioner, "start", note)
     jobs = [batch.submit(request_of(pipe, p, 1, DrawOptions(rule=r))) for p, r in ((0, "ar"), (1, None), (2, None))]
     while jobs[1].progress.tokens < jobs[1].progress.total:
         batch.step()
@@ -115,6 +118,75 @@ def test_images_begin_and_end_beside_rounds(small: Pair, monkeypatch: pytest.Mon
         small.on_host.generate(**{name: array[p : p + 1] for name, array in random_features(pipe, PROMPTS).items()},
                                seed=1, tree="small_9").codes[0].tolist() for p in range(3)
     ]  # fmt: skip
+
+
+def test_a_round_waits_for_no_text_encoder(library: ctypes.CDLL, text_bundle: Path) -> None:
+    """Nor for the decoder: they are queued beside it, and nothing of theirs is done before the host needs it, which is
+    when an image gets its slot, or is handed out. As many images are conditioned ahead as may get slots at once."""
+    pair = Pair(library, Pipeline.load(text_bundle, threads=1))
+    pipe, beside = pair.on_device, pair.backend.beside
+    prompts = ["a red apple", "a cat", "red", "a red cat", "apple", "cat cat"]
+    wanted = pair.on_host.generate(prompts, seed=0, tree="pair_4").codes
+    batch = pipe.batch(2, tree="pair_4")
+    jobs = [batch.submit(Request(prompt, seed=number)) for number, prompt in enumerate(prompts)]
+    batch.step()
+    assert [job.prefix is None for job in jobs] == [True, True, False, True, True, True]
+    assert len(beside.queue) == 7  # ids, mask, encoder, its features' second row, `uncond`, condition, the prefix
+    quiet = busy = 0
+    while not batch.idle:
+        waits, seated = beside.waits, [job.progress.tokens > 0 for job in jobs]
+        ended = batch.step()
+        joined = [job.progress.tokens > 0 for job in jobs] != seated
+        assert beside.waits == waits or ended or joined
+        quiet, busy = quiet + (beside.waits == waits), busy + (beside.waits > waits)
+        assert sum(job.prefix is not None for job in jobs) <= 2
+    assert quiet > 3 * busy > 0
+    assert [job.result().codes.tolist() for job in jobs] == wanted.tolist()
+
+
+def test_what_is_wrong_with_a_prefix_belongs_to_its_image(library: ctypes.CDLL, text_bundle: Path) -> None:
+    """Numbers that are not finite, and an encoder that fails when it is queued: the images beside it go on."""
+    pair = Pair(library, Pipeline.load(text_bundle, threads=1))
+    pipe = pair.on_device
+    start, began = pipe._conditioner.start, []
+
+    def second_fails(*given: Any) -> Any:
+        began.append(1)
+        if len(began) == 3:
+            raise CascadeError("the GPU has not enough memory to run text.onnx: draw fewer images at a time.")
+        waits = start(*given)
+        if len(began) == 4:
+            pipe._conditioner._bound["text", 2].prefix.place.stream.wait()  # type: ignore[attr-defined]
+            arrival = pipe._conditioner._newest
+            arrival._content[:] = np.nan  # type: ignore[union-attr]
+        return waits
+
+    pipe._conditioner.start = second_fails  # type: ignore[method-assign]
+    batch = pipe.batch(2, tree="pair_4")
+    jobs = [batch.submit(Request("a red apple", seed=number)) for number in range(6)]
+    while not batch.idle:
+        batch.step()
+    assert [job.failed for job in jobs] == [False, False, True, True, False, False]
+    assert "not enough memory to run text.onnx" in str(jobs[2].reason)
+    assert "the conditioning of this image leaves the range" in str(jobs[3].reason)
+    wanted = pair.on_host.generate(["a red apple"] * 6, seed=0, tree="pair_4").codes
+    assert [jobs[number].result().codes.tolist() for number in (0, 1, 4, 5)] == wanted[[0, 1, 4, 5]].tolist()
+
+
+def test_an_encoder_is_released_when_its_work_is_done(library: ctypes.CDLL, text_bundle: Path) -> None:
+    """Nothing that was bound keeps it, and what is under way comes first."""
+    pair = Pair(library, Pipeline.load(text_bundle, threads=1))
+    pipe, beside = pair.on_device, pair.backend.beside
+    batch = pipe.batch(1, tree="pair_4")
+    jobs = [batch.submit(Request("a red apple", seed=number)) for number in range(2)]
+    batch.step()
+    engine = weakref.ref(pipe.engines()["text"])
+    assert beside.queue
+    pipe.release()
+    gc.collect()
+    assert not beside.queue and engine() is None and "text" not in pipe.loaded
+    wanted = pair.on_host.generate(["a red apple"] * 2, seed=0, tree="pair_4").codes
+    assert [job.result().codes.tolist() for job in jobs] == wanted.tolist()
 
 
 @pytest.mark.parametrize("poison", [np.nan, 3e38, np.inf])
