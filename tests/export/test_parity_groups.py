@@ -22,7 +22,11 @@ from cascade_trt.runtime.bundle import read_manifest
 
 LAYERS, WIDTH = 4, 16
 TINY = partial(Graph, limit=1)  # a scope is a group
-LUMINA = Path(__file__).parents[1] / "fixtures" / "lumina-tiny"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FAMILIES = {
+    "lumina-mgpt": ("--checkpoint", FIXTURES / "lumina-tiny", "--size", "96x96"),
+    "janus-pro": ("--checkpoint", FIXTURES / "janus-tiny"),
+}
 Calls = dict[str, tuple[Mapping[str, np.ndarray], Sequence[str]]]  # inputs and outputs by file
 
 
@@ -168,12 +172,14 @@ def test_a_fault_of_any_group_is_found(spoilt: Callable[[str, str], Result], pre
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_groups_of_another_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    """With forced tokens and norms of queries and keys, whose tables of rotations all layers share."""
+@pytest.mark.parametrize("name", FAMILIES)
+def test_groups_of_other_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> None:
+    """Forced tokens, norms of queries and keys, a table of rotations that all layers share; a head with a bias, which
+    is written in float32 and rounded for the twin."""
     monkeypatch.setattr(parity, "Graph", TINY)
-    given = ["--checkpoint", LUMINA, "--size", "96x96"]
-    build("lumina-mgpt", *given, "--precision", precision, "--out", tmp_path / "bundle")
+    build(name, *FAMILIES[name], "--precision", precision, "--out", tmp_path / "bundle")
     manifest = read_manifest(tmp_path / "bundle")
-    for name in ("target", "embed"):
-        outputs = manifest.parity[name]["outputs"].values()
+    for engine in ("target", "embed"):
+        outputs = manifest.parity[engine]["outputs"].values()
         assert max(output["relative"] for output in outputs) < 1e-5
+    assert manifest.parity["target"]["drawn"]["ties"] == 0
