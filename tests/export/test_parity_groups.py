@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +19,8 @@ from support import build, save_checkpoints, save_text_encoder
 from cascade_trt.cli import cli
 from cascade_trt.export import build as building
 from cascade_trt.export import parity
+from cascade_trt.export.graphs.builder import FLOAT, GraphBuilder
+from cascade_trt.export.graphs.weights import WeightFile
 from cascade_trt.export.parity_groups import Graph, cut, float_twin
 from cascade_trt.runtime.bundle import read_manifest
 
@@ -132,6 +136,19 @@ def test_the_twin_computes_in_float32_with_what_was_written(built: tuple[Path, s
         assert not any(a.name == "to" and a.i == half for node in twin.graph.node for a in node.attribute)
         for weight in twin.graph.initializer:  # those of the file stay there
             assert weight.data_type != half or weight.data_location == onnx.TensorProto.EXTERNAL
+
+
+def test_the_twin_rounds_what_was_written_in_float32(tmp_path: Path) -> None:
+    """As PyTorch's weights are beside it."""
+    scale = np.array([1.001, -3.1415], np.float32)
+    with WeightFile(tmp_path / "w.data", ir.DataType.BFLOAT16) as weights:
+        g = GraphBuilder("test", weights)
+        x = g.to_float(g.input("x", g.dtype, ["N", 2]))
+        g.output("y", g.op("Mul", x, g.weight("scale", lambda: scale, FLOAT)), FLOAT, ["N", 2])
+        g.save(tmp_path / "test.onnx")
+    got = Graph(tmp_path / "test.onnx", twin=True).run({"x": np.ones((1, 2), np.float32)}, ["y"])["y"][0]
+    np.testing.assert_array_equal(got, scale.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert (got != scale).all()
 
 
 def spoil(bundle: Path, name: str) -> None:
