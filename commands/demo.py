@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from .. import __version__
 from ..engines.lock import locked
 from ..engines.request import already_built, request_digest
 from ..export.request import BuildRequest
+from ..runtime import machine
 from ..runtime.bundle import SCHEMA_VERSION
 from ..runtime.digests import whole_digest
 from ..runtime.errors import CascadeError
@@ -61,17 +61,11 @@ def demo_bundle() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the platform keeps a program's files that can be made again. Raises CascadeError without a home."""
-    asked = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(asked):  # another is to be ignored, says the specification
-        return Path(asked) / "cascade-trt"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise CascadeError("this user has no home folder: give --bundle, or set XDG_CACHE_HOME.") from None
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "cascade-trt" / "Cache"
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cascade-trt"
+    """Where the demo's bundle is kept. Raises CascadeError without a home."""
+    folder = machine.cache_folder()
+    if folder is None:
+        raise CascadeError("this user has no home folder: give --bundle, or set XDG_CACHE_HOME.")
+    return folder
 
 
 def _digest() -> str:

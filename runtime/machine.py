@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def free_memory() -> int | None:
         return None
     kilobytes = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return next((int(number) * 1024 for number in kilobytes), None)
+
+
+def cache_folder() -> Path | None:
+    """Where the platform keeps this program's files that can be made again; None for a user without a home."""
+    asked = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(asked):  # another is to be ignored, says the specification
+        return Path(asked) / "cascade-trt"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "cascade-trt" / "Cache"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cascade-trt"
 
 
 def _usable() -> set[int]:

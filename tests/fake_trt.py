@@ -109,6 +109,7 @@ def install(monkeypatch: Any, driver: HostDriver, version: str = VERSION) -> Non
         "cascade_trt.runtime.backends.tensorrt.import_library", lambda name: Library(name, FakeTrt, version)
     )
     monkeypatch.setattr("cascade_trt.runtime.plans.installed_version", lambda _: version)
+    monkeypatch.setattr("cascade_trt.runtime.backends.runtime_cache.cache_folder", lambda: None)  # nothing of a user's
     monkeypatch.setattr(TensorRtBackend, "kernels", lambda *_: None)  # they would have to be compiled for this CPU
 
 
@@ -168,16 +169,45 @@ class FakeTrt:
 
 class RuntimeConfig:
     strategy: Any = None
+    cache: Any = None
     cuda_graph_strategy = FakeTrt.CudaGraphStrategy.DISABLED
     dynamic_shapes_kernel_specialization_strategy = FakeTrt.DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
 
-    def set_runtime_cache(self, _: object) -> bool:
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """What was compiled, by graph and profile: TensorRT-RTX does that when a call of a shape first runs. Another
+    driver refuses what is written, and leaves the cache as it was."""
+
+    driver: ClassVar[str] = "580.65"
+    compiled: ClassVar[list[str]] = []  # by all of them
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+
+    def need(self, kernel: str) -> None:
+        if kernel not in self.held:
+            self.held.add(kernel)
+            self.compiled.append(kernel)
+
+    def serialize(self) -> memoryview:
+        """IHostMemory has Python's buffer protocol."""
+        return memoryview(json.dumps({"driver": self.driver, "held": sorted(self.held)}).encode())
+
+    def deserialize(self, blob: bytes) -> bool:
+        written = json.loads(blob)
+        if written["driver"] != self.driver:
+            return False
+        self.held |= set(written["held"])
         return True
 
 
@@ -189,7 +219,7 @@ class FakeEngine:
         self.values = {value.name: value.type.tensor_type for value in [*graph.input, *graph.output]}
         self.inputs = [value.name for value in graph.input]
         self.names = [*self.values, SCRATCH]
-        self.profiles, self.log = plan["profiles"], log
+        self.profiles, self.log, self.graph = plan["profiles"], log, Path(plan["graph"]).name
         self.session = OrtBackend(1).load(Path(plan["graph"]))
         self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(self.profiles)
 
@@ -228,19 +258,20 @@ class FakeEngine:
         return RuntimeConfig()
 
     def create_execution_context(self, config: Any) -> FakeContext:
-        whole = False
+        whole, cache = False, None
         if isinstance(config, RuntimeConfig):
+            cache = config.cache
             whole = config.cuda_graph_strategy is FakeTrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             config = config.strategy
         assert config is FakeTrt.ExecutionContextAllocationStrategy.USER_MANAGED
-        return FakeContext(self, whole)
+        return FakeContext(self, whole, cache)
 
 
 class FakeContext:
     made: ClassVar[itertools.count] = itertools.count()
 
-    def __init__(self, engine: FakeEngine, whole_graph: bool) -> None:
-        self.engine, self.whole_graph = engine, whole_graph
+    def __init__(self, engine: FakeEngine, whole_graph: bool, cache: RuntimeCache | None) -> None:
+        self.engine, self.whole_graph, self.cache = engine, whole_graph, cache
         self.addresses: dict[str, int] = {}
         self.sizes: Dims | None = None
         self.given: set[str] = set()
@@ -284,6 +315,8 @@ class FakeContext:
         for name in self.engine.names:
             alias = self.engine.get_aliased_input_tensor(name)
             assert alias is None or self.addresses[name] == self.addresses[alias], name
+        if self.cache is not None:
+            self.cache.need(f"{self.engine.graph} {self.sizes}")
         FakeTrt.driver.enqueue(partial(self.compute, dict(self.addresses)), stream)
         return True
 

@@ -155,6 +155,11 @@ class Backend(Protocol):
         """What figures that are measured with it belong to."""
         ...
 
+    @property
+    def captures(self) -> bool:
+        """Whether a call's second run makes a graph of it, which is how it runs from then on."""
+        ...
+
     def load(self, path: Path) -> Engine:
         """Raises CascadeError when the backend refuses the graph."""
         ...
@@ -179,7 +184,7 @@ class Backend(Protocol):
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         """For how many slots a call is bound, rising, `slots` the last: all of 1 ... slots where a shape costs
-        nothing, else 1, 2, 4, ..."""
+        nothing, else 1, 2, 4, ... Raises CascadeError where engines were compiled for fewer."""
         ...
 
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> Kernels | None:

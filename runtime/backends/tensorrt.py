@@ -32,6 +32,7 @@ from .kernels.info import KernelInfo
 from .kernels.on_cuda import CudaKernels, open_kernels
 from .ort import check_names
 from .ort_cuda import IMAGE_ENGINES, ROUND_ENGINES, device_for
+from .runtime_cache import RuntimeCaches
 from .tensorrt_library import Parts, import_library, refused
 from .tensorrt_shapes import NodesInPieces, Padded, PairsInPieces, Shapes, for_pieces, smallest
 
@@ -62,10 +63,15 @@ class TensorRtBackend:
         self.device = open_device(name, device) if isinstance(device, int) else device
         self._plans = plans.fitting(name, Here.look((self.device.name, self.device.capability)), target)
         self._parts = Parts.of(import_library(name), self.device)
+        self._caches = RuntimeCaches(self.device, self._parts.library.version)
 
     @property
     def identity(self) -> Identity:
         return Identity(self._name, self._parts.library.version, self.device.name, 1)
+
+    @property
+    def captures(self) -> bool:
+        return self._graphs
 
     def load(self, path: Path) -> TensorRtEngine:
         """The plan that was compiled from the graph in `path`. Raises CascadeError when there is none, or TensorRT
@@ -81,7 +87,7 @@ class TensorRtBackend:
             raise refused(f"load {plan.file} of {path.name}", self._parts.log, advice)
         graphs = self._graphs and path.name.split(".")[0] not in IMAGE_ENGINES
         parts = self._parts if device_for(path, self.device) is self.device else self._parts.beside
-        return TensorRtEngine(parts, engine, plan, advice, self._bundle.most_nodes, graphs)
+        return TensorRtEngine(parts, engine, plan, advice, self._bundle.most_nodes, graphs, self._caches)
 
     def load_merged(self, path: Path, files: Mapping[str, Path]) -> Mapping[str, TensorRtEngine]:  # noqa: ARG002
         """Each graph's own plan: nothing is compiled from the merged file."""
@@ -94,10 +100,17 @@ class TensorRtBackend:
         return CudaCache(self.device, layers, rows, heads, slots, head_dim, dtype)
 
     def sizes(self, slots: int) -> tuple[int, ...]:
-        """The numbers that every engine of a round has profiles for. Beyond the largest nothing can be bound."""
+        """The numbers that every engine of a round has profiles for. Raises CascadeError for more than the largest:
+        nothing can be bound there."""
         counts = [{dims["P"] for dims in plan.profiles} for plan in self._plans.values()
                   if plan.engine.split(".")[0] in ROUND_ENGINES]  # fmt: skip
         served = set.intersection(*counts) if counts else set()
+        if served and slots > max(served):
+            raise CascadeError(
+                f"the TensorRT engines in {self._bundle.folder} draw at most {max(served)} images at a time (--batch), "
+                f"not {slots}: ask for fewer, draw with another backend, or build the bundle again with --batch "
+                f"{slots} and compile its engines."
+            )
         return (*sorted(count for count in served if count < slots), slots)
 
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
@@ -108,7 +121,9 @@ class TensorRtEngine:
     """A deserialized plan. `graphs` says whether its calls become CUDA graphs; `most` nodes or pairs are the most that
     a call may be filled up to."""
 
-    def __init__(self, parts: Parts, engine: Any, plan: PlanInfo, advice: str, most: int, graphs: bool) -> None:
+    def __init__(
+        self, parts: Parts, engine: Any, plan: PlanInfo, advice: str, most: int, graphs: bool, caches: RuntimeCaches
+    ) -> None:
         self._parts, self._engine, self._trt = parts, engine, parts.library.trt
         self.device, self.graphs, self.file = parts.scratch.device, graphs, plan.file
         self._advice, self._most = advice, most
@@ -118,7 +133,9 @@ class TensorRtEngine:
             name: engine.get_aliased_input_tensor(name) or None for name in self._outputs
         }
         self._profiles: list[Shapes] = [self._profile(index) for index in range(engine.num_optimization_profiles)]
-        self._config = self._new_config()
+        self._caches = caches
+        self._config = self._new_config(plan)
+        self._makes_images = plan.engine == "decode"
         self._shared: dict[int, Context] = {}  # of calls without CUDA graphs, by profile
 
     def _tensors(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -140,17 +157,25 @@ class TensorRtEngine:
             for name, shape in shapes.items()
         }
 
-    def _new_config(self) -> Any:
-        """TensorRT-RTX compiles kernels when a call first runs. All contexts share them, and they are final when a CUDA
-        graph is captured. None for TensorRT, which has compiled everything."""
+    def _new_config(self, plan: PlanInfo) -> Any:
+        """TensorRT-RTX compiles kernels when a call first runs. All contexts share them, other processes find them
+        (`runtime_cache.py`), and they are final when a CUDA graph is captured. None for TensorRT, which has compiled
+        everything."""
         trt = self._trt
         if self._parts.library.backend != RTX:
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.set_runtime_cache(config.create_runtime_cache())
+        cache = config.create_runtime_cache()
+        self._caches.open(self, cache, plan)
+        config.set_runtime_cache(cache)
         return config
+
+    def has_run(self) -> None:
+        """A call of it has."""
+        if self._makes_images:
+            self._caches.image_done()
 
     @property
     def makes_graphs(self) -> bool:
@@ -302,6 +327,7 @@ class TensorRtCall:
             self._outputs[name].fetch()
         if fetch:
             self._engine.device.synchronize()
+        self._engine.has_run()
 
     def seconds(self, repeats: int = 50) -> float:
         """Mean time of the call on the GPU, all pieces together, without uploads; the first few runs do not count."""

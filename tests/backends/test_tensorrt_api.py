@@ -16,7 +16,7 @@ from contract import ROWS, SLOTS, scatter_graph, sums_graph
 from inside_tensorrt import compile_for
 
 from cascade_trt.engines.tensorrt import header
-from cascade_trt.runtime.backends import tensorrt, tensorrt_library
+from cascade_trt.runtime.backends import runtime_cache, tensorrt, tensorrt_library
 from cascade_trt.runtime.plans import Here
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'cascade-trt[rtx]'")
@@ -28,13 +28,14 @@ OBJECTS = {  # in a class of the backend: how it calls TensorRT's objects, and w
     "Context": {"self.context": trt.IExecutionContext},
     "TensorRtCall": {"self._context.context": trt.IExecutionContext, "context": trt.IExecutionContext},
     "TensorRtBackend": {"self._parts.runtime": trt.Runtime},
+    "RuntimeCache": {"self._cache": trt.IRuntimeCache},
 }  # fmt: skip
 MODULE = ("trt", "self._trt", "library.trt")
 
 
 def uses() -> Iterator[tuple[object, str]]:
     """(TensorRT's class or module, a name of it), as the source has them."""
-    for module in (tensorrt, tensorrt_library):
+    for module in (tensorrt, tensorrt_library, runtime_cache):
         tree = ast.parse(Path(module.__file__).read_text())
         scopes = [(node, OBJECTS.get(node.name, {})) for node in tree.body if isinstance(node, ast.ClassDef)]
         for scope, objects in [*scopes, (tree, {})]:
@@ -59,6 +60,7 @@ def test_every_name_is_there() -> None:
         "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "set_device_memory",
         "device_memory_size_v2", "execute_async_v3", "is_stream_capturable", "cuda_graph_strategy", "OUTPUT",
         "USER_MANAGED", "EAGER", "WHOLE_GRAPH_CAPTURE", "get_tensor_location", "set_runtime_cache", "Severity",
+        "create_runtime_cache", "serialize", "deserialize",
     }  # fmt: skip
     assert tensorrt._DTYPES.keys() <= set(trt.DataType.__members__)
 
@@ -69,7 +71,8 @@ def test_every_name_is_there() -> None:
         (fake_trt.FakeTrt, trt, {"driver"}),
         (fake_trt.FakeEngine, trt.ICudaEngine, {"shape", "dtype"}),
         (fake_trt.FakeContext, trt.IExecutionContext, {"made", "compute"}),
-        (fake_trt.RuntimeConfig, trt.IRuntimeConfig, {"strategy"}),
+        (fake_trt.RuntimeConfig, trt.IRuntimeConfig, {"strategy", "cache"}),
+        (fake_trt.RuntimeCache, trt.IRuntimeCache, {"driver", "compiled", "need"}),
         (fake_trt.FakeTrt.Runtime, trt.Runtime, set()),
     ],
 )
