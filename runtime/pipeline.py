@@ -183,6 +183,7 @@ class Pipeline:
         self.close()
 
     def _new_memory(self, slots: int) -> Memory:
+        self._backend.sizes(slots)  # before any is taken: engines may have been compiled for fewer
         return Memory.allocate(self._backend, self._engines, self.manifest, slots)
 
     def _new_rounds(self, memory: Memory, rows: int) -> list[Rounds]:

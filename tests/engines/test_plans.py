@@ -27,12 +27,12 @@ from cascade_trt.runtime.auto import Choice
 from cascade_trt.runtime.backends import tensorrt
 from cascade_trt.runtime.bundle import MANIFEST, read_manifest
 from cascade_trt.runtime.errors import CascadeError
-from cascade_trt.runtime.lane import Lanes
 from cascade_trt.runtime.options import DrawOptions
 from cascade_trt.runtime.pipeline import Pipeline
 from cascade_trt.runtime.plans import Plans
 from cascade_trt.runtime.request import Drawing
 from cascade_trt.runtime.rules import Rule
+from cascade_trt.runtime.slots import Memory
 from cascade_trt.runtime.tree import AUTO, NO_TREE
 
 
@@ -114,9 +114,13 @@ def test_what_no_engine_was_compiled_for_is_refused(
     three: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = fake_trt.draws_on(monkeypatch, fake_trt.compiled(three.folder, tmp_path))
-    workspace = other.workspace(slots=5)
-    with pytest.raises(CascadeError, match=r"target.plan has no profile for .*: draw with guidance as the bundle"):
-        Lanes(workspace)["small_9"].run_target(5, ())
+    allocate, allocated = Memory.allocate, list[int]()
+    monkeypatch.setattr(Memory, "allocate", lambda *given: (allocated.append(given[-1]), allocate(*given))[1])
+    said = r"draw at most 3 images at a time \(--batch\), not 5: .* build the bundle again with --batch 5 and compile"
+    for make in (other.batch, lambda slots: other.workspace(slots=slots)):
+        with pytest.raises(CascadeError, match=said):
+            make(5)
+    assert other.batch(3).slots == 3 == allocated[0]
     with pytest.raises(CascadeError, match=r"has no profile for \w+ \[1, .*: draw with guidance as"):
         other.generate(**random_features(three, 1), guidance_scale=1.0)
 
