@@ -31,6 +31,7 @@ from ..export.families.llamagen.reader import drafter_shapes, llamagen_shapes
 from ..export.graphs.builder import GraphBuilder
 from ..export.graphs.draft import build_draft
 from ..export.graphs.drafter import DraftGraph, draft_shape
+from ..export.graphs.fused import FUSED, write_fused
 from ..export.graphs.target import build_target, target_shape
 from ..export.graphs.weights import PRECISIONS as DTYPES
 from ..export.graphs.weights import WeightFile
@@ -111,7 +112,7 @@ def write_graphs(folder: Path, precision: str, config: LlamaGenConfig, drafts: b
     with WeightFile(folder / "target.data", DTYPES[precision]) as weights:
         g = GraphBuilder("target", weights)
         build_target(g, target, target_shape(target, _MOST_NODES, _TOP_K))
-        g.save(folder / "target.onnx")
+        save(g, folder)
     if not drafts:
         return
     sizes = drafter_config(config)
@@ -122,7 +123,14 @@ def write_graphs(folder: Path, precision: str, config: LlamaGenConfig, drafts: b
         for tree in trees:
             g = GraphBuilder(f"draft.{tree.name}", own, weights.tensors)
             build_draft(DraftGraph(g, drafter, target, shape), tree)
-            g.save(folder / f"draft.{tree.name}.onnx")
+            save(g, folder)
+
+
+def save(g: GraphBuilder, folder: Path) -> None:
+    """Writes the graph in the form that ONNX Runtime reads, as a build does."""
+    standard = folder / f"{g.name}.onnx"
+    g.save(standard)
+    write_fused(standard, folder / f"{g.name}{FUSED}")
 
 
 def counted_apart(place: Path, folders: Sequence[Path]) -> tuple[str, dict[Path, Calls]]:
@@ -157,8 +165,8 @@ def count_all(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         made = counts[str(folder)] = {}
         for nodes in NODES:
-            made[f"target {nodes}"] = count(backend, folder / "target.onnx", nodes)
-        for graph in sorted(folder.glob("draft.*.onnx")):
+            made[f"target {nodes}"] = count(backend, folder / f"target{FUSED}", nodes)
+        for graph in sorted(folder.glob(f"draft.*{FUSED}")):
             made[f"draft {graph.name.split('.')[1]}"] = count(backend, graph, NODES[1])
     return {"onnxruntime": backend.identity.version, "counts": counts}
 

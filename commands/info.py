@@ -183,9 +183,10 @@ def _engines(console: Console, manifest: Manifest) -> None:
     table = Rows(("engine", "precision", "graph", "weights", "against PyTorch", "activations"))
     for name, engine in manifest.engines.items():
         size = sum(manifest.files[file].bytes for file in engine.weights)
-        graph = manifest.files[engine.file].bytes
+        graph = human(manifest.files[engine.file].bytes)
+        fused = f", fused {human(manifest.files[engine.fused].bytes)}" if engine.fused else ""
         table.add(
-            name, engine.precision, human(graph), f"{', '.join(engine.weights)} ({human(size)})",
+            name, engine.precision, graph + fused, f"{', '.join(engine.weights)} ({human(size)})",
             _parity(manifest.parity.get(name)), _reach(manifest.parity.get(name)),
         )  # fmt: skip
     table.print(console)

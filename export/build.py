@@ -42,6 +42,7 @@ from .graphs.decode import build_decode
 from .graphs.draft import build_draft
 from .graphs.drafter import DraftGraph, DraftShape, draft_shape
 from .graphs.embed import build_embed
+from .graphs.fused import FUSED, write_fused
 from .graphs.merge import merge
 from .graphs.target import TargetShape, build_target, target_shape
 from .graphs.text import build_text
@@ -110,13 +111,26 @@ class Stage:
     merged: MergedInfo | None = None
 
     def save(self, g: GraphBuilder, name: str, weights: list[str]) -> None:
-        g.save(self.folder / f"{name}.onnx")
+        g.save(self._new(f"{name}.onnx"))
         self.engines[name] = EngineInfo(f"{name}.onnx", weights, self.precision)
 
+    def fuse(self, name: str) -> None:
+        """Writes the graph of an engine, which is saved already, once more for ONNX Runtime."""
+        info, file = self.engines[name], f"{name}{FUSED}"
+        if write_fused(self.folder / info.file, self._new(file)):
+            self.engines[name] = replace(info, fused=file)
+
     def merge(self, name: str, engines: list[str]) -> None:
-        """Writes the graphs of `engines`, which are saved already, as one more model."""
-        merge({engine: self.folder / self.engines[engine].file for engine in engines}, self.folder / f"{name}.onnx")
+        """Writes the graphs of `engines`, which are saved already, as one more model for ONNX Runtime."""
+        graphs = {engine: self.folder / self.engines[engine].read_by_ort for engine in engines}
+        merge(graphs, self._new(f"{name}.onnx"))
         self.merged = MergedInfo(f"{name}.onnx", engines)
+
+    def _new(self, file: str) -> Path:
+        """Where a graph is to lie. Raises CascadeError where another does, as trees x and x.fused would have it."""
+        if (self.folder / file).exists():
+            raise CascadeError(f"two graphs of the bundle would lie in {file}: rename the file of one of the trees.")
+        return self.folder / file
 
     def close(self, *weights: WeightFile) -> None:
         for file in weights:
@@ -213,6 +227,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
         g = GraphBuilder("target", files["target"])
         build_target(g, target, shape)
         stage.save(g, "target", ["target.data"])
+        stage.fuse("target")
         g = GraphBuilder("embed", files["target"])
         build_embed(g, target.weights)
         stage.save(g, "embed", ["target.data"])
@@ -229,6 +244,7 @@ def write_graphs(parts: Parts, options: BuildOptions, stage: Stage) -> Shapes:
                 g = GraphBuilder(name, files["drafter"], files["target"].tensors)
                 build_draft(DraftGraph(g, parts.drafter, target, drafted), tree)
                 stage.save(g, name, ["drafter.data", "target.data"])
+                stage.fuse(name)
             if len(options.drafts) > 1:
                 stage.merge("draft", list(options.drafts))
         if parts.text is not None and parts.text_config is not None:

@@ -50,7 +50,7 @@ def check_parity(parts: Parts, options: Any, folder: Path, manifest: Manifest) -
     twin = options.precision == "bf16"
     report = _compare(
         parts.rounded(torch.bfloat16) if twin else parts, folder, manifest, options.precision,
-        lambda engine, inputs, outputs: Graph(folder / manifest.engines[engine].file, twin).run(inputs, outputs),
+        lambda engine, inputs, outputs: Graph(folder / manifest.engines[engine].read_by_ort, twin).run(inputs, outputs),
     )  # fmt: skip
     compared = {"compared": "an fp32 twin with bf16 weights"} if twin else {}
     return {name: entry | compared for name, entry in report.items()}

@@ -14,11 +14,18 @@ _SHORTEST, _LONGEST = 1e-9, 1e8  # ms that a call may take
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """One graph: its file, the weight files it reads, and its precision (fp32, fp16, bf16)."""
+    """One graph: its file, the weight files it reads, and its precision (fp32, fp16, bf16). `fused` is a file with the
+    same graph in operators that only ONNX Runtime has, where that saves kernels."""
 
     file: str
     weights: Annotated[list[str], Within(0, 64)]
     precision: str
+    fused: str | None = None
+
+    @property
+    def read_by_ort(self) -> str:
+        """The file of the two that ONNX Runtime reads."""
+        return self.fused or self.file
 
 
 @dataclass(frozen=True)

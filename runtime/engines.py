@@ -10,14 +10,18 @@ from .bundle import Manifest
 from .errors import CascadeError
 
 TEXT = "text"
+_OF_ORT = ("ort-cpu", "ort-cuda")  # the backends that are ONNX Runtime
 
 
 class Engines(Mapping[str, Engine]):
     """Engines by their names in the manifest: target, embed, condition, decode, text and draft.<tree>."""
 
     def __init__(self, backend: Backend, folder: Path, manifest: Manifest) -> None:
-        self._backend, self._files = backend, {name: folder / info.file for name, info in manifest.engines.items()}
-        self._folder, self._merged = folder, manifest.merged
+        ort = backend.identity.backend in _OF_ORT
+        self._files = {
+            name: folder / (info.read_by_ort if ort else info.file) for name, info in manifest.engines.items()
+        }
+        self._backend, self._folder, self._merged = backend, folder, manifest.merged
         self._loaded: dict[str, Engine] = {}
         self._of_merged: Mapping[str, Engine] = {}  # in memory together; `_loaded` holds those that were asked for
         self._wrap: Callable[[str, Engine], Engine] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .bundle import CLASS, TOKENS, EngineInfo, Manifest
@@ -24,7 +25,8 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     """Raises CascadeError for the first graph that is not the one that the manifest describes."""
     expected = {name: _tensors(manifest, name) for name in manifest.engines}
     for name, info in manifest.engines.items():
-        _check(folder, manifest, info, *expected[name])
+        for file in dict.fromkeys((info.file, info.read_by_ort)):
+            _check(folder, manifest, replace(info, file=file), *expected[name])
     if manifest.merged is not None:
         names = manifest.merged.engines
         inputs, outputs = (

@@ -116,7 +116,7 @@ def _files(m: Manifest) -> Iterator[str]:
         path = Path(name)
         if path.is_absolute() or path.drive or not path.parts or ".." in path.parts or str(path) != name:
             yield f"bundle {m.name} names the file {name!r}, which may lie outside of it"
-    graphs = [(name, file) for name, info in m.engines.items() for file in (info.file, *info.weights)]
+    graphs = [(name, file) for name, info in m.engines.items() for file in (info.file, info.fused, *info.weights)]
     tables = [("prompts", None if m.text is None else m.text.tokenizer), ("lantern", m.neighbours),
               ("swap", m.states)]  # fmt: skip
     for what, file in [*graphs, *tables]:

@@ -43,18 +43,20 @@ class _Merged:
     outputs: list[ir.Value] = field(default_factory=list)
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, ir.Value] = field(default_factory=dict)
+    operators: dict[str, int] = field(default_factory=lambda: {"": OPSET})  # {domain: version}
     count: int = 0
 
     def graph(self, name: str) -> ir.Graph:
         return ir.Graph(
             [self.choice, *self.inputs], self.outputs, nodes=self.nodes,
-            initializers=list(self.initializers.values()), opset_imports={"": OPSET}, name=name,
+            initializers=list(self.initializers.values()), opset_imports=self.operators, name=name,
         )  # fmt: skip
 
     def add(self, name: str, graph: ir.Graph) -> None:
         outputs = [str(value.name) for value in graph.outputs]
         self._take_weights(graph)
         self._take_inputs(name, graph)
+        self.operators |= graph.opset_imports
         _rename(name, graph)
         number = _constant(f"{CHOICE}:{name}:number", np.array(self.count, np.int64))
         self.initializers[f"{CHOICE}:{name}:number"] = number

@@ -100,7 +100,7 @@ def test_drafts_are_those_of_the_single_graph(bundle: Path, merged: dict[str, En
     manifest = read_manifest(bundle)
     info = manifest.tree(name)
     other = manifest.tree(NAMES[NAMES.index(name) - 1])
-    alone = Drafter(BACKEND.load(bundle / manifest.engines[info.engine].file), manifest, info.tree())
+    alone = Drafter(BACKEND.load(bundle / manifest.engines[info.engine].read_by_ort), manifest, info.tree())
     shared, between = (Drafter(merged[one.engine], manifest, one.tree()) for one in (info, other))
     for seed, shape in enumerate(calls()):
         wanted, got = (drafter(np.random.default_rng(seed), *shape) for drafter in (alone, shared))

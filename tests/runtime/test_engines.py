@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import build, random_features, save_checkpoints
 
-from cascade_trt.runtime.backends import Engine
+from cascade_trt.runtime.backends import Engine, Identity
 from cascade_trt.runtime.backends.ort import OrtBackend
 from cascade_trt.runtime.bundle import MANIFEST, read_manifest
 from cascade_trt.runtime.engines import Engines
@@ -53,7 +54,7 @@ def test_drafters_are_loaded_together_and_once(bundle: Path) -> None:
         for tree in ("chain_3", "small_6", "chain_3"):
             pipe.generate(**random_features(pipe, 1), tree=tree)
     files = sorted(backend.files)
-    assert files == ["condition.onnx", "decode.onnx", "draft.onnx", "embed.onnx", "target.onnx"]
+    assert files == ["condition.onnx", "decode.onnx", "draft.onnx", "embed.onnx", "target.fused.onnx"]
 
 
 def test_released_engines_are_loaded_again(bundle: Path) -> None:
@@ -126,6 +127,54 @@ def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     (copy / "draft.onnx").write_bytes((copy / "draft.onnx").read_bytes()[:-1] + b"?")
     with pytest.raises(CascadeError, match="draft.onnx has changed"):
+        Pipeline.load(copy, threads=1)
+
+
+class Elsewhere(Counting):
+    """A backend that is not ONNX Runtime."""
+
+    @property
+    def identity(self) -> Identity:
+        return replace(super().identity, backend="elsewhere")
+
+
+def test_fused_graphs_are_for_onnx_runtime(bundle: Path, tmp_path: Path) -> None:
+    """Other backends read the standard ones, and so does everybody in a bundle that has no others."""
+    old = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    content = json.loads((old / MANIFEST).read_text())
+    for name, info in content["engines"].items():
+        if (file := info.pop("fused")) is not None:
+            assert name == "target" or name.startswith("draft.")
+            (old / file).unlink()
+            del content["files"][file]
+    (old / MANIFEST).write_text(json.dumps(content))
+    drawn = []
+    for folder, backend in ((bundle, Counting()), (bundle, Elsewhere()), (old, Counting())):
+        with Pipeline.load(folder, backend) as pipe:
+            drawn.append(pipe.generate(**random_features(pipe, 1), rule="ar").codes)
+        fused = folder == bundle and type(backend) is Counting
+        assert ("target.fused.onnx" in backend.files, "target.onnx" in backend.files) == (fused, not fused)
+    assert all((codes == drawn[0]).all() for codes in drawn)
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("target.data.onnx", r"reads target.data.onnx \(target\), which is none of its files"),
+        ("../target.onnx", r"reads ../target.onnx \(target\), which is none of its files"),
+        ("embed.onnx", "embed.onnx is not the graph that the manifest"),
+        ("draft.small_6.fused.onnx", "reads weights from drafter.data, which is not among its files"),
+        (3, "fused must be str"),
+    ],
+)
+def test_a_fused_graph_of_something_else_is_refused(
+    bundle: Path, tmp_path: Path, file: object, sentence: str
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    content = json.loads((copy / MANIFEST).read_text())
+    content["engines"]["target"]["fused"] = file
+    (copy / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CascadeError, match=sentence):
         Pipeline.load(copy, threads=1)
 
 
