@@ -6,7 +6,9 @@ import ctypes
 import math
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,20 +16,56 @@ from cascade_trt.runtime.backends import kernels
 from cascade_trt.runtime.backends.kernels.layout import ARRAYS, THREADS, Cache, Round, grid, letters
 
 SOURCES = Path(kernels.__file__).parent
+HERE = Path(__file__).parent
 FLAGS = (
     "-O2", "-g", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing",
     "-Wl,-Bsymbolic",  # the C library has an `advance`, too
-    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
 )  # fmt: skip
+UNDEFINED = "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"
 _GUARD = 256  # bytes on either side of an array
 
 
 def compile_library(folder: Path) -> ctypes.CDLL:
     """Compiles shim.cpp with the kernels in it."""
     out = folder / "kernels.so"
-    here = Path(__file__).parent
-    subprocess.run(["g++", *FLAGS, f"-I{SOURCES}", here / "shim.cpp", "-o", out], check=True)
+    files = HERE / "shim.cpp", HERE / "watch.cpp"
+    subprocess.run(["g++", *FLAGS, *UNDEFINED, f"-I{SOURCES}", *files, "-o", out], check=True)
     return ctypes.CDLL(str(out))
+
+
+class WatchedLibrary:
+    """The kernels of `sources`, compiled so that every access is looked at (watch.cpp). Launches (`run_place`, ...)
+    fail where two threads race, or one reads or writes beside what is known."""
+
+    def __init__(self, folder: Path, sources: Path = SOURCES) -> None:
+        compiled, self._file = folder / "shim.o", folder / "watched.so"
+        watching = "-fsanitize=thread", "-c", f"-I{sources}", HERE / "shim.cpp", "-o", compiled
+        for command in (watching, (compiled, HERE / "watch.cpp", "-o", self._file)):
+            subprocess.run(["g++", *FLAGS, *command], check=True)
+        self._library = ctypes.CDLL(str(self._file))
+
+    def know(self, *arrays: np.ndarray) -> None:
+        """Kernels may read and write these alone from now on; without any, everything."""
+        self._library.forget_arrays()
+        for array in arrays:
+            self._library.know_array(ctypes.c_void_p(array.ctypes.data), ctypes.c_long(array.nbytes))
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._library, name)
+        return partial(self._launch, name, function) if name.startswith("run_") else function
+
+    def _launch(self, name: str, function: Any, *arguments: Any) -> None:
+        function(*arguments)
+        text = ctypes.create_string_buffer(200)
+        count = self._library.take_found(text)
+        assert not count, f"{name}: {self._line(text.value.decode())} ({count} in all)"
+
+    def _line(self, found: str) -> str:
+        """What was found, with its place in the source."""
+        said, _, code = found.rpartition(", code ")
+        line = subprocess.run(["addr2line", "-e", self._file, "-s", code], capture_output=True, text=True, check=True)
+        return f"{said}, {line.stdout.strip()}"
 
 
 class Guarded:
@@ -82,6 +120,11 @@ class Device:
         getattr(self._library, f"run_{kernel}")(*arguments, (ctypes.c_int * 3)(*blocks), threads)
         broken = [name for name, array in self._arrays.items() if not array.check()]
         assert not broken, f"{kernel} wrote beside {broken}"
+
+    @property
+    def whole(self) -> list[np.ndarray]:
+        """All arrays."""
+        return [*self._given.values(), *(guarded.array for guarded in self._arrays.values())]
 
     def commit(self, block: np.ndarray, threads: int | None = None) -> None:
         """On a cache [layers, 2, rows, heads, slots, head_dim]."""

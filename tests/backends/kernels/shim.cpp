@@ -3,6 +3,7 @@
 
 #include <stddef.h>
 
+namespace {  // of their own, so that all shared memory is in one section
 #include "advance.cu"
 #include "commit.cu"
 #include "noise.cu"
@@ -10,6 +11,7 @@
 #include "place.cu"
 #include "walk.cu"
 #include "walk_by_rule.cu"
+}
 
 static float no_log(float x) { return x; }
 
@@ -29,6 +31,8 @@ static void together(const double* numbers, int n, double* sum, double* largest,
 }
 
 extern "C" {
+void use_order(u64 seed) { order = seed; }
+
 void use_logarithms(int on) { log_in_use = on ? ::logf : no_log; }
 
 #define RUN(KERNEL) \
