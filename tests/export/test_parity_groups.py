@@ -97,7 +97,7 @@ def whole(bundle: Path, name: str, inputs: Mapping[str, np.ndarray], outputs: Se
 
 def test_the_same_outputs_as_the_whole_graph(built: tuple[Path, str, Calls]) -> None:
     bundle, precision, calls = built
-    assert set(calls) == {engine.file for engine in read_manifest(bundle).engines.values()}
+    assert set(calls) == {engine.read_by_ort for engine in read_manifest(bundle).engines.values()}
     for name, (inputs, outputs) in calls.items():
         one = Graph(bundle / name, precision == "bf16").run(inputs, outputs)
         many = TINY(bundle / name, precision == "bf16").run(inputs, outputs)
