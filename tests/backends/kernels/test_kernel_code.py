@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import tomllib
@@ -27,7 +28,8 @@ from cascade_trt.runtime.backends.kernels.info import (
     source_digest,
     sources,
 )
-from cascade_trt.runtime.backends.kernels.layout import THREADS
+from cascade_trt.runtime.backends.kernels.layout import THREADS, Cache, Round
+from cascade_trt.runtime.backends.kernels.rules import SETTING, Rules
 from cascade_trt.runtime.digests import whole_digest
 from cascade_trt.runtime.errors import CascadeError
 
@@ -52,6 +54,24 @@ def test_all_architectures(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "kernels").iterdir()} == {Path(info.file).name for info in found}
     (again,) = compile_kernels(tmp_path / "again", ["sm90"])
     assert again == found[ARCHITECTURES.index("sm90")]
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_arguments_lie_as_the_gpu_s_compiler_lays_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and offsets of all structs, by NVRTC, which has rules of its own."""
+    wanted = {f"sizeof({struct.__name__})": ctypes.sizeof(struct) for struct in (Round, Cache, Rules)}
+    for struct in (Round, Cache, Rules):
+        wanted |= {f"__builtin_offsetof({struct.__name__}, {field[0]})": getattr(struct, field[0]).offset
+                   for field in struct._fields_}  # fmt: skip
+    wanted["sizeof(RuleSetting)"] = SETTING.itemsize
+    assert SETTING.fields is not None
+    wanted |= {f"__builtin_offsetof(RuleSetting, {name})": field[1] for name, field in SETTING.fields.items()}
+    said = "\n".join(f"static_assert({what} == {size});" for what, size in wanted.items())
+    monkeypatch.setattr(kernels, "sources", lambda: {**sources(), "zz.cu": said})
+    compile_kernels(tmp_path, ["sm90"])
+    monkeypatch.setattr(kernels, "sources", lambda: {**sources(), "zz.cu": "static_assert(sizeof(Round) == 8);"})
+    with pytest.raises(CascadeError, match=r"refuses .* sm90 \(zz.cu\(1\): error: static assertion failed"):
+        compile_kernels(tmp_path, ["sm90"])
 
 
 def test_every_kernel_has_its_number_of_threads() -> None:
