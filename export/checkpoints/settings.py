@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...runtime.bundle import SamplingDefaults
 from ...runtime.errors import CascadeError
 from ...runtime.nearest import meant
 from ...runtime.plan import LARGEST_SIDE
@@ -120,6 +121,17 @@ def rules(settings: Mapping[str, Any]) -> dict[str, str]:
             raise CascadeError(f"rules: {key} must be spelt {key}:setting=value, not {shown(rule)}: correct it.")
         get_rule(rule, np.zeros((1, 1), np.int64), _NO_STATES)  # settings are checked; the tables play no part
     return dict(found)
+
+
+def sampling_of(settings: Mapping[str, Any], usual: SamplingDefaults, codes: int) -> SamplingDefaults:
+    """What a model of `codes` codes is drawn with where nothing is said: `cfg_scale`, `temperature`, `top_k`, `top_p`,
+    or the model's `usual` ones. Raises CascadeError for what cannot be drawn with."""
+    return SamplingDefaults(
+        positive(settings, "cfg_scale", usual.guidance_scale, most=1000),
+        positive(settings, "temperature", usual.temperature, least=1e-3, most=1000),
+        min(whole(settings, "top_k", usual.top_k), codes),
+        min(positive(settings, "top_p", usual.top_p), 1.0),
+    )
 
 
 def state_table(settings: Mapping[str, Any], folder: Path, shape: tuple[int, int]) -> StateTable | None:

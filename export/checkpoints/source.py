@@ -21,6 +21,7 @@ from .reading import spelt
 Shape = tuple[int, ...]
 Module = TypeVar("Module", bound=torch.nn.Module)
 Read = tuple[Path, str, torch.Tensor]  # a tensor as it lies in a file, under its name there
+INCOMPLETE = "it is incomplete or of another kind, so download it again, or give another."
 _reads: ContextVar[list[Read] | None] = ContextVar("reads", default=None)
 
 
@@ -172,7 +173,7 @@ def load_module(module: Module, source: TensorSource, prefix: str = "") -> Modul
 def matrix(source: TensorSource, name: str) -> tuple[int, int]:
     """The shape of a tensor that has to be there and have two dimensions. Raises CascadeError otherwise."""
     if name not in source:
-        raise CascadeError(f"{source.path} lacks the tensor {name}: it is incomplete or of another kind.")
+        raise CascadeError(f"{source.path} lacks the tensor {name}: {INCOMPLETE}")
     shape = source.shape(name)
     if len(shape) != 2 or 0 in shape:
         raise CascadeError(f"tensor {name} of {source.path} has the shape {list(shape)}, not two dimensions.")
@@ -212,7 +213,7 @@ def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -
     for name, expected in shapes.items():
         if name not in source:
             raise CascadeError(
-                f"the {what} {source.path} lacks the tensor {name}: it is incomplete or of another kind."
+                f"the {what} {source.path} lacks the tensor {name}: {INCOMPLETE}"
             )
         if source.shape(name) != tuple(expected):
             raise CascadeError(
@@ -241,6 +242,6 @@ def count(source: TensorSource, prefix: str, what: str) -> int:
     for number in range(len(numbers)):
         if str(number) not in numbers:
             raise CascadeError(
-                f"the {what} {source.path} lacks the tensors {prefix}{number}: it is incomplete or of another kind."
+                f"the {what} {source.path} lacks the tensors {prefix}{number}: {INCOMPLETE}"
             )
     return len(numbers)

@@ -16,6 +16,7 @@ from ...runtime.plan import TokenPlan
 from ..models.vq import VQConfig
 from .reading import shown
 from .source import (
+    INCOMPLETE,
     RenamedSource,
     Shape,
     TensorSource,
@@ -122,10 +123,15 @@ def open_vqgan(path: Path) -> tuple[TensorSource, VQConfig]:
         raise CascadeError(f"{path} is not a VQ tokenizer but {looks_like(source)}.")
     levels = count(source, "decoder.up.", "VQ checkpoint")
     if not levels:
-        raise CascadeError(f"{path} is a VQ tokenizer, but not a VQGAN as Chameleon's: it has no decoder.up levels.")
+        raise CascadeError(
+            f"{path} is a VQ tokenizer, but not a VQGAN as Chameleon's (it has no decoder.up levels): give Meta's "
+            "vqgan.ckpt."
+        )
     names = {_name_of_taming(name, levels): name for name in source.names()}
     if len(names) < len(source.names()):
-        raise CascadeError(f"the VQ checkpoint {path} has both taming's names and LlamaGen's: it is of another kind.")
+        raise CascadeError(
+            f"the VQ checkpoint {path} has both taming's names and LlamaGen's: give Chameleon's own vqgan.ckpt."
+        )
     source = RenamedSource(source.path, renamed(source, names), source.notes)
     attention = any(name.startswith("decoder.conv_blocks.0.attn.") for name in names)
     config = replace(_infer(source), attention=attention, normalised=False)
@@ -159,7 +165,7 @@ def _kernel(source: TensorSource, name: str) -> Shape:
     """The shape [out, in, height, width] of a convolution that has to be there."""
     if name not in source:
         raise CascadeError(
-            f"the VQ checkpoint {source.path} lacks the tensor {name}: it is incomplete or of another kind."
+            f"the VQ checkpoint {source.path} lacks the tensor {name}: {INCOMPLETE}"
         )
     shape = source.shape(name)
     if len(shape) != 4 or 0 in shape:

@@ -9,16 +9,10 @@ from ....runtime.bundle import OWN, TOKENS, ConditionInfo
 from ...checkpoints.source import Derived, RenamedSource, TensorSource, renamed
 from ...model import HALVES, Conditioner, DrafterModel, Readout, StackSpec, TargetModel
 from ...models.llama import QK_NORM_EPS
+from ..llama import layer_tensors
 from .model import ChameleonConfig, rope_1d
 from .reference import ChameleonReference, LanternReference
 from .sequence import Sequence
-
-_LAYER = {
-    "attention.o.weight": "self_attn.o_proj.weight", "feed_forward.gate.weight": "mlp.gate_proj.weight",
-    "feed_forward.up.weight": "mlp.up_proj.weight", "feed_forward.down.weight": "mlp.down_proj.weight",
-    "attention_norm.weight": "input_layernorm.weight", "ffn_norm.weight": "post_attention_layernorm.weight",
-}  # fmt: skip
-_LAYER |= {f"attention.{p}_norm.{kind}": f"self_attn.{p}_norm.{kind}" for p in "qk" for kind in ("weight", "bias")}
 
 
 def stack(config: ChameleonConfig) -> StackSpec:
@@ -32,17 +26,6 @@ def stack(config: ChameleonConfig) -> StackSpec:
 
 def _rotary(rows: int, config: ChameleonConfig) -> np.ndarray:
     return rope_1d(rows, config.head_dim, config.rope_base).numpy()
-
-
-def _layer_tensors(source: TensorSource, ours: str, theirs: str) -> dict[str, Derived]:
-    """The canonical tensors of one layer."""
-    tensors = renamed(source, {f"{ours}.{new}": f"{theirs}.{old}" for new, old in _LAYER.items()})
-    parts = [f"{theirs}.self_attn.{part}_proj.weight" for part in "qkv"]
-    rows = sum(source.shape(part)[0] for part in parts)
-    tensors[f"{ours}.attention.qkv.weight"] = Derived(
-        (rows, source.shape(parts[0])[1]), lambda: torch.cat([source.load(part) for part in parts])
-    )
-    return tensors
 
 
 def _rows(source: TensorSource, name: str, ids: torch.Tensor) -> Derived:
@@ -63,7 +46,7 @@ def target_model(
     tensors["embedding.weight"] = _rows(source, table, kept)
     tensors["readout.weight"] = _rows(source, "lm_head.weight", kept[: plan.codes])
     for i in range(config.n_layer):
-        tensors |= _layer_tensors(source, f"layers.{i}", f"model.layers.{i}")
+        tensors |= layer_tensors(source, f"layers.{i}", f"model.layers.{i}")
     info = ConditionInfo(
         TOKENS, length, uncond_length=len(sequence.form.uncond), positions=OWN, vocabulary=config.vocab_size
     )
@@ -78,7 +61,7 @@ def drafter_model(source: TensorSource, config: ChameleonConfig, kept: torch.Ten
     """A LANTERN drafter. Its table has the bundle's own tokens, and behind them the vocabulary: it reads prompts."""
     bias = "fc.bias" in source
     names = {"fc.weight": "fc.weight"} | ({"fc.bias": "fc.bias"} if bias else {})
-    tensors = renamed(source, names) | _layer_tensors(source, "layers.0", "layers.0")
+    tensors = renamed(source, names) | layer_tensors(source, "layers.0", "layers.0")
     tensors["embedding.weight"] = _rows(
         source, "embed_tokens.weight", torch.cat([kept, torch.arange(config.vocab_size)])
     )

@@ -11,7 +11,7 @@ from ....runtime.bundle import SamplingDefaults, TextInfo
 from ....runtime.errors import CascadeError
 from ....runtime.model_info import DOWN
 from ...checkpoints.reading import read_json
-from ...checkpoints.settings import check_grid, check_names, positive, rules, state_table, whole
+from ...checkpoints.settings import check_grid, check_names, rules, sampling_of, state_table, whole
 from ...checkpoints.source import DummySource, TensorSource
 from ...checkpoints.vq import check_vq_matches, open_vqgan, vq_shapes
 from ...model import TargetModel
@@ -72,7 +72,7 @@ def open_repository(request: BuildRequest, kind: Kind) -> tuple[Parts, SamplingD
         raise CascadeError(f"{folder} has no tokenizer/vqgan.ckpt, which draws the pixels: give Meta's with --vq.")
     vocabulary = open_vocabulary(find_tokenizer(folder, vq_file), config.vocab_size)
     vq, vq_config = open_vqgan(vq_file)
-    grid = whole(settings | request.overrides, "grid", kind.preset.grid)
+    grid = whole(settings, "grid", kind.preset.grid) if request.grid is None else check_grid(request.grid)
     sequence = kind.sequence(vocabulary, Images(grid, request.size, folder, vq_config.factor))
     check_vq_matches(sequence.plan, vq_config)
     parts: dict[str, Any] = {"rules": rules(settings)}
@@ -129,9 +129,5 @@ def _settings(request: BuildRequest, kind: Kind) -> dict[str, Any]:
 
 def _sampling(preset: Preset, settings: Mapping[str, Any]) -> SamplingDefaults:
     """The preset's defaults, unless the config has its own."""
-    return SamplingDefaults(
-        positive(settings, "cfg_scale", preset.guidance_scale, most=1000),
-        positive(settings, "temperature", preset.temperature, least=1e-3, most=1000),
-        min(whole(settings, "top_k", preset.top_k), CODES),
-        min(positive(settings, "top_p", 1.0), 1.0),
-    )
+    usual = SamplingDefaults(preset.guidance_scale, preset.temperature, preset.top_k, 1.0)
+    return sampling_of(settings, usual, CODES)

@@ -29,6 +29,7 @@ from ...checkpoints.source import (
     renamed,
     with_notes,
 )
+from ..llama import layer_shapes
 from .model import ChameleonConfig
 from .native import is_native, native_to_hf
 
@@ -41,40 +42,18 @@ _HEAD_DIMS = "layers.0.self_attn.q_norm.weight"
 
 def chameleon_shapes(config: ChameleonConfig) -> dict[str, Shape]:
     """Every tensor of the transformer, under transformers' names."""
-    layers = {
-        f"model.{name}": shape for i in range(config.n_layer) for name, shape in layer_shapes(config, i).items()
-    }
     table = (config.vocab_size, config.dim)
-    return {"model.embed_tokens.weight": table, **layers, "model.norm.weight": (config.dim,), "lm_head.weight": table}
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": table}
+    for i in range(config.n_layer):
+        shapes |= layer_shapes(config.layer, f"model.layers.{i}")
+    return shapes | {"model.norm.weight": (config.dim,), "lm_head.weight": table}
 
 
 def drafter_shapes(config: ChameleonConfig, bias: bool) -> dict[str, Shape]:
     """Every tensor of a LANTERN drafter."""
     d = config.dim
     shapes: dict[str, Shape] = {"embed_tokens.weight": (config.vocab_size, d), "fc.weight": (d, 2 * d)}
-    return shapes | ({"fc.bias": (d,)} if bias else {}) | layer_shapes(config, 0)
-
-
-def layer_shapes(config: ChameleonConfig, index: int) -> dict[str, Shape]:
-    """Every tensor of one layer."""
-    name, d, f = f"layers.{index}", config.dim, config.ffn_dim
-    inner, few = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-    norms = {
-        f"{name}.self_attn.{part}_norm.{kind}": (rows, config.head_dim)
-        for part, rows in zip("qk", config.norm_rows, strict=True) for kind in ("weight", "bias")
-    }  # fmt: skip
-    return {
-        f"{name}.self_attn.q_proj.weight": (inner, d),
-        f"{name}.self_attn.k_proj.weight": (few, d),
-        f"{name}.self_attn.v_proj.weight": (few, d),
-        f"{name}.self_attn.o_proj.weight": (d, inner),
-        **norms,
-        f"{name}.mlp.gate_proj.weight": (f, d),
-        f"{name}.mlp.up_proj.weight": (f, d),
-        f"{name}.mlp.down_proj.weight": (d, f),
-        f"{name}.input_layernorm.weight": (d,),
-        f"{name}.post_attention_layernorm.weight": (d,),
-    }
+    return shapes | ({"fc.bias": (d,)} if bias else {}) | layer_shapes(config.layer, "layers.0")
 
 
 def open_chameleon(folder: Path, title: str, is_lumina: bool) -> tuple[TensorSource, ChameleonConfig]:

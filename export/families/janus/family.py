@@ -15,16 +15,17 @@ from ....runtime.errors import CascadeError
 from ....runtime.model_info import DOWN
 from ....runtime.plan import TokenPlan
 from ...checkpoints.reading import read_json, spelt
-from ...checkpoints.settings import check_grid, positive, rules, state_table, whole
+from ...checkpoints.settings import check_grid, rules, sampling_of, state_table
 from ...checkpoints.source import Derived, DummySource, RenamedSource, TensorSource, renamed
 from ...checkpoints.vq import check_vq_matches, vq_shapes
 from ...graphs.builder import GraphBuilder, as_numpy
-from ...model import HALVES, QKV, Conditioner, DrafterModel, Readout, StackSpec, TargetModel
+from ...model import HALVES, Conditioner, DrafterModel, Readout, StackSpec, TargetModel
 from ...models.llama import LayerConfig
 from ...models.vq import VQConfig
 from ...parts import Parts
 from ...request import BuildRequest
 from .. import Family
+from ..llama import layer_tensors
 from .model import JanusConfig, rotary
 from .presets import GUIDANCE, PRESETS
 from .prompt import PROMPT_LENGTH, dummy_prompt, open_prompt
@@ -32,28 +33,11 @@ from .reader import TEXT, drafter_shapes, janus_shapes, open_drafter, open_janus
 from .reference import CODES, DrafterReference, JanusReference, layer_config
 
 NAME = "janus-pro"
-_LAYER = {
-    "attention.o": "self_attn.o_proj", "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-}  # fmt: skip
 _SETTINGS = ("cfg_scale", "temperature", "top_k", "top_p", "rules", "states")  # of --config
 _UNUSED = {  # options, with what they are for elsewhere
     "vq": "the VQ decoder is in the checkpoint", "text": "the model reads prompts itself",
     "n_head": "config.json tells the heads",
 }  # fmt: skip
-
-
-def layer_tensors(source: TensorSource, ours: str, theirs: str) -> dict[str, Derived]:
-    """The canonical tensors of a layer, `ours`, from those of a Llama's, `theirs`."""
-    tensors = renamed(
-        source, {f"{ours}.{name}.weight": f"{theirs}.{original}.weight" for name, original in _LAYER.items()}
-    )
-    parts = [f"{theirs}.self_attn.{part}_proj.weight" for part in "qkv"]
-    rows, columns = sum(source.shape(part)[0] for part in parts), source.shape(parts[0])[1]
-    tensors[f"{ours}.{QKV}.weight"] = Derived(
-        (rows, columns), lambda: torch.cat([source.load(part) for part in parts])
-    )
-    return tensors
 
 
 def folded(source: TensorSource, config: JanusConfig) -> TensorSource:
@@ -168,12 +152,7 @@ def _settings(request: BuildRequest) -> dict[str, Any]:
 
 def _sampling(codes: int, settings: Mapping[str, Any]) -> SamplingDefaults:
     """The original's defaults, which cut nothing, unless the config has its own."""
-    return SamplingDefaults(
-        positive(settings, "cfg_scale", GUIDANCE, most=1000),
-        positive(settings, "temperature", 1.0, least=1e-3, most=1000),
-        min(whole(settings, "top_k", codes), codes),
-        min(positive(settings, "top_p", 1.0), 1.0),
-    )
+    return sampling_of(settings, SamplingDefaults(GUIDANCE, 1.0, codes, 1.0), codes)
 
 
 def open_dummy(name: str, grid: int | None, prompt_length: int | None) -> tuple[Parts, SamplingDefaults]:

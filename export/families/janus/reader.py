@@ -30,6 +30,7 @@ from ...checkpoints.source import (
 from ...checkpoints.vq import vq_config_of
 from ...models.llama import LayerConfig
 from ...models.vq import VQConfig
+from ..llama import layer_shapes
 from .model import JanusConfig
 
 TEXT = "language_model.model"
@@ -57,30 +58,20 @@ _CONVERTED_VQ = {"up": "conv_blocks", "down": "conv_blocks", "block": "res", "bl
 def janus_shapes(config: JanusConfig) -> dict[str, Shape]:
     """Every tensor of the image path under its original name, the VQ's aside."""
     d, width, codes = config.dim, config.head_width, config.codes
-    layer = layer_shapes(LayerConfig(d, config.n_head, config.n_kv_head, config.head_dim, config.ffn_dim, 0.0))
+    layer = LayerConfig(d, config.n_head, config.n_kv_head, config.head_dim, config.ffn_dim, config.norm_eps)
     shapes: dict[str, Shape] = {
         f"{TEXT}.embed_tokens.weight": (config.vocab_size, d),
-        **{f"{TEXT}.layers.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()},
         f"{TEXT}.norm.weight": (d,),
         "gen_embed.weight": (codes, config.code_dim),
     }
+    for i in range(config.n_layer):
+        shapes |= layer_shapes(layer, f"{TEXT}.layers.{i}")
     for name, rows, columns in (
         ("gen_aligner.layers.0", d, config.code_dim), ("gen_aligner.layers.2", d, d),
         ("gen_head.output_mlp_projector", width, d), ("gen_head.vision_head", codes, width),
     ):  # fmt: skip
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     return shapes
-
-
-def layer_shapes(config: LayerConfig) -> dict[str, Shape]:
-    """The tensors of one layer."""
-    d, f, inner, few = config.dim, config.ffn_dim, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-    return {
-        "self_attn.q_proj.weight": (inner, d), "self_attn.k_proj.weight": (few, d),
-        "self_attn.v_proj.weight": (few, d), "self_attn.o_proj.weight": (d, inner), "mlp.gate_proj.weight": (f, d),
-        "mlp.up_proj.weight": (f, d), "mlp.down_proj.weight": (d, f), "input_layernorm.weight": (d,),
-        "post_attention_layernorm.weight": (d,),
-    }  # fmt: skip
 
 
 def open_janus(folder: Path, grid: int | None) -> tuple[TensorSource, JanusConfig, TensorSource, VQConfig]:
@@ -229,7 +220,7 @@ def _heads(source: TensorSource, settings: Mapping[str, Any], dim: int) -> tuple
 
 def drafter_shapes(config: LayerConfig, codes: int, bias: bool) -> dict[str, Shape]:
     """Every tensor of a drafter of LANTERN's form."""
-    shapes = {f"layers.0.{name}": shape for name, shape in layer_shapes(config).items()}
+    shapes = layer_shapes(config, "layers.0")
     shapes |= {"embed_tokens.weight": (codes, config.dim), "fc.weight": (config.dim, 2 * config.dim)}
     return shapes | ({"fc.bias": (config.dim,)} if bias else {})
 

@@ -12,7 +12,7 @@ from ....runtime.bundle import SamplingDefaults
 from ....runtime.errors import CascadeError
 from ....runtime.plan import TokenPlan
 from ...checkpoints.reading import read_json
-from ...checkpoints.settings import check_grid, check_names, positive, rules, state_table, whole
+from ...checkpoints.settings import check_grid, check_names, rules, sampling_of, state_table
 from ...checkpoints.source import Derived, DummySource, RenamedSource, TensorSource, renamed
 from ...checkpoints.t5 import check_text_matches, open_t5
 from ...checkpoints.vq import check_vq_matches, open_vq, vq_shapes
@@ -137,12 +137,7 @@ def open_checkpoints(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
 def _sampling(config: LlamaGenConfig, settings: Mapping[str, Any]) -> SamplingDefaults:
     """LlamaGen's defaults for texts and classes, unless the config has its own."""
     guidance, top_k = (7.5, 1000) if config.condition == "text" else (4.0, 2000)
-    return SamplingDefaults(
-        positive(settings, "cfg_scale", guidance, most=1000),
-        positive(settings, "temperature", 1.0, least=1e-3, most=1000),
-        min(whole(settings, "top_k", top_k), config.vocab_size),
-        min(positive(settings, "top_p", 1.0), 1.0),
-    )
+    return sampling_of(settings, SamplingDefaults(guidance, 1.0, top_k, 1.0), config.vocab_size)
 
 
 def preset_config(name: str, grid: int | None = None) -> LlamaGenConfig:

@@ -84,7 +84,7 @@ def open_llamagen(path: Path, overrides: Mapping[str, Any]) -> tuple[TensorSourc
     source = open_source(path, "checkpoint", anchors)
     settings = dict(overrides)
     if is_language_model(source):
-        raise CascadeError(f"{path} is not a LlamaGen transformer but {looks_like(source)}: it has no cls_embedding.")
+        raise CascadeError(f"{path} is not a LlamaGen transformer (it has no cls_embedding) but {looks_like(source)}.")
     if any(anchor in source for anchor in anchors[1:]):
         settings = _hf_settings(path) | settings
         source = lantern_to_original(source)
@@ -119,7 +119,7 @@ def _infer(source: TensorSource, settings: Mapping[str, Any]) -> LlamaGenConfig:
     else:
         raise CascadeError(
             f"the checkpoint {source.path} lacks the tensor cls_embedding.uncond_embedding (text) or "
-            "cls_embedding.embedding_table.weight (classes): it is incomplete."
+            "cls_embedding.embedding_table.weight (classes): it is incomplete, so download it again."
         )
     for name, value in found.items():
         if whole(settings, name, value) != value:
