@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Unpack
 
@@ -42,8 +42,9 @@ from .rules.registry import PLAIN
 from .run import Callback, Run
 from .slots import Memory
 from .stats import Stats
-from .tree import AUTO, ROOT, AnyTree
+from .tree import AUTO, NO_TREE, ROOT, AnyTree
 from .turn import Turn
+from .warm import anything, decode_once, warm_up
 from .workspace import Workspace
 
 
@@ -53,9 +54,9 @@ class Pipeline:
     One pipeline may be shared by threads: calls wait for each other. Several pipelines run side by side.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, chosen: Chosen) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, chosen: Chosen, warm: bool = True) -> None:
         self.folder, self.manifest, self._chosen, self._backend = folder, manifest, chosen, chosen.backend
-        self._turn = Turn()
+        self._warm, self._turn = warm, Turn()
         self._engines = Engines(self._backend, folder, manifest)
         self._kernels = self._backend.kernels(folder, manifest.kernels)
         encoder = PromptEncoder(folder, manifest.text) if manifest.text else None
@@ -82,9 +83,11 @@ class Pipeline:
         The default "auto" takes a GPU where one can be used (`runtime/backends/choice.py`); `Pipeline.backend` and
         every `stats` say what it took and why. threads is per engine, on the CPU (None: one for each core), device
         the number of a GPU. `warm` loads every engine of the usual calls and runs them once, so that the first image
-        is not slower than the others. Drafters of further trees are loaded with the first tree's, whose weights they
-        share, and bound when a call first asks for them. Raises CascadeError for a missing, changed or outdated
-        bundle, and for a backend that is not installed or cannot take the bundle's precision.
+        is not slower than the others; on a GPU these calls become graphs, for each number of slots that calls are
+        bound for, and those of `batch` when it is made. Drafters of further trees are loaded with the first tree's,
+        whose weights they share, and bound, and captured, when a call first asks for them. Raises CascadeError for a
+        missing, changed or outdated bundle, and for a backend that is not installed or cannot take the bundle's
+        precision.
         """
         own = not isinstance(backend, str)
         if own and (threads is not None or device is not None or not hasattr(backend, "load")):
@@ -97,7 +100,7 @@ class Pipeline:
             chosen = choose_backend(backend, Offer(manifest.backends, Plans.of(folder, manifest)), threads, device)
         else:
             chosen = Chosen(backend, backend.identity.backend, "given by the caller")
-        pipeline = cls(folder, manifest, chosen)
+        pipeline = cls(folder, manifest, chosen, warm)
         if warm:
             pipeline._warm_up()
         return pipeline
@@ -115,6 +118,18 @@ class Pipeline:
         lane.run_target(1, ())
         if isinstance(lane.source, (Eagle, Mixed)):
             lane.source.run(1, 1, lane.verified)
+        if self._backend.captures:
+            decode_once(self._shared_decoder(), self.manifest)
+            self._capture(rounds, tree, DrawOptions())
+
+    def _capture(self, rounds: list[Rounds], tree: str, options: DrawOptions) -> None:
+        """Makes graphs of the calls for images that are drawn with `tree`, and else as `options` say."""
+        asked = {"rule": "ar", "tree": None} if tree == NO_TREE else {"rule": "exact", "tree": tree}
+        with suppress(CascadeError):  # it belongs to an image that is asked for
+            drawing = self._checker.all(**anything(self.manifest), seed=0, options=options.updated(asked))[0]
+            chooser, stats = FixedTree(drawing.tree, ""), self._new_stats("mixed", None)
+            batch = self._batch_of(rounds, chooser, self._shared_decoder(), DrawOptions(), stats)
+            warm_up(batch, drawing, self._backend.sizes(batch.slots))
 
     # what it is made of -------------------------------------------------------------------------------------
     def engines(self) -> Mapping[str, Engine]:
@@ -183,7 +198,7 @@ class Pipeline:
         self.close()
 
     def _new_memory(self, slots: int) -> Memory:
-        self._backend.sizes(slots)  # before any is taken: engines may have been compiled for fewer
+        self._backend.check_slots(slots)  # before any is taken
         return Memory.allocate(self._backend, self._engines, self.manifest, slots)
 
     def _new_rounds(self, memory: Memory, rows: int) -> list[Rounds]:
@@ -250,7 +265,10 @@ class Pipeline:
         sampling = check_sampling(self.manifest, given)
         chosen = self._rulebook.choose(given.rule, given.tree, sampling)
         rounds = self._rounds_for(slots, sampling.rows)
-        return self._new_batch(rounds, self._chooser(chosen.tree, chosen.why, rounds), given)
+        batch = self._new_batch(rounds, self._chooser(chosen.tree, chosen.why, rounds), given)
+        if self._warm and self._backend.captures:
+            self._capture(rounds, batch.lane.tree.name, given)
+        return batch
 
     def batch_for(self, chooser: Chooser, slots: int) -> Batch:
         """A batch whose rounds have the trees that `chooser` says, for those who measure them; drawn as the bundle's
@@ -268,6 +286,11 @@ class Pipeline:
     def _new_batch(self, rounds: list[Rounds], chooser: Chooser, defaults: DrawOptions) -> Batch:
         decoder = Decoder(self._backend, self._engines, self.manifest, self._kernels)
         stats = self._new_stats("mixed", chooser.asked)
+        return self._batch_of(rounds, chooser, decoder, defaults, stats)
+
+    def _batch_of(
+        self, rounds: list[Rounds], chooser: Chooser, decoder: Decoder, defaults: DrawOptions, stats: Stats
+    ) -> Batch:
         return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, defaults, stats)
 
     def _run(self, drawings: list[Drawing], callback: Callback | None) -> Run:
@@ -278,7 +301,7 @@ class Pipeline:
         def batch() -> Batch:
             rounds = self._shared_rounds(first.sampling.rows)
             chooser, decoder = self._chooser(first.tree, first.why, rounds), self._shared_decoder()
-            return Batch(rounds, chooser, self._conditioner, decoder, self._checker.one, DrawOptions(), stats)
+            return self._batch_of(rounds, chooser, decoder, DrawOptions(), stats)
 
         return Run(drawings, callback, stats, batch, self._exclusive, self._turn.goes_on)
 

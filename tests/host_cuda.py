@@ -69,7 +69,7 @@ class HostDriver:
         self.captured = 0  # the stream of that capture
         self.streams: list[int] = []
         self.graphs: dict[int, list[Work]] = {}
-        self.launches = self.waits = 0
+        self.launches = self.waits = self.captures = 0
         self.waited: list[int] = []  # the streams that the host has waited for
         self._numbers = itertools.count(1)
 
@@ -227,6 +227,7 @@ class HostDriver:
     def cuStreamBeginCapture(self, stream: int, _: int) -> tuple:
         assert stream == STREAM and self.recorded is None
         self.recorded, self.captured = [], stream
+        self.captures += 1
         return (OK,)
 
     def cuStreamEndCapture(self, _: int) -> tuple:

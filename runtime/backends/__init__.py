@@ -182,6 +182,10 @@ class Backend(Protocol):
         """A zeroed cache, committed to memory: the first image should not pay for page faults."""
         ...
 
+    def check_slots(self, slots: int) -> None:
+        """Raises CascadeError where engines draw fewer images at a time."""
+        ...
+
     def sizes(self, slots: int) -> tuple[int, ...]:
         """For how many slots a call is bound, rising, `slots` the last: all of 1 ... slots where a shape costs
         nothing, else 1, 2, 4, ... Raises CascadeError where engines were compiled for fewer."""

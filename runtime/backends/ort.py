@@ -34,6 +34,8 @@ class OrtBackend:
     """Loads graphs into ONNX Runtime; `threads` per engine, by default one for each physical core, and at most one for
     each core that this process may use."""
 
+    captures = False
+
     def __init__(self, threads: int | None = None) -> None:
         self._ort = import_onnxruntime("cpu", LEAST_VERSION)
         self._threads = None if threads is None else _usable_threads(threads)
@@ -82,6 +84,9 @@ class OrtBackend:
 
     def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> HostCache:
         return HostCache(layers, rows, heads, slots, head_dim, dtype)
+
+    def check_slots(self, slots: int) -> None:
+        """Shapes are free."""
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return tuple(range(1, slots + 1))

@@ -67,6 +67,10 @@ class OrtCudaBackend:
     def identity(self) -> Identity:
         return Identity("ort-cuda", self._ort.__version__, self.device.name, 1)
 
+    @property
+    def captures(self) -> bool:
+        return self._graphs
+
     def load(self, path: Path) -> OrtCudaEngine:
         """Raises CascadeError when ONNX Runtime refuses the graph, or would run a part of a round on the CPU. Warns
         where other graphs have such a part."""
@@ -118,6 +122,9 @@ class OrtCudaBackend:
 
     def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> CudaCache:
         return CudaCache(self.device, layers, rows, heads, slots, head_dim, dtype)
+
+    def check_slots(self, slots: int) -> None:
+        """Shapes are free."""
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)

@@ -99,19 +99,23 @@ class TensorRtBackend:
     def cache(self, layers: int, rows: int, heads: int, slots: int, head_dim: int, dtype: str) -> CudaCache:
         return CudaCache(self.device, layers, rows, heads, slots, head_dim, dtype)
 
-    def sizes(self, slots: int) -> tuple[int, ...]:
-        """The numbers that every engine of a round has profiles for. Raises CascadeError for more than the largest:
-        nothing can be bound there."""
-        counts = [{dims["P"] for dims in plan.profiles} for plan in self._plans.values()
-                  if plan.engine.split(".")[0] in ROUND_ENGINES]  # fmt: skip
-        served = set.intersection(*counts) if counts else set()
+    def check_slots(self, slots: int) -> None:
+        served = self._served()
         if served and slots > max(served):
             raise CascadeError(
                 f"the TensorRT engines in {self._bundle.folder} draw at most {max(served)} images at a time (--batch), "
                 f"not {slots}: ask for fewer, draw with another backend, or build the bundle again with --batch "
                 f"{slots} and compile its engines."
             )
-        return (*sorted(count for count in served if count < slots), slots)
+
+    def sizes(self, slots: int) -> tuple[int, ...]:
+        """The numbers that every engine of a round has profiles for."""
+        return (*sorted(count for count in self._served() if count < slots), slots)
+
+    def _served(self) -> set[int]:
+        counts = [{dims["P"] for dims in plan.profiles} for plan in self._plans.values()
+                  if plan.engine.split(".")[0] in ROUND_ENGINES]  # fmt: skip
+        return set.intersection(*counts) if counts else set()
 
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> CudaKernels | None:
         return open_kernels(self.device, bundle, compiled)

@@ -115,6 +115,8 @@ class ApartCache(HostCache):
 
 
 class ApartBackend:
+    captures = False
+
     def __init__(self, threads: int | None = 1) -> None:
         self._ort = OrtBackend(threads)
         self.stream, self.beside = Stream(late=False), Stream(late=True)
@@ -137,6 +139,8 @@ class ApartBackend:
         cache = ApartCache(layers, rows, heads, slots, head_dim, dtype)
         cache.place = Place(self.stream)
         return cache
+
+    def check_slots(self, slots: int) -> None: ...
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
