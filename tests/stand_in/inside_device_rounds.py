@@ -143,3 +143,19 @@ def test_the_next_images_are_conditioned_beside_rounds(bundle: Path) -> None:
         made, waited = step()
     assert waited.count(beside) == len(requests) and not any(call.kind == "allocate" for call in made)
     batch.drain()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_first_images_capture_nothing(bundle: Path) -> None:
+    """Of a pipeline that is loaded as usual: all calls on its slots, and those that fill each slot, are graphs by
+    then, and what runs once an image has run."""
+    forget()
+    pipe = Pipeline.load(bundle, WithKernels())
+    tree = pipe.manifest.trees[0].name
+    assert calls("capture")
+    forget()
+    pipe.generate(**given_for(pipe), rule="exact", tree=tree)
+    assert calls("graph") and not calls("capture")
+    assert {call.name for call in calls("launch") if call.stream == stream_of(pipe)} <= set(KERNELS)  # no plain run
+    batch = pipe.batch(tree=tree)
+    assert calls("capture") and batch.idle
