@@ -132,7 +132,9 @@ def test_recorded_calls_agree(pipe: Pipeline, tmp_path: Path, monkeypatch: pytes
     other = fake_trt.draws_on(monkeypatch, fake_trt.compiled(pipe.folder, tmp_path))
     found = compare_calls(calls, other, "fp16")
     assert {item.engine for item in found} == {"condition", "target", "embed", "draft.small_9", "decode"}
-    assert all(item.passed and item.value in (0.0, 1.0) for item in found)
+    assert all(item.passed for item in found)
+    fused = {name for name, info in pipe.manifest.engines.items() if info.fused is not None}  # TensorRT's is the other
+    assert all(item.value in (0.0, 1.0) or (item.engine in fused and item.value < 4e-3) for item in found)
     times = dict(time_calls(calls, other))
     assert {"target embeds 2x6x64", "target embeds 2x9x64", "target embeds 2x1x64", "embed ids 2x1"} <= set(times)
     assert all(value > 0 for value in times.values())
