@@ -1,7 +1,8 @@
 """Files of published models, from the Hugging Face hub: what is needed, from where, under which licence, then fetched.
 
-huggingface_hub does the work: its own cache, resumed downloads, access tokens. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE
-are its settings.
+huggingface_hub does the work: its own cache, access tokens, downloads. One that breaks off goes on behind its last
+whole piece of 10 MB. After one that was ended the next begins that file anew, as its part is thrown away (another
+process might write it, too); files that are whole are kept. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are its settings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,8 @@ class _Hub:
 
     def _list(self, files: HubFiles) -> Listing:
         info = self._hub.HfApi().model_info(files.repo, files_metadata=True)
-        sizes = {
-            one.rfilename: one.size or 0 for one in info.siblings or ()
-            if any(fnmatch(one.rfilename, wanted) for wanted in files.wanted)
-        }  # fmt: skip
+        held = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+        sizes = {name: held[name] for name in files.chosen(held)}
         if absent := [name for name in files.wanted if "*" not in name and name not in sizes]:
             raise CascadeError(f"{files.repo} on the hub has no {' or '.join(absent)}: {self._put(files)}.")
         licence = getattr(info.card_data, "license", None) if info.card_data is not None else None
@@ -202,7 +200,7 @@ class _Hub:
     def _unreachable(self, error: Exception) -> CascadeError:
         return CascadeError(
             f"the hub cannot be reached ({_reason(error)}): {self._advice(self._model, self._missing)}, or run it "
-            "again, which goes on where it stopped."
+            "again, which keeps the files that are whole."
         )
 
     def _advice(self, model: str, missing: list[HubFiles]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+_SAFE = ("model.safetensors", "model.safetensors.index.json")  # what a folder of safetensors is read by
 CHECKPOINTS = Path("checkpoints")  # where files that lie here already are looked for, by model
 
 
@@ -28,6 +30,15 @@ class HubFiles:
         """What it is called here: the file, or a folder with the repository's own name."""
         return self.file or self.repo.rpartition("/")[2]
 
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """Which files of a repository are needed, of all that it has. A pattern's * does not reach into folders. Where
+        a folder has its weights as safetensors, which are read before pickles, it needs no pickles of them."""
+        found = [name for name in names if any(_matches(name, wanted) for wanted in self.wanted)]
+        if self.file is not None:
+            return found
+        safe = {PurePosixPath(name).parent for name in found if PurePosixPath(name).name in _SAFE}
+        return [name for name in found if not (PurePosixPath(name).parent in safe and _is_pickle(name))]
+
     def local(self, model: str, is_checkpoint: bool) -> Path | None:
         """Where it lies for a model already, None where it does not. A checkpoint that is a folder may be the model's
         own."""
@@ -43,6 +54,15 @@ class HubFiles:
             return place.is_file()
         weights = (pattern for pattern in self.patterns if not pattern.endswith(".json"))
         return any(found.is_file() for pattern in weights for found in place.glob(pattern))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
+def _is_pickle(name: str) -> bool:
+    """Whether it is of a folder's weights in PyTorch's own form, their index among them."""
+    return fnmatchcase(PurePosixPath(name).name, "pytorch_model*.bin") or name.endswith("pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)

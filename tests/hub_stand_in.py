@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,12 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """`repos` are files by repository and name. `cut` files end after so many bytes the first time they are asked for;
-    `gated` repositories ask for a licence."""
+    """`repos` are files by repository and name. `cut` files end after so many bytes, a number for each of the first
+    requests; `gated` repositories ask for a licence."""
 
     repos: dict[str, dict[str, Path]]
     licence: str = "mit"
-    cut: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
     gated: frozenset[str] = frozenset()
     asked: list[str] = field(default_factory=list)  # "GET name from byte"
     url: str = ""
@@ -74,8 +77,9 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return self._send(200, b"", headers | {"Content-Length": str(len(content))})
             hub.asked.append(f"{name} from {start}")
             body = content[start:]
-            if (end := hub.cut.pop(name, None)) is not None:  # the connection breaks off
-                self.send_response(200)
+            if ends := hub.cut.get(name):  # the connection breaks off
+                end = ends.pop(0)
+                self.send_response(206 if start else 200)
                 for key, value in (headers | {"Content-Length": str(len(body))}).items():
                     self.send_header(key, value)
                 self.end_headers()
@@ -102,3 +106,17 @@ def serve(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def build_by_name(place: Path, *arguments: object, url: str = "http://127.0.0.1:9", code: int = 0, **more: str) -> str:
+    """The command in a process of its own, for the hub's settings are read at import; what it says."""
+    place.mkdir(exist_ok=True)
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(place / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+                "HF_HUB_OFFLINE": "0"} | more  # fmt: skip
+    command = [sys.executable, "-m", "cascade_trt", "build", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=place, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_stand_in import SHA, Hub, serve
+from hub_stand_in import build_by_name as build
 from support import FIXTURE
 
 from cascade_trt.export.families import get_family, published_of
@@ -40,20 +38,6 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield one
 
 
-def build(place: Path, *arguments: object, url: str = "http://127.0.0.1:9", code: int = 0, **more: str) -> str:
-    """The command in a process of its own, for the hub's settings are read at import; what it says."""
-    place.mkdir(exist_ok=True)
-    settings = {"HF_ENDPOINT": url, "HF_HOME": str(place / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-                "HF_HUB_OFFLINE": "0"} | more  # fmt: skip
-    command = [sys.executable, "-m", "cascade_trt", "build", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=place, env={**os.environ, **settings}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
 SMALL = ("--grid", 8, "--text", "none", "--config", FIXTURE / "config.json", "--tree", "small_6")
 
 
@@ -75,7 +59,7 @@ def test_a_model_by_its_name_alone(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_connection_that_broke_off_is_made_again(hub: Hub, tmp_path: Path) -> None:
     """huggingface_hub goes on behind what it has written, in pieces of 10 MB; these files are smaller."""
-    hub.cut["t2i_XL_stage1_256.pt"] = 1 << 16
+    hub.cut["t2i_XL_stage1_256.pt"] = [1 << 16]
     build(tmp_path / "here", MODEL, *SMALL, url=hub.url)
     assert len([asked for asked in hub.asked if asked.startswith("t2i_XL_stage1_256.pt")]) == 2
 
