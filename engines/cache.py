@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import MANIFEST, Manifest, PlanInfo
+from ..runtime.errors import CascadeError
 from ..runtime.plans import this_platform
 from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.profiles import engine_profiles
@@ -51,7 +52,10 @@ def still_valid(manifest: Manifest, plan: PlanInfo, plans: Sequence[PlanInfo]) -
     if plan.engine not in manifest.engines:
         return False
     capabilities = [other.compute_capability for other in plans if other.file == plan.file]  # one plan, several GPUs
-    target = parse_target(plan.target)
+    try:
+        target = parse_target(plan.target)
+    except CascadeError:  # of a cascade-trt that knows more GPUs
+        return False
     key = plan_key(manifest, plan.engine, target, plan.backend_version, "+".join(capabilities), plan.options)
     return key == plan.key
 

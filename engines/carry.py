@@ -9,6 +9,7 @@ from typing import Any
 
 from ..runtime.backends.kernels.info import SUFFIX
 from ..runtime.bundle import MANIFEST, CostInfo, Manifest, read_manifest
+from ..runtime.engine_info import PLAN_SUFFIX, REPORT_SUFFIX
 from ..runtime.errors import CascadeError
 from ..runtime.files import describe_file
 from ..runtime.rulebook import Rulebook
@@ -16,7 +17,7 @@ from .origin import BROUGHT, NEIGHBOURS, STATES, origin, point_images, same_part
 from .publish import files_below, link
 from .taken import dropped, take_over
 
-_WRITTEN = (".onnx", ".data", ".npy", ".npz", ".plan", ".layers.json", SUFFIX)  # by builds, beside the names below
+_WRITTEN = (".onnx", ".data", ".npy", ".npz", PLAN_SUFFIX, REPORT_SUFFIX, SUFFIX)  # by builds, beside the names below
 _NAMED = (MANIFEST, "tokenizer.json")
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime.backends import refusal
 from ..runtime.bundle import FIXED_NODES, FIXED_PAIRS, MANIFEST, Manifest, PlanInfo, read_manifest
+from ..runtime.engine_info import PLAN_SUFFIX, REPORT_SUFFIX
 from ..runtime.errors import CascadeError
 from .cache import plan_key, reusable, this_platform
 from .gpu import find_gpu
@@ -77,7 +79,7 @@ def _groups(manifest: Manifest, targets: list[Target], one_plan: bool) -> list[t
     if targets:
         check_head_dims(head_dims(manifest))
     for target in targets:
-        if (problem := manifest.backends.get(target.backend, "yes")) != "yes":
+        if (problem := refusal(manifest.backends, target.backend)) is not None:
             raise CascadeError(f"{target.backend} cannot take this bundle: {problem}")
     return sharing(targets) if one_plan else [(target,) for target in targets]
 
@@ -203,8 +205,8 @@ def _carry(bundle: Path, target: Target) -> str:
 def _drop_unused(stage: Path, manifest: Manifest) -> None:
     """Removes plans and reports that no entry of the manifest names any more."""
     named = {stage / file for plan in manifest.plans for file in (plan.file, plan.report)}
-    for pattern in ("*.plan", "*.layers.json"):
-        for path in stage.rglob(pattern):
+    for suffix in (PLAN_SUFFIX, REPORT_SUFFIX):
+        for path in stage.rglob(f"*{suffix}"):
             if path not in named:
                 path.unlink()
     for folder in sorted(stage.glob("tensorrt*/*")):
@@ -241,11 +243,11 @@ def _build(
 
 
 def plan_path(folder: Path, engine: str) -> Path:
-    return folder / f"{engine}.plan"
+    return folder / f"{engine}{PLAN_SUFFIX}"
 
 
 def report_path(folder: Path, engine: str) -> Path:
-    return folder / f"{engine}.layers.json"
+    return folder / f"{engine}{REPORT_SUFFIX}"
 
 
 def _describe(stage: Path, folder: Path, manifest: Manifest, work: Work, answer: dict[str, Any]) -> list[PlanInfo]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from .schema import Count, Within
 
 FIXED_NODES, FIXED_PAIRS = "fixed_nodes", "fixed_pairs"  # options of plans that take one number of nodes or pairs
+PLAN_SUFFIX, REPORT_SUFFIX = ".plan", ".layers.json"  # of a plan's file, and of what TensorRT says of its layers
 _SHORTEST, _LONGEST = 1e-9, 1e8  # ms that a call may take
 
 
@@ -58,7 +59,7 @@ class PlanInfo:
     platform: str
     precision: str
     options: dict[str, Any]
-    profiles: Annotated[list[dict[str, int]], Within(0, 256)]
+    profiles: Annotated[list[dict[str, int]], Within(1, 256)]
     network: dict[str, int]
     bytes: Count
     sha256: str

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backends.kernels.info import SPELT, SUFFIX
-from .engine_info import FIXED_NODES, FIXED_PAIRS
+from .engine_info import FIXED_NODES, FIXED_PAIRS, PLAN_SUFFIX, REPORT_SUFFIX, PlanInfo
 from .errors import CascadeError
 from .model_info import FEATURES, MOST_SLOTS, TOKENS, PromptForm
 from .rules import get_rule
@@ -24,11 +26,16 @@ _NEEDED = ("target", "embed", "condition", "decode")
 _TEXT, _DRAFT = "text", "draft."
 _PRECISIONS = ("fp32", "fp16", "bf16")
 _MOST_CODES = 1 << 24
+_MOST_SIZE = 1 << 18  # of an open dimension
+_RTX, _CLASSIC = "tensorrt-rtx", "tensorrt"
+_CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
+_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9A-Za-z+]{1,16}){1,6}")
+_PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises CascadeError for the first thing that cannot be."""
-    for check in (_sizes, _text, _defaults, _engines, _files, _trees, _merged, _rules, _kernels, _reports):
+    for check in (_sizes, _text, _defaults, _engines, _files, _trees, _merged, _rules, _plans, _kernels, _reports):
         for wrong in check(manifest):
             raise CascadeError(f"{wrong}: build the bundle again.")
 
@@ -188,6 +195,51 @@ def _rules(m: Manifest) -> Iterator[str]:
                 yield f"{point} is none: the rule has no settings"
 
 
+def _plans(m: Manifest) -> Iterator[str]:
+    """What an engine was compiled for and from. A file may serve several targets, and then all that is said of it is
+    the same; it goes when it is compiled again, so it is nothing else."""
+    seen, files = set[tuple[str, str]](), dict[str, PlanInfo]()
+    for plan in m.plans:
+        what = f"the plan {plan.file} of bundle {m.name}"
+        if not (plan.file.endswith(PLAN_SUFFIX) and plan.report.endswith(REPORT_SUFFIX)) or (
+            {plan.file, plan.report} & m.files.keys()
+        ):
+            yield f"{what} and its report {plan.report} are no {PLAN_SUFFIX} and {REPORT_SUFFIX} files of their own"
+        if plan.engine not in m.engines:
+            yield f"{what} is one of the engine {plan.engine!r}, which the bundle has not"
+        if (wrong := _compiled_for(plan)) is not None:
+            yield f"{what} {wrong}"
+        if plan.precision != m.engines[plan.engine].precision:
+            yield f"{what} has the precision {plan.precision!r}, its engine another"
+        if (plan.target, plan.engine) in seen:
+            yield f"bundle {m.name} has the engine {plan.engine} for {plan.target} twice"
+        seen.add((plan.target, plan.engine))
+        first = files.setdefault(plan.file, plan)
+        same = replace(first, target=plan.target, compute_capability=plan.compute_capability, key=plan.key) == plan
+        if not same or files.setdefault(plan.report, plan).file != plan.file:
+            yield f"{what}, or its report, is named twice, and not as one engine"
+        for profile in plan.profiles:
+            if not 1 <= profile.get("P", 0) <= MOST_SLOTS or not all(1 <= n <= _MOST_SIZE for n in profile.values()):
+                yield f"{what} has a profile of sizes that no call has"
+
+
+def _compiled_for(plan: PlanInfo) -> str | None:
+    """What is wrong with a plan's target, and with what it says of GPU, library and platform."""
+    kind, _, architecture = plan.target.partition(":")
+    if plan.target != _CLASSIC and not (kind == "rtx" and SPELT.fullmatch(architecture)):
+        return f"is for {plan.target!r}, which is no target (as rtx:sm89 and {_CLASSIC} are)"
+    if plan.backend != (_CLASSIC if plan.target == _CLASSIC else _RTX):
+        return f"is for {plan.target}, and the backend {plan.backend!r} is another's"
+    number = plan.compute_capability.replace(".", "", 1)
+    if not _CAPABILITY.fullmatch(plan.compute_capability) or (kind == "rtx" and architecture != f"sm{number}"):
+        return f"is for {plan.target} and the compute capability {plan.compute_capability!r}, which no GPU of it has"
+    if not _VERSION.fullmatch(plan.backend_version):
+        return f"is for version {plan.backend_version!r} of {plan.backend}, which is none"
+    if not _PLATFORM.fullmatch(plan.platform):
+        return f"is for {plan.platform!r}, which is no platform (as linux-x86_64 is)"
+    return None
+
+
 def _kernels(m: Manifest) -> Iterator[str]:
     """One file for each architecture, which is nothing else: it goes when it is compiled again."""
     known, seen = {*m.files, *(file for plan in m.plans for file in (plan.file, plan.report))}, set[str]()
@@ -210,7 +262,7 @@ def _reports(m: Manifest) -> Iterator[str]:
     for plan in m.plans:
         for option in (FIXED_NODES, FIXED_PAIRS):
             size = plan.options.get(option)
-            if size is not None and not (type(size) is int and 1 <= size <= 1 << 18):
+            if size is not None and not (type(size) is int and 1 <= size <= _MOST_SIZE):
                 yield f"the plan {plan.file} of bundle {m.name} has {option} of {size!r}"
 
 

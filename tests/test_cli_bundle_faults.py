@@ -199,8 +199,8 @@ def test_a_plan_that_is_written_elsewhere(copy: Path) -> None:
     """A rebuild takes plans over: it would write where the manifest says."""
     plan = {
         "engine": "target", "target": "tensorrt", "file": "../../x.plan", "report": "x.json", "key": "", "backend": "",
-        "backend_version": "", "compute_capability": "", "platform": "", "precision": "", "options": {}, "profiles": [],
-        "network": {}, "bytes": 0, "sha256": "", "seconds": 0.0, "peak_memory": 0,
+        "backend_version": "", "compute_capability": "", "platform": "", "precision": "", "options": {},
+        "profiles": [{"P": 1}], "network": {}, "bytes": 0, "sha256": "", "seconds": 0.0, "peak_memory": 0,
     }  # fmt: skip
     rewrite(copy, put([plan], "plans"))
     refused(copy, "../../x.plan", "may lie outside")

@@ -39,8 +39,8 @@ ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), "580.65.06", 24 << 30, 20 << 30)
 MACHINE = Machine("linux-x86_64", ADA, {"tensorrt-rtx": "1.7.1.116", "tensorrt": None}, ["CPUExecutionProvider"],
                   8 << 30, 9 << 30, bindings=True)  # fmt: skip
 PLAN = PlanInfo(
-    "target", "rtx:sm89", "f.plan", "f.json", "key", "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp16",
-    {}, [], {}, 1, "", 1.0, 1,
+    "target", "rtx:sm89", "f.plan", "f.layers.json", "key", "tensorrt-rtx", "1.7.1.116", "8.9", "linux-x86_64", "fp16",
+    {}, [{"P": 1}], {}, 1, "", 1.0, 1,
 )  # fmt: skip
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 CUDA = replace(MACHINE, providers=PROVIDERS, onnxruntime="1.31.1", bindings=True)
@@ -95,9 +95,11 @@ def test_targets_for_other_gpus_are_no_fault_where_one_fits(
     plain_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read_manifest(plain_bundle)
-    plans = [replace(PLAN, engine=engine, target=f"rtx:{sm}", compute_capability=capability)
+    plans = [replace(PLAN, engine=engine, target=f"rtx:{sm}", compute_capability=capability,
+                     file=f"{sm}/{engine}.plan", report=f"{sm}/{engine}.layers.json")
              for sm, capability in (("sm89", "8.9"), ("sm86", "8.6")) for engine in manifest.engines]  # fmt: skip
-    monkeypatch.setattr(doctor, "read_manifest", lambda _: replace(manifest, plans=plans))
+    # What a manifest does not speak of may try.
+    monkeypatch.setattr(doctor, "read_manifest", lambda _: replace(manifest, plans=plans, backends={}))
     monkeypatch.setattr(doctor, "plan_damage", lambda *_, **__: None)
 
     def found(machine: Machine) -> dict[str, str]:

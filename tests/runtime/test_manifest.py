@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from cascade_trt.runtime.arrays import outline
 from cascade_trt.runtime.backends.host import HostCache
-from cascade_trt.runtime.bundle import MANIFEST, KernelInfo, Manifest, read_manifest
+from cascade_trt.runtime.bundle import MANIFEST, KernelInfo, Manifest, PlanInfo, read_manifest
 from cascade_trt.runtime.errors import CascadeError
 from cascade_trt.runtime.files import check_files
 from cascade_trt.runtime.graph_check import check_graphs
@@ -104,23 +104,68 @@ def test_what_a_build_writes_is_in_order(tiny: Pipeline, small_vocabulary: Pipel
 SM90 = KernelInfo("kernels/a.sm90.cubin", "sm90", "nvrtc 13.5", "0", 1, "1")
 
 
+PLAN = PlanInfo(
+    "embed", "rtx:sm89", "tensorrt-rtx/sm89/embed.plan", "tensorrt-rtx/sm89/embed.layers.json", "key", "tensorrt-rtx",
+    "1.7.1.116", "8.9", "linux-x86_64", "fp32", {}, [{"P": 1, "N": 1}], {}, 1, "0", 1.0, 1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *[({"target": name}, "which is no target")
+          for name in ("rtx:sm1", "rtx", "rtx:", "rtx:89", "sm89", "cuda", "rtx:sm89+sm120", "tensorrt:sm89", "")],
+        *[({"compute_capability": name}, "which no GPU of it has") for name in ("x", "", "89", "8.6", "8.9.0", "8,9")],
+        *[({"backend": name}, "is another's") for name in ("tensorrt", "ort-cpu", "")],
+        ({"target": "tensorrt"}, "is another's"),
+        *[({"backend_version": name}, "which is none") for name in ("", "x", "1", "1.7 1", "../1.7")],
+        *[({"platform": name}, "no platform") for name in ("", "linux", "linux-", "../x-y", "linux-x86-64")],
+        *[({"precision": name}, "its engine another") for name in ("fp16", "")],
+        ({"engine": "draft.other"}, "which the bundle has not"),
+        *[({"file": name}, "files of their own") for name in ("target.onnx", "embed.layers.json", "x")],
+        *[({"report": name}, "files of their own") for name in ("target.data", "b.json", PLAN.file)],
+        ({"file": "../a.plan"}, "may lie outside of it"), ({"report": "/a.layers.json"}, "may lie outside of it"),
+        *[({"profiles": [sizes]}, "sizes that no call has")
+          for sizes in ({}, {"N": 1}, {"P": 0}, {"P": 1, "N": 0}, {"P": 1, "N": 1 << 19}, {"P": 1 << 17})],
+        ({"profiles": []}, "must have 1 to 256 entries"), ({"options": {"fixed_nodes": 0}}, "has fixed_nodes of 0"),
+    ],
+)  # fmt: skip
+def test_entries_of_plans(tiny: Pipeline, changes: dict[str, Any], said: str) -> None:
+    content = json.loads(tiny.manifest.to_json())
+    assert build(Manifest, content | {"plans": [asdict(PLAN)]}, "manifest").plans == [PLAN]
+    with pytest.raises(CascadeError, match=said) as refused:
+        build(Manifest, content | {"plans": [asdict(PLAN) | changes]}, "manifest")
+    assert str(refused.value).endswith(": build the bundle again.")
+
+
+def test_plans_that_are_named_twice(tiny: Pipeline) -> None:
+    """One file may serve several GPUs, and is one engine then."""
+    newer = replace(PLAN, target="rtx:sm120", compute_capability="12.0")
+    local = replace(PLAN, target="tensorrt", backend="tensorrt", compute_capability="9.0", file="a.plan",
+                    report="a.layers.json", backend_version="11.4.0.106")  # fmt: skip
+    assert replace(tiny.manifest, plans=[PLAN, newer, local]).plans == [PLAN, newer, local]
+    for other, said in (
+        (PLAN, "has the engine embed for rtx:sm89 twice"), (replace(newer, engine="decode"), "named twice"),
+        (replace(newer, sha256="1"), "named twice"), (replace(newer, report="b.layers.json"), "named twice"),
+        (replace(newer, file="b.plan"), "named twice"), (replace(local, file=PLAN.file), "named twice"),
+    ):  # fmt: skip
+        with pytest.raises(CascadeError, match=said):
+            replace(tiny.manifest, plans=[PLAN, other])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         *[({"architecture": name}, "which is no architecture")
           for name in ("90", "sm_90", "sm9", "sm090", "sm9a", "SM90", "sm90 ", "sm9000", "sm٩٠")],
         *[({"file": name}, "may lie outside of it") for name in ("../a.cubin", "/a.cubin", "kernels/../a.cubin", ".")],
-        *[({"file": name}, "no .cubin file of their own") for name in ("target.onnx", "notes.txt", "b.cubin")],
+        *[({"file": name}, "no .cubin file of their own") for name in ("target.onnx", "notes.txt", PLAN.file)],
         *[({"bytes": count}, "bytes must lie between 1 and") for count in (0, -1, 1 << 40)],
         ({"bytes": 1.5}, "bytes must be int"), ({"file": None}, "file must be str"), ({"more": 1}, "unknown entries"),
     ],
 )  # fmt: skip
 def test_entries_of_kernels(tiny: Pipeline, changes: dict[str, Any], said: str) -> None:
-    content = json.loads(tiny.manifest.to_json())
-    plan = {"file": "b.cubin", "report": "b.json", "profiles": [], "network": {}, "options": {}, "seconds": 1.0}
-    texts = ("engine", "target", "key", "backend", "backend_version", "compute_capability", "platform", "precision",
-             "sha256")  # fmt: skip
-    content["plans"] = [plan | dict.fromkeys(texts, "a") | {"bytes": 1, "peak_memory": 1}]
+    content = json.loads(tiny.manifest.to_json()) | {"plans": [asdict(PLAN)]}
     assert build(Manifest, content | {"kernels": [asdict(SM90)]}, "manifest").kernels == [SM90]
     with pytest.raises(CascadeError, match=said):
         build(Manifest, content | {"kernels": [asdict(SM90) | changes]}, "manifest")
