@@ -303,7 +303,7 @@ class FakeContext:
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self.engine.names
         self.addresses[name] = address
-        return True
+        return address % 256 == 0  # TensorRT: "must have at least 256-byte alignment"
 
     def is_stream_capturable(self, stream: int) -> bool:
         return stream == self.stream

@@ -140,9 +140,10 @@ class HostDriver:
     # memory -------------------------------------------------------------------------------------------------
     def _new(self, size: int, into: dict[int, Any]) -> tuple:
         assert self.recorded is None, "allocated during a capture"
-        block = ctypes.create_string_buffer(b"\xa5" * size, size)
-        into[ctypes.addressof(block)] = block
-        return OK, ctypes.addressof(block)
+        block = ctypes.create_string_buffer(b"\xa5" * (size + 255), size + 255)
+        address = -(-ctypes.addressof(block) // 256) * 256
+        into[address] = block
+        return OK, address
 
     def _free(self, address: int, of: dict[int, Any]) -> tuple:
         self.drain_all()  # CUDA waits, too

@@ -34,7 +34,7 @@ from .ort import check_names
 from .ort_cuda import IMAGE_ENGINES, ROUND_ENGINES, device_for
 from .runtime_cache import RuntimeCaches
 from .tensorrt_library import Parts, import_library, refused
-from .tensorrt_shapes import NodesInPieces, Padded, PairsInPieces, Shapes, for_pieces, smallest
+from .tensorrt_shapes import NodesInPieces, Padded, PairsInPieces, Shapes, for_pieces, is_odd, smallest
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
            "BOOL": "bool"}  # fmt: skip
@@ -204,7 +204,8 @@ class TensorRtEngine:
         exact = kind is Padded and self._profiles[index] == shapes
         if exact and (odd := [name for name, buffer in wanted.items() if buffer.shape != results[name]]):
             raise ValueError(f"{odd} are of another shape than the engine's, {[results[name] for name in odd]}")
-        shaped = None if exact else kind(self.device, given, wanted, self._profiles[index], results)
+        as_it_is = exact and not any(is_odd(name, buffer) for name, buffer in (*given.items(), *wanted.items()))
+        shaped = None if as_it_is else kind(self.device, given, wanted, self._profiles[index], results)
         return TensorRtCall(self, index, working, given, wanted, shaped, self._others(given, wanted, results))
 
     def _fit(self, shapes: Shapes) -> tuple[int, type[Padded]]:

@@ -8,6 +8,9 @@ attention.py); the calls on a prefix, which are longer, become several (`NodesIn
 What is filled up changes no answer: copies and zeros behind the last node are seen by themselves alone, pairs behind
 `count` by nobody, no node asks for the rows of noise behind its tree. They are written to cache slots that are written
 again before anybody sees them; a bundle's caches have room for the most nodes of a call behind their last token.
+
+TensorRT takes addresses that are multiples of 256 bytes, and a slot's part of a buffer may lie anywhere. A call on such
+parts, as that on a prefix is, has copies of them in the same way.
 """
 
 from __future__ import annotations
@@ -27,6 +30,12 @@ Buffers = Mapping[str, CudaBuffer]
 _NODES = ("embeds", "positions", "depths", "tree_mask")  # inputs [P or R, N, ...] of the target
 _PAIRS = ("path", "tokens", "positions")  # inputs [P or R, M] of a drafter
 _GROW = frozenset({*_NODES, *_PAIRS, "noise", "forced", "hidden", "ids"})  # along axis 1
+_ALIGNMENT = 256  # bytes, of every address that TensorRT takes
+
+
+def is_odd(name: str, buffer: CudaBuffer) -> bool:
+    """Whether TensorRT refuses a buffer's address. A cache is not asked: no copy could take its place."""
+    return buffer.address % _ALIGNMENT > 0 and not name.startswith(("past_", "present_"))
 
 
 def smallest(profiles: Sequence[Shapes], given: Shapes, most: int) -> int | None:
@@ -68,7 +77,7 @@ def _along(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 class Padded:
     """A call in a larger profile: `own` inputs and `answers` have the profile's shapes, and stand for those in
-    `inputs` and `outputs` whose shapes differ."""
+    `inputs` and `outputs` whose shapes differ, or whose addresses TensorRT refuses."""
 
     def __init__(
         self, device: CudaDevice, inputs: Buffers, outputs: Buffers, profile: Shapes, results: Shapes
@@ -77,10 +86,11 @@ class Padded:
         self.own = {name: self._own(name, profile[name]) for name in inputs if self._differs(name, profile)}
         self.answers = {
             name: cuda_buffer(device, results[name], outputs[name].dtype, "device")
-            for name in outputs if results[name] != outputs[name].shape
+            for name in outputs if results[name] != outputs[name].shape or is_odd(name, outputs[name])
         }  # fmt: skip
         for name, answer in self.answers.items():
-            self._check(name, outputs[name].shape, answer.shape)
+            if answer.shape != outputs[name].shape:
+                self._check(name, outputs[name].shape, answer.shape)
         if "tree_mask" in self.own:
             self._fill_mask()
 
@@ -91,7 +101,7 @@ class Padded:
             raise ValueError(f"{name} is {list(made)} here, the buffer is {list(wanted)}")
 
     def _differs(self, name: str, profile: Shapes) -> bool:
-        return profile[name] != self.inputs[name].shape
+        return profile[name] != self.inputs[name].shape or is_odd(name, self.inputs[name])
 
     def _own(self, name: str, shape: tuple[int, ...]) -> CudaBuffer:
         kind = "in" if name == "tree_mask" or self._counts_on(name) else "device"
@@ -278,8 +288,11 @@ class PairsInPieces(_InPieces):
 
 
 def copy_part(device: CudaDevice, to: CudaBuffer, source: CudaBuffer, at: int = 0, count: int | None = None) -> None:
-    """Queues a copy between tensors [A, B, C, ...] that differ in B, or in B and C: what both have of the axes. With
-    `at`, to place `at` of axis 1 of `to`, `count` places."""
+    """Queues a copy between tensors of one shape, or [A, B, C, ...] that differ in B, or in B and C: what both have of
+    the axes. With `at`, to place `at` of axis 1 of `to`, `count` places."""
+    if to.shape == source.shape and count is None:
+        device.copy(to.address, source.address, to.nbytes)
+        return
     wide, narrow = (_extents(buffer) for buffer in (to, source))
     lines = min(wide[1], narrow[1]) if count is None else count
     if wide[2] == narrow[2]:  # whole places of axis 1 lie one behind the other
