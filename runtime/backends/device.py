@@ -15,6 +15,7 @@ and so a round never waits for it. A memory belongs to the stream of the engines
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -220,16 +221,22 @@ class CudaDevice:
     # graphs and kernels -------------------------------------------------------------------------------------
     @contextmanager
     def capture(self) -> Iterator[Graph]:
-        """What is queued inside becomes the graph, and does not run. Nothing may wait or allocate inside."""
+        """What is queued inside becomes the graph, and does not run. Nothing may wait, allocate or free inside."""
         self._use()
-        cuda, graph = self._cuda, Graph(self)
-        self.check(cuda.cuStreamBeginCapture(self.stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
+        cuda, graph, collects = self._cuda, Graph(self), gc.isenabled()
+        gc.disable()  # what it finds may be memory, and to free that spoils the capture
         try:
-            yield graph
-        except BaseException:
-            cuda.cuStreamEndCapture(self.stream)  # what went wrong inside is the error to report
-            raise
-        recorded = self.check(cuda.cuStreamEndCapture(self.stream))
+            mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+            self.check(cuda.cuStreamBeginCapture(self.stream, mode))
+            try:
+                yield graph
+            except BaseException:
+                cuda.cuStreamEndCapture(self.stream)  # what went wrong inside is the error to report
+                raise
+            recorded = self.check(cuda.cuStreamEndCapture(self.stream))
+        finally:
+            if collects:
+                gc.enable()
         try:
             graph.handle = self.check(cuda.cuGraphInstantiate(recorded, 0))
         finally:

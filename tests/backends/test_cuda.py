@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import types
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from host_cuda import host_device
 
 from cascade_trt.runtime.backends import BACKEND_NAMES, open_backend, ort_cuda
 from cascade_trt.runtime.backends.device import CudaDevice, pieces
@@ -134,6 +136,24 @@ def test_pieces_move_what_overlaps_itself(size: int, shift: int) -> None:
 
 
 # the backend ----------------------------------------------------------------------------------------------------
+def test_nothing_is_freed_during_a_capture() -> None:
+    """Python may look for garbage at any time, and CUDA lets nobody free memory while the stream is captured."""
+    device, driver = host_device()
+    cycle: list[Any] = [device.allocate(8)]
+    cycle.append(cycle)
+    held, thresholds = len(driver.blocks), gc.get_threshold()
+    try:
+        with device.capture():
+            gc.set_threshold(1)
+            del cycle
+            assert [[number] for number in range(1000)] and len(driver.blocks) == held
+        assert gc.isenabled() and [[number] for number in range(1000)]
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert len(driver.blocks) == held - 1
+
+
 def test_it_has_a_name() -> None:
     assert "ort-cuda" in BACKEND_NAMES
 
