@@ -134,7 +134,8 @@ class PromptForm:
     The conditional row is `begin`, then `before` + prompt + `after` tokenised as one text without special tokens, then
     `end`. The unconditional row has ids of its own, `uncond`, in its last slots; or, with `uncond_pad`, the conditional
     row's ids and mask, all between the first and the last valid one replaced by this id. `strip`: without the white
-    space around the prompt. Raises CascadeError unless there is exactly one kind of unconditional row.
+    space around the prompt. `empty` stands in the place of `before` + `after` around an empty prompt, where it is not
+    the same. Raises CascadeError unless there is exactly one kind of unconditional row.
     """
 
     begin: Annotated[list[int], Within(0, MOST_WORDS)]
@@ -144,6 +145,7 @@ class PromptForm:
     uncond: Annotated[list[int], Within(0, MOST_WORDS)] = field(default_factory=list)
     uncond_pad: int | None = None
     strip: bool = True
+    empty: Annotated[str, Escaped()] = ""
 
     def __post_init__(self) -> None:
         if bool(self.uncond) == (self.uncond_pad is not None):

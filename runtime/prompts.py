@@ -91,11 +91,11 @@ class PromptEncoder:
     def _formed(self, form: PromptForm, name: str, prompt: str) -> tuple[list[int], list[str]]:
         """The same by a form: what is too long loses tokens of the prompt, and the template stays whole."""
         prompt = prompt.strip() if form.strip else prompt
-        text = form.before + prompt + form.after
+        text = form.before + prompt + form.after if prompt or not form.empty else form.empty
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         first, last = len(form.before), len(form.before) + len(prompt)
         own = [i for i, (start, stop) in enumerate(encoding.offsets) if start < last and first < stop]
-        if not own:
+        if prompt and not own:
             raise CascadeError(f"nothing of {name} is left: the model has no tokens for {short(prompt)}.")
         said = []
         if unknown := self._unread(text, encoding):

@@ -155,7 +155,7 @@ def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CascadeError("prompts must be a non-empty list of texts.")
     for number, prompt in enumerate(prompts, start=1):
-        if not prompt.strip():
+        if not prompt.strip() and manifest.model.condition.kind != TOKENS:
             raise CascadeError(f"prompt {number} is empty: say what to draw.")
         if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise CascadeError(f"prompt {number} is not valid Unicode text: give it in UTF-8.")

@@ -8,7 +8,6 @@ target is likeliest to draw. The walk goes to the child that carries the target'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +23,10 @@ class Exact:
     name: str = "exact"
     noise: Stream | None = Stream.TOKEN
     needs: frozenset[str] = frozenset()
-    compares_siblings: ClassVar[bool] = False
+
+    @property
+    def compares_siblings(self) -> bool:
+        return False
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         token = draw_token(node.ids, node.logits, draws)

@@ -10,7 +10,6 @@ plain top-k have q = 1, and the residual is p without the child. Sources: residu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..noise import Stream
 from .base import LOG_Q, LOGITS, Cause, Decision, Draws, Node
@@ -23,11 +22,14 @@ class Strict:
 
     name: str = "strict"
     noise: Stream | None = Stream.DRAFT
-    compares_siblings: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({LOGITS} if self.noise is None else {LOGITS, LOG_Q})
+
+    @property
+    def compares_siblings(self) -> bool:
+        return False
 
     def decide(self, node: Node, draws: Draws) -> Decision:
         residual = Residual(node, sampled=self.noise is not None)

@@ -94,7 +94,6 @@ def test_the_unconditional_row(encoder: PromptEncoder) -> None:
     ("form", "length", "prompt", "said"),
     [
         (OWN_ROW, LENGTH, "\u200b \n", "the model has no tokens for"),
-        (OWN_ROW, LENGTH, " ", "the model has no tokens for"),
         (OWN_ROW, 5, "a cat", "a larger --prompt-length"),
         (OWN_ROW, 3, "a cat", "a larger --prompt-length"),
         (replace(OWN_ROW, strip=False), LENGTH, "\n", "the model has no tokens for"),
@@ -108,6 +107,16 @@ def test_a_prompt_of_which_nothing_is_left(
     found._tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("\u200b", "")
     with pytest.raises(CascadeError, match=f"nothing of prompt 1 is left: .*{said}"):
         found.encode([prompt])
+
+
+def test_an_empty_prompt_is_the_template_alone(tmp_path: Path) -> None:
+    """Or what the form has for it."""
+    for form, prompt, wanted in (
+        (OWN_ROW, "", ids("<s>", "draw", ":", "!", "</s>")), (OWN_ROW, " \n", ids("<s>", "draw", ":", "!", "</s>")),
+        (replace(OWN_ROW, empty="draw a cat"), "", ids("<s>", "draw", "a", "cat", "</s>")),
+    ):  # fmt: skip
+        encoded = make_encoder(tmp_path, form).encode([prompt])
+        assert encoded.ids[0][encoded.mask[0]].tolist() == wanted and encoded.warnings == [()]
 
 
 def test_ids_that_the_tokenizer_lacks(tmp_path: Path) -> None:

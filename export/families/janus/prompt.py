@@ -34,7 +34,8 @@ def open_prompt(folder: Path, vocab_size: int, length: int) -> tuple[TextInfo, P
 
 def prompt_of(begin: int, pad: int, image: int, length: int) -> TextInfo:
     """Janus-Pro's form: the unconditional row has pads, which it sees, in the place of the whole conversation."""
-    form = PromptForm([begin], f"{_USER}: ", f"\n\n{_ASSISTANT}:", [image], uncond_pad=pad)
+    form = PromptForm([begin], f"{_USER}: ", f"\n\n{_ASSISTANT}:", [image], uncond_pad=pad,
+                      empty=f"{_USER}:{_ASSISTANT}:")  # as the original, which leaves the blank away, too
     return TextInfo(TOKENIZER, length, pad, clean=False, form=form)
 
 
