@@ -13,16 +13,16 @@ import cascade_trt
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "safetensors", "cascade_trt.export")
 SCRIPT = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import {module}
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 heavy = [name for name in {heavy} if name in sys.modules]
 print(seconds, *heavy)
 """
 
 
 def import_fresh(module: str) -> tuple[float, list[str]]:
-    """Seconds of the import in a new interpreter, and the heavy modules that it brought along."""
+    """Seconds of the processor that the import takes in a new interpreter, and the heavy modules that it brought along."""
     script = SCRIPT.format(module=module, heavy=HEAVY)
     seconds, *heavy = subprocess.check_output([sys.executable, "-c", script], text=True).split()
     return float(seconds), heavy
