@@ -22,7 +22,7 @@ print(seconds, *heavy)
 
 
 def import_fresh(module: str) -> tuple[float, list[str]]:
-    """Seconds of the processor that the import takes in a new interpreter, and the heavy modules that it brought along."""
+    """Processor seconds of the import in a new interpreter, and the heavy modules that it brought along."""
     script = SCRIPT.format(module=module, heavy=HEAVY)
     seconds, *heavy = subprocess.check_output([sys.executable, "-c", script], text=True).split()
     return float(seconds), heavy
