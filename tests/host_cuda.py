@@ -2,14 +2,16 @@
 waits for it, or is captured. `CudaDevice(0, HostDriver())` is a device on which `fake_trt.py` computes.
 
 It is as strict as CUDA where that matters: nothing is allocated, freed or waited for during a capture, copies stay
-within what was allocated, and what is read of the host is read when the stream gets there. Streams are as late as they
-may be: nothing is done before an event or a wait demands it, and then nothing else is done.
+within what was allocated, and what is read of the host is read when the stream gets there. Nothing is freed under work
+that is queued, and other threads leave a capture alone. Streams are as late as they may be: nothing is done before an
+event or a wait demands it, and then nothing else is done.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 import time
 import types
 from bisect import bisect_right
@@ -53,20 +55,27 @@ class HostDriver:
 
     CUresult = CUresult
     CUdevice_attribute = types.SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
-    )
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
+        CU_DEVICE_ATTRIBUTE_MAX_PITCH=11,
+    )  # fmt: skip
     CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-    CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstreamCaptureMode = types.SimpleNamespace(
+        CU_STREAM_CAPTURE_MODE_GLOBAL=0, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1, CU_STREAM_CAPTURE_MODE_RELAXED=2
+    )
     CUmemorytype = types.SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
     CUDA_MEMCPY3D = types.SimpleNamespace
 
-    def __init__(self, capability: tuple[int, int] = (8, 9), name: str = "A card") -> None:
-        self.capability, self.name = capability, name
+    def __init__(
+        self, capability: tuple[int, int] = (8, 9), name: str = "A card", most_pitch: int = (1 << 31) - 1
+    ) -> None:
+        self.capability, self.name, self.most_pitch = capability, name, most_pitch
         self.blocks: dict[int, Any] = {}  # address -> device memory
         self.pinned: dict[int, Any] = {}
         self.queues: dict[int, deque[Work]] = defaultdict(deque)  # by stream
         self.recorded: list[Work] | None = None  # while a capture is under way
-        self.captured = 0  # the stream of that capture
+        self.captured = self.capturing = 0  # the stream of that capture, and its thread
+        self._thread = threading.local()  # with its capture mode
+        self._draining = threading.RLock()
         self.streams: list[int] = []
         self.graphs: dict[int, list[Work]] = {}
         self.launches = self.waits = self.captures = 0
@@ -81,18 +90,24 @@ class HostDriver:
 
     def enqueue(self, work: Work, stream: int = STREAM) -> None:
         assert stream in self.streams, "on no stream of this device"
+        self._is_free("queued")
         capturing = self.recorded is not None and stream == self.captured
         (self.recorded if capturing else self.queues[stream]).append(work)  # type: ignore[union-attr]
 
     def drain(self, stream: int, mark: Mark | None = None) -> None:
         """Does what is queued on a stream, up to a mark on it if there is one."""
         queue = self.queues[stream]
-        while queue and not (mark is not None and mark.passed):
-            queue.popleft()()
+        with self._draining:  # a stream does one thing after the other
+            while queue and not (mark is not None and mark.passed):
+                queue.popleft()()
 
     def drain_all(self) -> None:
         for stream in reversed(self.streams):
             self.drain(stream)
+
+    def _is_free(self, what: str) -> None:
+        """While a stream is captured, all but the thread that does so leave the driver alone."""
+        assert self.recorded is None or self.capturing == threading.get_ident(), f"{what} in another thread's capture"
 
     def check(self, address: int, size: int) -> None:
         """That a piece of device memory was allocated, and is still."""
@@ -118,7 +133,7 @@ class HostDriver:
         return OK, self.name.encode() + b"\0"
 
     def cuDeviceGetAttribute(self, which: int, _: int) -> tuple:
-        return OK, self.capability[which - 75]
+        return OK, self.most_pitch if which == 11 else self.capability[which - 75]
 
     def cuDevicePrimaryCtxRetain(self, _: int) -> tuple:
         return OK, 1
@@ -146,7 +161,8 @@ class HostDriver:
         return OK, address
 
     def _free(self, address: int, of: dict[int, Any]) -> tuple:
-        self.drain_all()  # CUDA waits, too
+        assert self.recorded is None, "freed during a capture"
+        assert not any(self.queues.values()), "freed under work that is queued"  # whether CUDA waits, it does not say
         del of[address]
         return (OK,)
 
@@ -204,6 +220,7 @@ class HostDriver:
         return (OK,)
 
     def cuMemsetD2D8Async(self, to: int, pitch: int, value: int, width: int, lines: int, stream: int) -> tuple:
+        assert width <= pitch <= self.most_pitch, "a pitch that CUDA refuses"
         self.check(to, pitch * (lines - 1) + width)
         places = range(to, to + lines * pitch, pitch)
         self.enqueue(lambda: [ctypes.memset(place, value, width) for place in places] and None, stream)
@@ -211,11 +228,16 @@ class HostDriver:
 
     # the streams --------------------------------------------------------------------------------------------
     def _waits(self, stream: int) -> None:
-        assert self.recorded is None, "waited for during a capture"
         self.waits += 1
         self.waited.append(stream)
 
+    def cuThreadExchangeStreamCaptureMode(self, mode: int) -> tuple:
+        before = getattr(self._thread, "mode", self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL)
+        self._thread.mode = mode
+        return OK, before
+
     def cuStreamSynchronize(self, stream: int) -> tuple:
+        assert self.recorded is None, "waited for a stream during a capture"
         self._waits(stream)
         self.drain(stream)
         return (OK,)
@@ -227,7 +249,7 @@ class HostDriver:
 
     def cuStreamBeginCapture(self, stream: int, _: int) -> tuple:
         assert stream == STREAM and self.recorded is None
-        self.recorded, self.captured = [], stream
+        self.recorded, self.captured, self.capturing = [], stream, threading.get_ident()
         self.captures += 1
         return (OK,)
 
@@ -248,6 +270,7 @@ class HostDriver:
     cuGraphExecDestroy = cuGraphDestroy
 
     def cuGraphLaunch(self, graph: int, stream: int) -> tuple:
+        self._is_free("launched")
         self.launches += 1
         self.queues[stream] += self.graphs[graph]
         return (OK,)
@@ -265,9 +288,13 @@ class HostDriver:
         return (OK,)
 
     def cuEventQuery(self, event: Event) -> tuple:
+        self._is_free("asked")
         return (OK if event.mark.passed else CUresult.CUDA_ERROR_NOT_READY,)
 
     def cuEventSynchronize(self, event: Event) -> tuple:
+        relaxed = getattr(self._thread, "mode", 0) == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        assert relaxed, "another thread may capture"
+        assert self.recorded is None or self.capturing != threading.get_ident(), "waited for during a capture"
         self._waits(event.mark.stream)
         self.drain(event.mark.stream, event.mark)
         return (OK,)
@@ -276,6 +303,6 @@ class HostDriver:
         return OK, 1e3 * (last.mark.seconds - first.mark.seconds)
 
 
-def host_device(capability: tuple[int, int] = (8, 9)) -> tuple[CudaDevice, HostDriver]:
-    driver = HostDriver(capability)
+def host_device(capability: tuple[int, int] = (8, 9), **options: Any) -> tuple[CudaDevice, HostDriver]:
+    driver = HostDriver(capability, **options)
     return CudaDevice(0, driver), driver

@@ -4,11 +4,13 @@
 |---|---|---|
 | "in" | what engines read | `host`, and in pinned memory a copy of what was uploaded last |
 | "out" | what engines write | `host` is pinned: `fetch` brings the content there |
-| "device" | engines and kernels use it | `host` is made when it is first asked for; `send` and `fetch` copy |
+| "device" | engines and kernels use it | `host` is made when it is first asked for, a pinned copy by the first `send` |
 
-The copy of an "in" buffer does two things. What has not changed since is not uploaded again. And the caller may write
-to `host` as soon as a run has returned, although the upload may still be under way. Where the next upload comes before
-that one is done, another copy takes its place: the host does not wait.
+`fetch` brings the content of any of them. The copy of what is uploaded does two things. What has not changed since is
+not uploaded again ("in"). And the caller may write to `host` as soon as a run, or `send`, has returned, although the
+upload may still be under way. Where the next upload comes before that one is done, another copy takes its place: the
+host does not wait. Of memory that is not pinned CUDA makes such a copy itself, but it does not promise so for GPUs that
+share the host's memory.
 
 All that is queued for a memory is queued on one stream, that of the engines that it is bound to (`device.py`).
 """
@@ -26,6 +28,7 @@ import numpy as np
 from . import Kind
 from .device import CudaDevice, Event, pieces
 from .host import host_dtype
+from .turns import TURN
 
 _compare = ctypes.CDLL(None).memcmp
 _compare.argtypes, _compare.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
@@ -40,14 +43,20 @@ class _Memory:
         self.bound = False  # to an engine, whose stream is that of `device`
         self.on_device = device.allocate(size, what)
         self._leaving: deque[tuple[np.ndarray, Event]] = deque()  # earlier copies, and marks behind their uploads
-        self.sent_at = -1  # device.synchronized when the newest upload was queued
+        self.sent_at = -1  # device.waits when the newest upload was queued: done when a later wait is
         self._take_sent(device.pinned(size) if kind == "in" else np.zeros(0, np.uint8))
 
     def _take_sent(self, memory: np.ndarray) -> None:
         self._sent, self.sent_address = memory, int(memory.ctypes.data)
 
-    def renew(self) -> None:
-        """Another copy of what was uploaded, where uploads may not have left this one yet."""
+    def make_sent(self) -> None:
+        """Pinned memory that no upload reads any more, with what was uploaded."""
+        if len(self._sent) < self.size:
+            self._take_sent(self.device.pinned(self.size))
+        elif self.sent_at >= self.device.synchronized:
+            self._renew()
+
+    def _renew(self) -> None:
         mark = self.device.event()
         mark.record()
         self._leaving.append((self._sent, mark))
@@ -87,7 +96,7 @@ class CudaBuffer:
                 raise ValueError(f"{name} is a buffer of engines on another stream")
             device.follow(memory.device)
             memory.device, uploaded = device, memory.sent_at >= 0
-            memory.sent_at = device.synchronized if uploaded else -1
+            memory.sent_at = device.waits if uploaded else -1
         memory.bound = True
 
     @property
@@ -124,21 +133,18 @@ class CudaBuffer:
 
     def upload(self) -> None:
         """Queues what the host has written since the last time."""
-        memory, device = self._memory, self._memory.device
-        host, sent = self._host_address, memory.sent_address + self._start
-        if not _compare(host, sent, self.nbytes):
-            return
-        if memory.sent_at == device.synchronized:
-            memory.renew()
-            sent = memory.sent_address + self._start
-        ctypes.memmove(sent, host, self.nbytes)
-        memory.sent_at = device.synchronized
-        device.upload(self.address, sent, self.nbytes)
+        if _compare(self._host_address, self._memory.sent_address + self._start, self.nbytes):
+            self.send()
 
     def send(self) -> None:
-        """Queues all that the host holds, whatever was sent before. CUDA has read it when this returns, for the host's
-        part of a "device" buffer is not pinned."""
-        self._memory.device.upload(self.address, self._host_address, self.nbytes)
+        """Queues all that the host holds, whatever was sent before."""
+        memory, device = self._memory, self._memory.device
+        memory.make_sent()
+        sent = memory.sent_address + self._start
+        ctypes.memmove(sent, self._host_address, self.nbytes)
+        with TURN.lock:  # the number and the upload: a wait that another thread begins in between is not one for it
+            memory.sent_at = device.waits
+            device.upload(self.address, sent, self.nbytes)
 
     def fetch(self) -> None:
         """Queues the way back; `host` has it after `device.synchronize`."""

@@ -32,6 +32,7 @@ from .device import CudaDevice
 from .kernels.info import KernelInfo
 from .kernels.on_cuda import CudaKernels, open_kernels
 from .ort import DTYPES, check_names, import_onnxruntime, reason
+from .turns import TURN
 
 LEAST_VERSION = "1.31"  # before it, a second CUDA graph of a session could spoil what the first one reads (#32121)
 ROUND_ENGINES = "target", "draft", "embed"  # a node of theirs on the CPU would make every round wait for it
@@ -107,7 +108,8 @@ class OrtCudaBackend:
         }
         try:
             chosen = [(CUDA_PROVIDER, provider), "CPUExecutionProvider"]
-            session = self._ort.InferenceSession(str(path), options, providers=chosen)
+            with TURN.lock:  # it allocates
+                session = self._ort.InferenceSession(str(path), options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise _refused(f"load {path.name}", error, "build the bundle again") from error
         if CUDA_PROVIDER not in session.get_providers():  # it goes on without one that does not start
@@ -206,7 +208,7 @@ class OrtCudaEngine:
 
     def __init__(self, ort: Any, session: Any, device: CudaDevice, file: str, graphs: bool) -> None:
         self.graphs = graphs
-        self._ort, self._session, self.device, self._file = ort, session, device, file
+        self._ort, self._held, self.device, self._file = ort, device.hold(session), device, file
         self._inputs, self._outputs = (
             {value.name: DTYPES[value.type] for value in values}
             for values in (session.get_inputs(), session.get_outputs())
@@ -223,15 +225,16 @@ class OrtCudaEngine:
         return (self._inputs | self._outputs)[name]
 
     def run(self, binding: Any, options: Any) -> None:
-        """Queues the engine on what is bound."""
+        """Queues the engine on what is bound. ONNX Runtime may capture, or allocate."""
         try:
-            self._session.run_with_iobinding(binding, options)
+            with TURN.lock:
+                self._held.thing.run_with_iobinding(binding, options)
         except Exception as error:  # as above
             raise _refused(f"run {self._file}", error, "build the bundle again") from error
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OrtCudaCall:
         check_names(self._inputs, self._outputs, inputs, outputs)
-        binding, bound = self._session.io_binding(), {}
+        binding, bound = self._held.thing.io_binding(), {}
         for given, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
             for name, buffer in given.items():
                 if not isinstance(buffer, CudaBuffer):

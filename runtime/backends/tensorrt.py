@@ -26,15 +26,16 @@ from ..errors import CascadeError, CascadeWarning
 from ..plans import EXTRAS, RTX, Here, Plans
 from . import Buffer, Identity, Kind
 from .cuda_memory import CudaBuffer, CudaCache, cuda_buffer
-from .device import CudaDevice, DeviceMemory, Graph
+from .device import CudaDevice, Graph
 from .host import host_dtype
 from .kernels.info import KernelInfo
 from .kernels.on_cuda import CudaKernels, open_kernels
 from .ort import check_names
 from .ort_cuda import IMAGE_ENGINES, ROUND_ENGINES, device_for
 from .runtime_cache import RuntimeCaches
-from .tensorrt_library import Parts, import_library, refused
+from .tensorrt_library import Context, Parts, import_library, refused
 from .tensorrt_shapes import NodesInPieces, Padded, PairsInPieces, Shapes, for_pieces, is_odd, smallest
+from .turns import TURN
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
            "BOOL": "bool"}  # fmt: skip
@@ -81,8 +82,9 @@ class TensorRtBackend:
             target = next((plan.target for plan in self._plans.values()), self._name)
             raise CascadeError(f"{path.name} has no engine for {target}: {self._bundle.again(target)}")
         data, advice = self._bundle.read(plan), self._bundle.again(plan.target).rstrip(".")
-        self.device.make_current()
-        engine = self._parts.runtime.deserialize_cuda_engine(data)
+        with TURN.lock:
+            self.device.make_current()
+            engine = self._parts.runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise refused(f"load {plan.file} of {path.name}", self._parts.log, advice)
         graphs = self._graphs and path.name.split(".")[0] not in IMAGE_ENGINES
@@ -248,11 +250,12 @@ class TensorRtEngine:
     # contexts -----------------------------------------------------------------------------------------------
     def context(self, index: int, whole_graph: bool = False) -> Context:
         """A context for profile `index`; one for all calls that are not captured."""
-        if not self.graphs and not whole_graph:
+        with TURN.lock:
+            if self.graphs or whole_graph:
+                return self._new_context(index, whole_graph)
             if index not in self._shared:
                 self._shared[index] = self._new_context(index, False)
             return self._shared[index]
-        return self._new_context(index, whole_graph)
 
     def _new_context(self, index: int, whole_graph: bool) -> Context:
         self.device.make_current()
@@ -271,7 +274,7 @@ class TensorRtEngine:
         size = max(self._engine.device_memory_size_v2, context.update_device_memory_size_for_shapes())
         memory = self._parts.scratch.at_least(size)
         context.set_device_memory(memory.address, memory.size)
-        return Context(context, memory)
+        return Context(self.device.hold(context), memory)
 
     def refusal(self, verb: str) -> CascadeError:
         return refused(f"{verb} {self.file}", self._parts.log, self._advice)
@@ -286,16 +289,6 @@ def _on_gpu(buffers: Mapping[str, Buffer], device: CudaDevice) -> dict[str, Cuda
         buffer.work_on(device, name)
         found[name] = buffer
     return found
-
-
-class Context:
-    """TensorRT's execution context, and the scratch that it works in."""
-
-    def __init__(self, context: Any, memory: DeviceMemory) -> None:
-        self.context, self.memory = context, memory
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.context.get_tensor_shape(name))
 
 
 class TensorRtCall:
@@ -355,14 +348,15 @@ class TensorRtCall:
             buffer.upload()
 
     def _launch(self) -> None:
-        """Queues the call: as it is, then into a CUDA graph, then as that graph."""
-        if self._graph is None and self._warm and self._captures:
-            self._capture()
-        if self._graph is None:
-            self._queue()
-        else:
-            self._graph.launch()
-        self._warm = True
+        """Queues the call: as it is, then into a CUDA graph, then as that graph. Contexts may be shared."""
+        with TURN.lock:
+            if self._graph is None and self._warm and self._captures:
+                self._capture()
+            if self._graph is None:
+                self._queue()
+            else:
+                self._graph.launch()
+            self._warm = True
 
     def _queue(self) -> None:
         engine = self._engine
@@ -395,6 +389,7 @@ class TensorRtCall:
         self._graph = graph
 
     def _set_addresses(self) -> None:
-        for name, address in self._addresses.items():
-            if not self._context.context.set_tensor_address(name, address):
-                raise self._engine.refusal("prepare")
+        with TURN.lock:
+            for name, address in self._addresses.items():
+                if not self._context.context.set_tensor_address(name, address):
+                    raise self._engine.refusal("prepare")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CascadeError
 from ..plans import CLASSIC, EXTRAS, RTX, version_numbers
-from .device import CudaDevice, DeviceMemory
+from .device import CudaDevice, DeviceMemory, Held
 
 _MODULES = {RTX: "tensorrt_rtx", CLASSIC: "tensorrt"}
 _OLDEST = {RTX: (1, 7), CLASSIC: (10, 15)}  # the first with KV cache updates from ONNX
@@ -114,3 +114,17 @@ class Parts:
     def beside(self) -> Parts:
         """Those of the second stream."""
         return replace(self, scratch=Scratch(self.scratch.device.beside))
+
+
+class Context:
+    """TensorRT's execution context, and the scratch that it works in."""
+
+    def __init__(self, held: Held, memory: DeviceMemory) -> None:
+        self._held, self.memory = held, memory
+
+    @property
+    def context(self) -> Any:
+        return self._held.thing
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.context.get_tensor_shape(name))

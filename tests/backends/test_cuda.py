@@ -31,8 +31,10 @@ class Driver:
 
     CUresult = CUresult
     CUdevice_attribute = types.SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
-    )
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
+        CU_DEVICE_ATTRIBUTE_MAX_PITCH=11,
+    )  # fmt: skip
+    CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
     CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
 
     def __init__(self, **answers: tuple | Exception) -> None:
@@ -110,7 +112,7 @@ def test_memory_that_is_not_there() -> None:
 def test_a_device_that_is_lost(name: str) -> None:
     driver = Driver()
     device = CudaDevice(0, driver)
-    driver.answers["cuStreamSynchronize"] = failing(name)
+    driver.answers["cuEventSynchronize"] = failing(name)
     with pytest.raises(CascadeError, match=rf"^the GPU has stopped working for this process \({name}\): start again"):
         device.synchronize()
     assert device.synchronized == 0

@@ -172,6 +172,7 @@ NOTHING(cuLibraryUnload)
 NOTHING(cuTensorMapEncodeTiled)
 NOTHING(cuGraphDestroy) /* what a graph holds is kept until the process ends */
 NOTHING(cuGraphExecDestroy)
+int cuThreadExchangeStreamCaptureMode(int *mode) { return *mode = 0, SUCCESS; } /* GLOBAL, as at first */
 NOTHING(cuEventDestroy)
 
 static int make(void **made) {
@@ -203,9 +204,11 @@ int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
 }
 int cuStreamSynchronize(void *stream) { return stand_in_note(SYNCHRONIZE, NULL, NULL, 0, stream), SUCCESS; }
 int cuEventCreate(void **event, unsigned flags) { return (void)flags, make(event); }
-int cuEventRecord(void *event, void *stream) { return stand_in_note(RECORD, event, NULL, 0, stream), SUCCESS; }
+int cuEventRecord(void *event, void *stream) { /* an event holds the stream that it was recorded on */
+    return *(void **)event = stream, stand_in_note(RECORD, event, NULL, 0, stream), SUCCESS;
+}
 int cuEventQuery(void *event) { return (void)event, SUCCESS; } /* work is done at once */
-int cuEventSynchronize(void *event) { return stand_in_note(SYNCHRONIZE, event, NULL, 0, NULL), SUCCESS; }
+int cuEventSynchronize(void *event) { return stand_in_note(SYNCHRONIZE, event, NULL, 0, *(void **)event), SUCCESS; }
 int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
     (void)from, (void)to;
     return *milliseconds = 0, SUCCESS;

@@ -125,8 +125,8 @@ def test_a_run_uploads_what_was_written_and_waits_for_what_it_fetches(tmp_path: 
     x.host[2] = 1
     forget()
     call.run(fetch=("sum",))
-    upload, graph, download, _ = made = calls()
-    assert [c.kind for c in made] == ["upload", "graph", "download", "synchronize"]
+    upload, graph, download, *_ = made = calls()
+    assert [c.kind for c in made] == ["upload", "graph", "download", "record", "synchronize"]
     assert (upload.to, upload.size) == (x.address, x.nbytes)
     assert (download.source, download.to, download.size) == (total.address, total.host.ctypes.data, total.nbytes)
     assert {c.stream for c in made} == {DEVICE.stream} and graph.captured is False

@@ -173,9 +173,9 @@ def test_a_steady_round_is_one_launch_a_call(bundle: Path, tree: str) -> None:
     fetching = 1 if tree == PLAIN else 2
     for made in rounds[2:-1]:
         kinds = Counter(call.kind for call in made)
-        assert kinds.keys() <= {"upload", "graph", "download", "synchronize", "copy"}
+        assert kinds.keys() <= {"upload", "graph", "download", "record", "synchronize", "copy"}
         assert kinds["graph"] == MIXED_CALLS.get(tree.split("_")[0], 2)
-        assert kinds["synchronize"] == fetching
+        assert kinds["record"] == kinds["synchronize"] == fetching
         uploaded = [call.to for call in made if call.kind == "upload"]
         assert len(uploaded) == len(set(uploaded)) <= 6
         assert {call.stream for call in made} == {pipe.backend.backend.device.stream}  # type: ignore[attr-defined]

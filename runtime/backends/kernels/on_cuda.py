@@ -16,6 +16,7 @@ from .. import Buffer
 from ..cuda_memory import CudaBuffer
 from ..device import CudaDevice
 from ..host import host_dtype
+from ..turns import TURN
 from .info import KernelInfo, kernels_for
 
 
@@ -31,9 +32,10 @@ class CudaKernels:
 
     def bring(self, buffer: Buffer) -> CudaArrival:
         assert isinstance(buffer, CudaBuffer)  # it is the backend's own
-        free = self._free[buffer.device.stream, buffer.nbytes]
-        landing = free.pop() if free else Landing(buffer.device, buffer.nbytes)
-        landing.take(buffer)
+        with TURN.lock:  # batches share the landings
+            free = self._free[buffer.device.stream, buffer.nbytes]
+            landing = free.pop() if free else Landing(buffer.device, buffer.nbytes)
+            landing.take(buffer)
         return CudaArrival(landing, free, buffer)
 
 
