@@ -18,6 +18,8 @@ from typing import Any
 import fake_trt
 import numpy as np
 import pytest
+from any_plans import any_plans
+from contract import sums_graph
 from host_cuda import HostDriver, host_device
 from support import random_features
 
@@ -53,6 +55,12 @@ def held_elsewhere(hold: Callable[[threading.Event, threading.Event], None]) -> 
         finally:
             end.set()
             other.result(LONG)
+
+
+def take_turn(begun: threading.Event, end: threading.Event) -> None:
+    with TURN.lock:
+        begun.set()
+        assert end.wait(LONG)
 
 
 def must_wait(hold: Callable[[threading.Event, threading.Event], None], act: Callable[[], object]) -> None:
@@ -134,6 +142,35 @@ def test_no_two_threads_are_inside_of_onnx_runtime(card: Card) -> None:
     end = threading.Event()
     end.set()
     must_wait(hold, lambda: hold(threading.Event(), end))
+
+
+@pytest.mark.parametrize("name", ["decode", "target"])
+def test_no_call_of_tensorrt_runs_into_a_capture(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its plain runs, its own capture, and its graph; nothing is uploaded before them that would wait."""
+    backend = fake_trt.backend(monkeypatch, any_plans(tmp_path), *card)
+    x, y, total = (backend.buffer((1, 2), "float32", kind) for kind in ("in", "in", "out"))
+    call = backend.load(sums_graph(tmp_path).rename(tmp_path / f"{name}.onnx")).bind({"x": x, "y": y}, {"sum": total})
+    for _ in range(3):
+        must_wait(capture_of(card[0]), call.run)
+    assert card[1].launches == (name == "target") * 2
+
+
+def test_landings_are_taken_in_turn(card: Card) -> None:
+    """Threads share those of a pipeline: between the look and the taking nobody comes."""
+    buffer, kernels = cuda_buffer(card[0], (1,), "int64", "out"), CudaKernels.__new__(CudaKernels)
+    kernels._free = defaultdict(list)
+    kernels.bring(buffer).wait()
+    (free,) = kernels._free.values()
+    with ThreadPoolExecutor(1) as pool:
+        with held_elsewhere(take_turn):
+            bringing = pool.submit(kernels.bring, buffer)
+            with pytest.raises(TimeoutError):
+                bringing.result(SHORT)
+            assert len(free) == 1
+        arrival = bringing.result(LONG)
+    assert not free and arrival.wait().tolist() == [0] and len(free) == 1
 
 
 def test_a_failed_capture_leaves_nothing(card: Card) -> None:
@@ -318,15 +355,7 @@ def test_a_finaliser_waits_for_nobody(card: Card, how: str, by: str) -> None:
     memory, event, more = device.allocate(8), device.event(), device.allocate(8)
     device.synchronize()
 
-    def hold(begun: threading.Event, end: threading.Event) -> None:
-        if how == "capture":
-            return capture_of(device)(begun, end)
-        with TURN.lock:
-            begun.set()
-            assert end.wait(LONG)
-        return None
-
-    with held_elsewhere(hold):
+    with held_elsewhere(capture_of(device) if how == "capture" else take_turn):
         address = memory.address
         del memory
         assert address in driver.blocks

@@ -5,12 +5,17 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- the notes ----------------------------------------------------------------------------------------------- */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct call *notes;
 static size_t noted, room;
 static int capturing;
+static pthread_t capturer;
+
+/* Whether another thread captures: ONNX Runtime's mode lets nobody allocate or free meanwhile. */
+static int forbidden(void) { return capturing && !pthread_equal(capturer, pthread_self()); }
 
 static void note(enum kind kind, const char *name, const void *to, const void *from, size_t size, const void *stream) {
     pthread_mutex_lock(&lock);
@@ -44,6 +49,7 @@ static struct block *blocks;
 static size_t block_count, block_room, used;
 
 int stand_in_allocate(void **address, size_t size, int pinned, int fresh) {
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
     if (!pinned && used + size > DEVICE_BYTES) return OUT_OF_MEMORY;
     char *start = aligned_alloc(256, (size + 511) / 256 * 256);
     if (!start) return OUT_OF_MEMORY;
@@ -61,6 +67,7 @@ int stand_in_allocate(void **address, size_t size, int pinned, int fresh) {
 
 int stand_in_free(void *address) {
     if (!address) return SUCCESS;
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
     struct block found = {0};
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < block_count; i++)
@@ -137,7 +144,9 @@ int stand_in_copy(enum kind kind, void *to, const void *from, size_t size, const
 int stand_in_begin_capture(void *stream) {
     stand_in_note(CAPTURE, NULL, NULL, 0, stream);
     recording = calloc(1, sizeof *recording);
+    capturer = pthread_self();
     capturing = 1;
+    usleep(1000); /* takes its time: another thread may come between */
     return SUCCESS;
 }
 

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,40 @@ def test_events_mark_places_on_the_stream() -> None:
     second.wait()
     assert [call.kind for call in calls()] == ["record", "record", "synchronize"]
     assert second.since(first) >= 0
+
+
+def test_threads_allocate_and_free_while_others_capture(tmp_path: Path) -> None:
+    """ONNX Runtime captures for each thread that runs a call: once in every new one. The stand-in refuses to allocate
+    and to free in other threads meanwhile; a memory that is not freed stays in its count."""
+    engine = BACKEND.load(sums_graph(tmp_path))
+    x, y, total = (BACKEND.buffer((4, 2), "float32", kind) for kind in ("in", "in", "out"))
+    call, done = engine.bind({"x": x, "y": y}, {"sum": total}), threading.Event()
+    for _ in range(2):
+        call.run()
+
+    def make() -> int:
+        count = 0
+        while not done.is_set():
+            BACKEND.buffer((4, 2), "float32", "in").upload()
+            count += 1
+        return count
+
+    gc.collect()
+    free = DEVICE.memory()[0]
+    with ThreadPoolExecutor(2) as pool:
+        making = [pool.submit(make) for _ in range(2)]
+        try:
+            for _ in range(60):
+                forget()
+                thread = threading.Thread(target=call.run, args=(("sum",),))
+                thread.start()
+                thread.join()
+                assert len(calls("capture")) == len(calls("graph")) == 1
+        finally:
+            done.set()
+        assert all(each.result() > 60 for each in making)
+    gc.collect()
+    assert DEVICE.memory()[0] == free
 
 
 def test_other_threads_may_use_the_device() -> None:

@@ -9,7 +9,8 @@
 #define STAND_IN_H
 #include <stddef.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500,
+       CAPTURE_UNSUPPORTED = 900 };
 
 /* What was called; `KINDS` in calls.py has the same order. */
 enum kind {
