@@ -15,6 +15,7 @@ from cascade_trt.export.families.llamagen.drafter import Drafter, DrafterConfig
 from cascade_trt.export.families.llamagen.model import LlamaGen, LlamaGenConfig
 from cascade_trt.export.models.t5 import T5Config, T5Encoder
 from cascade_trt.export.models.vq import VQConfig, VQModel
+from cascade_trt.runtime.bundle import MANIFEST
 from cascade_trt.runtime.pipeline import Pipeline
 
 FIXTURE = Path(__file__).parent / "fixtures" / "llamagen-tiny"
@@ -66,6 +67,17 @@ def save_checkpoints(
     (folder / "model.json").write_text(json.dumps({"grid": grid, "n_head": heads, "cfg_scale": 2.0}))
     return ["llamagen", "--checkpoint", folder / "target.pt", "--vq", folder / "vq.pt", "--drafter",
             folder / "drafter.pt", "--config", folder / "model.json"]  # fmt: skip
+
+
+def standard_graphs_only(bundle: Path) -> Path:
+    """Takes the graphs out of a bundle that ONNX Runtime alone reads: it is as before there were any."""
+    content = json.loads((bundle / MANIFEST).read_text())
+    for info in content["engines"].values():
+        if (file := info.pop("fused")) is not None:
+            (bundle / file).unlink()
+            del content["files"][file]
+    (bundle / MANIFEST).write_text(json.dumps(content))
+    return bundle
 
 
 def random_features(pipe: Pipeline, count: int, seed: int = 0) -> dict[str, np.ndarray]:
