@@ -23,8 +23,10 @@ from support import FIXTURE, build
 
 from cascade_trt.cli import cli
 from cascade_trt.export.families.janus.family import CODES
+from cascade_trt.export.families.janus.model import JanusConfig
 from cascade_trt.export.families.janus.presets import PRESETS
-from cascade_trt.export.families.janus.reader import janus_shapes, open_janus
+from cascade_trt.export.families.janus.reader import drafter_shapes, janus_shapes, open_drafter, open_janus
+from cascade_trt.export.models.llama import LayerConfig
 from cascade_trt.export.open import open_dummy, open_parts
 from cascade_trt.export.request import BuildRequest, check_request
 from cascade_trt.runtime.bundle import read_manifest
@@ -293,7 +295,7 @@ def test_drafters_of_others(tmp_path: Path) -> None:
     refused(folder, "is not a drafter for Janus-Pro but", drafter=JANUS / WEIGHTS)
     odd = save_drafter(tmp_path / "odd")
     edit(odd / "config.json", num_attention_heads=3)
-    refused(folder, "the drafter's 3 heads|has the shape", drafter=odd)
+    refused(folder, "do not fit 3 heads .3 of keys. of 21: give num_attention_heads.*config.json", drafter=odd)
     more = save_drafter(tmp_path / "more")
     torch.save(torch.load(more / WEIGHTS) | {"norm.weight": torch.zeros(64)}, more / WEIGHTS)
     refused(folder, "holds norm.weight, which would be left unread", drafter=more)
@@ -311,6 +313,41 @@ def test_a_drafters_config_is_read(tmp_path: Path, config: dict[str, Any] | None
     parts, _ = open_parts(BuildRequest("janus-pro", checkpoint=JANUS, drafter=drafter))
     assert parts.drafter is not None
     assert (parts.drafter.stack.eps, parts.drafter.stack.n_head) == (eps, heads)
+
+
+HEADS = {  # of a target: dim, heads, heads of keys, their width
+    "grouped": (96, 6, 2, 16), "widths of their own": (40, 2, 2, 8), "both": (40, 6, 3, 12),
+}  # fmt: skip
+
+
+def shaped_drafter(folder: Path, config: LayerConfig, **settings: float) -> Path:
+    """A drafter's folder of this shape, with a config.json where it says something."""
+    folder.mkdir()
+    torch.save({name: torch.zeros(shape) for name, shape in drafter_shapes(config, 512, bias=False).items()},
+               folder / WEIGHTS)  # fmt: skip
+    if settings:
+        (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 1} | settings))
+    return folder
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_targets_heads_hold_for_a_drafter_that_says_nothing(kind: str, tmp_path: Path) -> None:
+    """They are told where config.json has none; what it leaves out beside them, the tensors tell."""
+    dim, heads, few, width = HEADS[kind]
+    target = JanusConfig(
+        dim=dim, n_layer=1, n_head=heads, n_kv_head=few, head_dim=width, ffn_dim=64, vocab_size=9, codes=512,
+        code_dim=4, head_width=dim, grid=4,
+    )  # fmt: skip
+    layer = LayerConfig(dim, heads, few, width, 64, 1e-6)
+    for name, said in (("none", {}), ("eps", {"rms_norm_eps": 1e-5}), ("heads", {"num_attention_heads": heads})):
+        _, found, _ = open_drafter(shaped_drafter(tmp_path / name, layer, **said), target)
+        assert (found.n_head, found.n_kv_head, found.head_dim) == (heads, few, width)
+    other = replace(layer, n_head=2 * heads, n_kv_head=2 * heads)
+    advice = "give num_attention_heads, num_key_value_heads and head_dim in the drafter's config.json"
+    with pytest.raises(CascadeError, match=advice):
+        open_drafter(shaped_drafter(tmp_path / "other", other), target)
+    _, found, _ = open_drafter(shaped_drafter(tmp_path / "told", other, num_attention_heads=2 * heads), target)
+    assert found == replace(other, norm_eps=target.norm_eps)
 
 
 def test_an_eagle_3_drafter_is_named(tmp_path: Path) -> None:

@@ -245,14 +245,30 @@ def open_drafter(path: Path, target: JanusConfig) -> tuple[TensorSource, LayerCo
         )
     settings = _optional((path if Path(path).is_dir() else Path(path).parent) / "config.json")
     settings = {} if settings.get("num_hidden_layers", 1) != 1 else older_rotation(settings)  # else the target's own
-    heads = whole(settings, "num_attention_heads", target.n_head)
-    head_dim = whole(settings, "head_dim", dim // heads)
-    few = whole(settings, "num_key_value_heads", heads)
-    if head_dim % 2 or heads % few or not head_dim:
-        raise CascadeError(f"the drafter's {heads} heads do not divide its width {dim}: correct its config.json.")
+    heads, few, head_dim = _drafter_heads(source, settings, target)
     ffn, _ = matrix(source, "layers.0.mlp.gate_proj.weight")
     config = LayerConfig(dim, heads, few, head_dim, ffn, positive(settings, "rms_norm_eps", target.norm_eps, most=0.1))
     shapes = drafter_shapes(config, codes, "fc.bias" in source)
     check_shapes(source, shapes, "drafter")
     check_all_read(source, shapes, "drafter")
     return source, config, positive(settings, "rope_theta", target.rope_base, least=1)
+
+
+def _drafter_heads(source: TensorSource, settings: Mapping[str, Any], target: JanusConfig) -> tuple[int, int, int]:
+    """Heads of queries, of keys and values, and their width. Where config.json tells the heads, the tensors tell what
+    it leaves out; where it does not, the target's hold. Raises CascadeError where the tensors have others."""
+    rows = [matrix(source, f"layers.0.self_attn.{part}_proj.weight")[0] for part in "qk"]
+    heads = whole(settings, "num_attention_heads", target.n_head)
+    if settings.get("num_attention_heads") is not None:
+        head_dim = whole(settings, "head_dim", rows[0] // heads)
+        few = whole(settings, "num_key_value_heads", rows[1] // head_dim if head_dim else 0)
+    else:
+        head_dim = whole(settings, "head_dim", target.head_dim)
+        few = whole(settings, "num_key_value_heads", target.n_kv_head)
+    if rows != [heads * head_dim, few * head_dim] or not few or head_dim % 2 or heads % few:
+        raise CascadeError(
+            f"the drafter {source.path} has {rows[0]} rows of queries and {rows[1]} of keys, which do not fit {heads} "
+            f"heads ({few} of keys) of {head_dim}: give num_attention_heads, num_key_value_heads and head_dim in the "
+            "drafter's config.json."
+        )
+    return heads, few, head_dim
