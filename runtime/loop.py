@@ -258,6 +258,8 @@ def take(sequence: TokenSequence, tree: str, walked: Accepted) -> None:
     """Writes what a round with `tree` has accepted, and advances the length."""
     ahead = slice(sequence.done, sequence.done + len(walked.tokens))
     sequence.tokens[ahead], sequence.causes[ahead] = walked.tokens, walked.causes
+    if sequence.rule is None:  # a guess that happened to be right carried nothing
+        np.minimum(sequence.causes[ahead], Cause.DRAWN, out=sequence.causes[ahead])
     sequence.origins[ahead] = walked.origins
     sequence.done, sequence.newest = ahead.stop, walked
     sequence.rounds += any(cause != Cause.FORCED for cause in walked.causes)

@@ -160,8 +160,9 @@ def _check_prompts(manifest: Manifest, prompts: Sequence[str] | str) -> list[str
         if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise CascadeError(f"prompt {number} is not valid Unicode text: give it in UTF-8.")
     if manifest.text is None:
+        bench = " (or see with `cascade-trt bench` what it costs: its weights are random)" * manifest.dummy_weights
         raise CascadeError(
-            f"bundle {manifest.name} was built with --text none: give features, or build it with a text encoder."
+            f"bundle {manifest.name} has no text encoder: give features{bench}, or build it with `--text FOLDER`."
         )
     return prompts
 

@@ -95,6 +95,8 @@ def _of_onnx_runtime(offer: Offer, threads: int | None, device: int | None, prob
     why = f"{problem}; {missing}" if problem and not told else missing
     if device is not None:
         away = "leave device away to draw on the CPU"
+        if "driver" not in why and not _has_driver():
+            why = f"this machine has no NVIDIA driver, and {why}"
         raise CascadeError(f"device {device} was asked for, but {why}{', or' if ': ' in why else ':'} {away}.")
     backend = _opened(_CPU, offer, threads, None, f", and {why}")
     if installed and not told:  # who has installed it for a GPU does not expect the CPU

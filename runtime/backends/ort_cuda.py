@@ -57,8 +57,8 @@ class OrtCudaBackend:
         self._ort = import_onnxruntime("cuda", LEAST_VERSION)
         if CUDA_PROVIDER not in self._ort.get_available_providers():
             raise CascadeError(
-                "the installed ONNX Runtime has no CUDA provider: run `pip uninstall onnxruntime`, then `pip install "
-                "'cascade-trt[cuda]'`, or draw with the backend ort-cpu."
+                "the installed ONNX Runtime has no CUDA provider: on a machine with an NVIDIA GPU run `pip uninstall "
+                "onnxruntime`, then `pip install 'cascade-trt[cuda]'`; elsewhere draw with the backend ort-cpu."
             )
         self._ort.set_default_logger_severity(_ERRORS_ONLY)  # 1.31 warns of a plugin that nobody asked for
         self.device = CudaDevice(device)

@@ -161,7 +161,7 @@ def test_it_has_a_name() -> None:
 
 
 def test_onnx_runtime_for_cpus_is_not_enough() -> None:
-    with pytest.raises(CascadeError, match="^the installed ONNX Runtime has no CUDA provider: run `pip uninstall"):
+    with pytest.raises(CascadeError, match="^the installed ONNX Runtime has no CUDA provider: on a machine with an"):
         open_backend("ort-cuda")
 
 

@@ -109,6 +109,16 @@ def test_plain_batches(small_vocabulary: Pipeline) -> None:
         np.testing.assert_array_equal(job.result().codes, wanted)
 
 
+def test_plain_decoding_in_a_tree_draws_every_token(small_vocabulary: Pipeline) -> None:
+    """What was guessed right beside it counts for nothing."""
+    pipe = small_vocabulary
+    batch = pipe.batch(1, tree="small_9")
+    drawn = batch.submit(request_of(pipe, 0, 5, DrawOptions(rule="ar"))).result()
+    tokens = pipe.manifest.model.plan.image_tokens
+    assert drawn.stats.causes["drawn"] == sum(drawn.stats.causes.values()) == tokens
+    assert drawn.stats.rounds == tokens - 1 and drawn.stats.trees == {"small_9": tokens - 1}
+
+
 def test_settings_reach_the_sampler(small_vocabulary: Pipeline) -> None:
     """Every slot's draws are those of the numpy reference, from its own logits with its own settings."""
     batch = small_vocabulary.batch(4, rule="ar")

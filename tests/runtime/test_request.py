@@ -28,7 +28,7 @@ def with_value(value: float) -> np.ndarray:
         ({}, "exactly one"),
         ({"features": FEATURES, "prompts": ["red"]}, "exactly one"),
         ({"class_ids": [1]}, "draws from text"),
-        ({"prompts": ["red"]}, "--text none"),
+        ({"prompts": ["red"]}, "has no text encoder: give features, or build it with `--text FOLDER`"),
         ({"prompts": []}, "non-empty"),
         ({"prompts": [3]}, "non-empty list of texts"),
         ({"prompts": ["red", " "]}, "prompt 2 is empty"),
