@@ -180,13 +180,12 @@ def _guessed(manifest: Manifest) -> str:
 
 
 def _engines(console: Console, manifest: Manifest) -> None:
-    table = Rows(("engine", "precision", "graph", "weights", "against PyTorch", "activations"))
+    table = Rows(("engine", "precision", "graphs", "weights", "off PyTorch", "activations"))
     for name, engine in manifest.engines.items():
         size = sum(manifest.files[file].bytes for file in engine.weights)
-        graph = human(manifest.files[engine.file].bytes)
-        fused = f", fused {human(manifest.files[engine.fused].bytes)}" if engine.fused else ""
+        graphs = [engine.file, *([engine.fused] if engine.fused else [])]  # in both forms
         table.add(
-            name, engine.precision, graph + fused, f"{', '.join(engine.weights)} ({human(size)})",
+            name, engine.precision, human(sum(manifest.files[file].bytes for file in graphs)), f"{', '.join(engine.weights)} ({human(size)})",
             _parity(manifest.parity.get(name)), _reach(manifest.parity.get(name)),
         )  # fmt: skip
     table.print(console)
@@ -259,7 +258,7 @@ def _parity(report: dict | None) -> str:
     if "skipped" in report:
         return report["skipped"]
     worst = max(report["outputs"].items(), key=lambda item: item[1]["relative"])
-    return f"{worst[0]} within {worst[1]['absolute']:.1e}"
+    return f"{worst[0]} {worst[1]['absolute']:.0e}"
 
 
 def _reach(report: dict | None) -> str:
