@@ -56,7 +56,7 @@ def locate(
     missing: dict[str, HubFiles] = {}
     for part, files in published.parts.items():
         if getattr(request, part) is None and not (part == "text" and request.without_text):
-            place = files.local(model, part == "checkpoint")
+            place = files.local(model, part == "checkpoint", published.parts.get("checkpoint"))
             if place is None:
                 missing[part] = files
             else:
@@ -204,10 +204,12 @@ class _Hub:
         )
 
     def _advice(self, model: str, missing: list[HubFiles]) -> str:
-        listed = "; ".join(f"{', '.join(files.wanted)} of {files.repo}" for files in missing)
-        folders = [files.name for files in missing if files.file is None]
-        inside = f" (in the folder {' and '.join(folders)} there)" if folders else ""
-        return f"put {listed} into {CHECKPOINTS / model}/{inside}"
+        """Where each file that is missing may be put."""
+        by_repo: dict[str, list[str]] = {}
+        for files in missing:
+            by_repo.setdefault(files.repo, []).extend(files.places)
+        listed = "; ".join(f"{', '.join(places)} (of {repo})" for repo, places in by_repo.items())
+        return f"put these files into {CHECKPOINTS / model}/: {listed}"
 
     def _put(self, files: HubFiles) -> str:
         return self._advice(self._model, [files])

@@ -39,14 +39,23 @@ class HubFiles:
         safe = {PurePosixPath(name).parent for name in found if PurePosixPath(name).name in _SAFE}
         return [name for name in found if not (PurePosixPath(name).parent in safe and _is_pickle(name))]
 
-    def local(self, model: str, is_checkpoint: bool) -> Path | None:
+    def local(self, model: str, is_checkpoint: bool, checkpoint: HubFiles | None = None) -> Path | None:
         """Where it lies for a model already, None where it does not. A checkpoint that is a folder may be the model's
-        own."""
+        own; a file may lie in there or in the folder of the model's `checkpoint`, without the folders of its name."""
         folder = CHECKPOINTS / model
         places = [folder / self.name]
-        if is_checkpoint and self.file is None:
+        if self.file is not None:
+            inside = [folder / checkpoint.name] if checkpoint is not None and checkpoint.file is None else []
+            names = dict.fromkeys((self.file, PurePosixPath(self.file).name))
+            places = [place / name for place in (folder, *inside) for name in names]
+        elif is_checkpoint:
             places.append(folder)
         return next((place for place in places if self._lies_in(place)), None)
+
+    @property
+    def places(self) -> list[str]:
+        """Where each of the files is looked for in the model's folder here, as text."""
+        return [name if self.file is not None else f"{self.name}/{name}" for name in self.wanted]
 
     def _lies_in(self, place: Path) -> bool:
         """Whether this is the file, or a folder with weights in it."""

@@ -80,9 +80,10 @@ def test_files_that_lie_here_are_taken(tmp_path: Path) -> None:
 def test_without_the_hub_a_sentence_names_files_and_folder(tmp_path: Path) -> None:
     said = build(tmp_path / "here", "llamagen", code=2)
     wanted = (
-        f"put t2i_XL_stage1_256.pt of {TEXT}; vq_ds16_t2i.pt of {TEXT}; config.json, pytorch_model.bin of {DRAFTER}; "
-        f"config.json, tokenizer.json, *.safetensors, *.safetensors.index.json of {T5} into checkpoints/{MODEL}/ (in "
-        "the folder llamagen_drafter and flan-t5-xl there)"
+        f"put these files into checkpoints/{MODEL}/: t2i_XL_stage1_256.pt, vq_ds16_t2i.pt (of {TEXT}); "
+        f"llamagen_drafter/config.json, llamagen_drafter/pytorch_model.bin (of {DRAFTER}); flan-t5-xl/config.json, "
+        "flan-t5-xl/tokenizer.json, flan-t5-xl/*.safetensors, flan-t5-xl/*.safetensors.index.json "
+        f"(of {T5})"
     )
     assert said.startswith("Error: the hub cannot be reached (") and wanted in said
     assert len(said.strip().splitlines()) == 1
@@ -95,7 +96,7 @@ def test_what_the_hub_refuses_is_a_sentence(hub: Hub, tmp_path: Path) -> None:
     assert "asks you to accept its licence" in said and "hf auth login" in said
     hub.gated = frozenset()
     said = build(tmp_path / "here", "llamagen-c2i-b-256", *SMALL, url=hub.url, code=2)
-    assert "the hub does not have what is needed" in said and f"c2i_B_256.pt of {CLASS}" in said
+    assert "the hub does not have what is needed" in said and f"c2i_B_256.pt, vq_ds16_c2i.pt (of {CLASS})" in said
     del hub.repos[TEXT]["vq_ds16_t2i.pt"]
     assert f"{TEXT} on the hub has no vq_ds16_t2i.pt" in build(tmp_path / "here", MODEL, *SMALL, url=hub.url, code=2)
 
@@ -126,6 +127,27 @@ def test_repositories_in_folders(tmp_path: Path) -> None:
             (place / name).touch()
         assert files.local("anole-7b", True) == Path("checkpoints/anole-7b")
         assert drafter.local("anole-7b", False) == Path("checkpoints/anole-7b/anole_drafter")
+
+
+VQGAN = (
+    "tokenizer/vqgan.ckpt", "vqgan.ckpt", "Lumina-mGPT-7B-768/tokenizer/vqgan.ckpt", "Lumina-mGPT-7B-768/vqgan.ckpt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", VQGAN)
+def test_a_vqgan_that_lies_here_is_found(place: str, tmp_path: Path) -> None:
+    """Under the name that the hub has, or without its folder; beside the model's folder, or in there. Where nothing
+    but that is here, the sentence says for each other file where it goes."""
+    folder = tmp_path / "checkpoints" / "lumina-mgpt-7b-768"
+    (folder / place).parent.mkdir(parents=True)
+    (folder / place).touch()
+    said = build(tmp_path, "lumina-mgpt", code=2)
+    assert f"vq: checkpoints/lumina-mgpt-7b-768/{place}" in said
+    assert (
+        "put these files into checkpoints/lumina-mgpt-7b-768/: Lumina-mGPT-7B-768/*.json, "
+        "Lumina-mGPT-7B-768/*.safetensors (of Alpha-VLLM/Lumina-mGPT-7B-768); LANTERN-Lumina-mGPT-7B-768/config.json"
+    ) in said
+    assert "(of GAIR" not in said
 
 
 @pytest.mark.parametrize("model", ["janus-pro", "janus-pro-7b", "anole", "lumina-mgpt"])
