@@ -8,6 +8,7 @@ from pathlib import Path
 from ..runtime.bundle import SamplingDefaults
 from ..runtime.errors import CascadeError
 from .families import family_of_preset, get_family, names
+from .families.plugins import asked
 from .parts import Parts
 from .request import DEMO_MODEL, BuildRequest
 
@@ -28,7 +29,8 @@ def open_parts(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
     family = get_family(request.model)
     if request.size is not None and not family.has_sizes:
         raise CascadeError(f"the images of {request.model} have one size: leave --size away.")
-    parts, sampling = family.open(request)
+    with asked(family.name):
+        parts, sampling = family.open(request)
     _check_prompt_length(request.model, request.prompt_length, parts)
     return parts, sampling
 
@@ -54,9 +56,10 @@ def open_demo() -> tuple[Parts, SamplingDefaults]:
 
 def open_dummy(name: str, grid: int | None, prompt_length: int | None = None) -> tuple[Parts, SamplingDefaults]:
     """Random weights of a published model's size. Raises CascadeError for another name."""
-    dummy = family_of_preset(name).dummy
-    if dummy is None:
+    family = family_of_preset(name)
+    if family.dummy is None:
         raise CascadeError(f"{name!r} cannot be built with random weights: give its checkpoint.")
-    parts, sampling = dummy(name, grid, prompt_length)
+    with asked(family.name):
+        parts, sampling = family.dummy(name, grid, prompt_length)
     _check_prompt_length(name, prompt_length, parts)
     return parts, sampling

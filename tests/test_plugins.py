@@ -17,6 +17,8 @@ from synthetic.family import FAMILY, save_checkpoints
 
 from cascade_trt.cli import cli
 from cascade_trt.export.families import get_family, names, register
+from cascade_trt.export.open import open_parts
+from cascade_trt.export.request import BuildRequest
 from cascade_trt.runtime.errors import CascadeError
 
 TESTS = Path(__file__).parent
@@ -74,6 +76,7 @@ BROKEN = {
     "its module has no such name": ("theirs:FAMILY", "", "AttributeError: module 'theirs' has no attribute"),
     "its module raises": ("theirs:FAMILY", "raise RuntimeError('no\\nway')", "RuntimeError: no"),
     "its module does not parse": ("theirs:FAMILY", "def", "SyntaxError"),
+    "its module exits": ("theirs:FAMILY", "import sys\nsys.exit(3)", "SystemExit: 3"),
     "it is something else": ("theirs:FAMILY", "FAMILY = 3", "promises a Family called 'mine', and brings int"),
     "it has another name": (
         "theirs:FAMILY", "from synthetic.family import FAMILY", "and brings a Family called 'synthetic'"
@@ -103,6 +106,55 @@ def test_a_broken_plugin_is_one_sentence(kind: str, tmp_path: Path, monkeypatch:
     assert len(json.loads(invoke("models", "--json").stdout)) > 10
     assert invoke("build", "janus-pro", "--checkpoint", tmp_path / "none").stderr.count("\n") == 1
     assert "mine" not in invoke("build", "janus-pro", "--checkpoint", tmp_path / "none").stderr
+
+
+FAMILY_THAT = """
+import sys
+from cascade_trt.export.families import Family
+
+print("a banner")
+
+def fails(*given):
+    print("at work")
+    {}
+
+FAMILY = Family("mine", fails, frozenset({{"mine-b"}}), fails)
+"""
+FAILURES = {
+    "raises": ("raise KeyError('blocks.0')", "KeyError: 'blocks.0'"),
+    "needs another package": ("import absent_package", "ModuleNotFoundError: No module named 'absent_package'"),
+    "exits": ("sys.exit(5)", "SystemExit: 5"),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_plugin_that_fails_at_work_is_one_sentence(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `open` and in `dummy`. What it prints is no part of an answer; the traceback hangs on the error's cause."""
+    sys.modules.pop("theirs", None)
+    code, said = FAILURES[how]
+    site = install(tmp_path / "site", "their-models", {"mine": "theirs:FAMILY"}, theirs=FAMILY_THAT.format(code))
+    monkeypatch.syspath_prepend(str(site))
+    for model, options in (("mine", ("--checkpoint", tmp_path)), ("mine-b", ("--dummy-weights",))):
+        built = invoke("build", model, *options, "--out", tmp_path / "out")
+        *printed, sentence = built.stderr.splitlines()
+        assert (built.exit_code, built.stdout) == (2, "") and printed[-1] == "at work"
+        assert sentence.startswith("Error: the model family mine of the package their-models cannot open this model (")
+        assert said in sentence and sentence.endswith("mend or uninstall their-models.")
+    with pytest.raises(CascadeError) as caught:
+        open_parts(BuildRequest("mine", checkpoint=tmp_path))
+    assert caught.value.__cause__ is not None
+    sys.modules.pop("theirs")
+    listed = invoke("models", "--json")
+    assert listed.stderr == "a banner\n" and json.loads(listed.stdout)[-1]["name"] == "mine-b"
+
+
+def test_what_a_plugin_refuses_itself_stays_as_it_said_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.modules.pop("theirs", None)
+    code = "from cascade_trt import CascadeError; raise CascadeError('give another.')"
+    site = install(tmp_path, "their-models", {"mine": "theirs:FAMILY"}, theirs=FAMILY_THAT.format(code))
+    monkeypatch.syspath_prepend(str(site))
+    with pytest.raises(CascadeError, match=r"^give another\.$"):
+        open_parts(BuildRequest("mine", checkpoint=tmp_path))
 
 
 def test_two_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
