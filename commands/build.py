@@ -216,9 +216,12 @@ def _report(out: Path, manifest: Any, told: list[str]) -> None:
     click.echo(f"{out}: {len(manifest.engines)} engines, {human(size)}")
     for sentence in told:
         click.echo(usable(sentence))
+    refused: dict[str, list[str]] = {}
     for backend in manifest.backends:
         if (problem := refusal(manifest.backends, backend)) is not None:
-            click.echo(f"{backend}: {problem}")
+            refused.setdefault(problem, []).append(backend)
+    for problem, backends in refused.items():  # TensorRT and TensorRT-RTX refuse for the same reasons
+        click.echo(f"{', '.join(backends)}: {problem}")
     worst = [
         (output["relative"], f"{name}.{key}")
         for name, report in manifest.parity.items()

@@ -58,7 +58,7 @@ def run(as_json: bool) -> None:
             rows += [] if other["presets"] else [about | {"name": other["family"], "published": None}]
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Rows(("model", "weights", "layers x width", "image", "tokens", "guidance", "top_k"))
+    table = Rows(("model", "weights", "layers", "image", "tokens", "guidance", "top_k"))
     files = Rows(("model", "download from the Hugging Face hub"))
     for preset in presets:
         size = f"{preset.parameters / 1e6:.0f} M" if preset.parameters < 1e9 else f"{preset.parameters / 1e9:.1f} B"
@@ -77,8 +77,9 @@ def run(as_json: bool) -> None:
     build = f"{program()} build"
     click.echo(
         f"build one from the hub:\n  {build} llamagen-t2i-xl-stage1\n"
-        f"from files of yours:\n  {build} llamagen --checkpoint F --vq F [--drafter F] [--text DIR] --grid 16|24|32\n"
-        f"  {build} janus-pro|anole|lumina-mgpt --checkpoint FOLDER [--drafter FOLDER]\n"
+        f"from files of yours:\n  {build} llamagen --grid 16|24|32 \\\n"
+        "    --checkpoint F --vq F [--drafter F] [--text DIR]\n"
+        f"  {build} janus-pro|anole|lumina-mgpt \\\n    --checkpoint FOLDER [--drafter FOLDER]\n"
         f"or, for sizing, with random weights:\n  {build} llamagen-t2i-b --dummy-weights\n"
         f"the bundled demo:\n  {build} emoji"
     )

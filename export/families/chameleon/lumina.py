@@ -8,13 +8,14 @@ from pathlib import Path
 from .. import Family
 from .opening import Images, Kind, open_dummy, open_repository
 from .presets import LUMINA_7B_768
-from .sequence import Sequence, lumina_sequence, lumina_size
+from .sequence import Sequence, known_sides, lumina_sequence, lumina_size
 from .vocabulary import Vocabulary
 
 
 def sequence(vocabulary: Vocabulary, images: Images) -> Sequence:
     """The codes of the size that is given, or that the folder's name says."""
-    width, height = lumina_size(images.size, images.folder or Path(LUMINA_7B_768.name))
+    sides = known_sides(vocabulary, images.pixels)
+    width, height = lumina_size(images.size, images.folder or Path(LUMINA_7B_768.name), sides)
     return lumina_sequence(vocabulary, width, height, images.pixels)
 
 

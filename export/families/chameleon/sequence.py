@@ -13,6 +13,7 @@ from ....runtime.errors import CascadeError
 from ....runtime.plan import TokenPlan
 from .vocabulary import BEGIN_IMAGE, BOS, FIRST_CODE, GRID_PIXELS, PAD, ROW_END, SEPARATOR, Vocabulary, size_token
 
+_MOST_PIXELS = 4096  # of a side that is looked for in a tokenizer; the published ones end far below
 _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 _NAMED = re.compile(r"lumina.*?-([1-9][0-9]{2,3})(?![0-9])", re.IGNORECASE)
 
@@ -48,12 +49,11 @@ def lumina_sequence(vocabulary: Vocabulary, width: int, height: int, factor: int
 
     What is forced behind the last code, a row's end and the image's end, need not be computed.
     """
-    for pixels in (width, height):
-        if pixels % GRID_PIXELS or pixels % factor or size_token(pixels) not in vocabulary:
-            raise CascadeError(
-                f"Lumina-mGPT draws no images of {width}x{height}: both sides must be multiples of {GRID_PIXELS} that "
-                "its tokenizer has a size token for, as in --size 768x768."
-            )
+    if not {width, height} <= set(_sides(vocabulary, factor)):
+        raise CascadeError(
+            f"Lumina-mGPT draws no images of {width}x{height}: both sides must be {known_sides(vocabulary, factor)}, "
+            "as in --size 768x768."
+        )
     image = [vocabulary[BEGIN_IMAGE], vocabulary[size_token(height)], vocabulary[size_token(width)]]
     before = f"Generate an image of {width}x{height} according to the following prompt:\n"
     form = PromptForm([vocabulary[BOS]], before, "", [vocabulary[SEPARATOR], *image], uncond=image, strip=False)
@@ -61,8 +61,22 @@ def lumina_sequence(vocabulary: Vocabulary, width: int, height: int, factor: int
     return Sequence(plan, (vocabulary[ROW_END],), form, vocabulary[PAD])
 
 
-def lumina_size(given: str | None, folder: Path) -> tuple[int, int]:
-    """Width and height in pixels: as given, or of the model's name, which is the folder's or one's above it.
+def _sides(vocabulary: Vocabulary, factor: int) -> list[int]:
+    """The sides in pixels that the tokenizer has size tokens for, and that are whole codes of `factor` pixels."""
+    sides = range(GRID_PIXELS, _MOST_PIXELS + 1, GRID_PIXELS)
+    return [side for side in sides if side % factor == 0 and size_token(side) in vocabulary]
+
+
+def known_sides(vocabulary: Vocabulary, factor: int) -> str:
+    """The sides that images may have, for a sentence."""
+    sides = _sides(vocabulary, factor)
+    ends = f"{sides[0]} to {sides[-1]}" if sides else "none"
+    return f"multiples of {GRID_PIXELS} that the model's tokenizer has a size token for ({ends})"
+
+
+def lumina_size(given: str | None, folder: Path, sides: str) -> tuple[int, int]:
+    """Width and height in pixels: as given, or of the model's name, which is the folder's or one's above it. `sides`
+    are those it knows, for a sentence.
 
     Raises CascadeError for what is no size, and where no name tells one.
     """
@@ -74,4 +88,7 @@ def lumina_size(given: str | None, folder: Path) -> tuple[int, int]:
     for name in reversed(folder.resolve().parts):
         if (match := _NAMED.search(name)) is not None:
             return int(match[1]), int(match[1])
-    raise CascadeError(f"the name of {folder} does not tell the size of its images: give --size 768x768, or another.")
+    raise CascadeError(
+        f"the name of {folder} does not tell the size of its images: give --size 768x768, or another with sides that "
+        f"are {sides}."
+    )

@@ -100,6 +100,8 @@ def open_janus(folder: Path, grid: int | None) -> tuple[TensorSource, JanusConfi
 
 def _settings(folder: Path) -> dict[str, Any]:
     """The language model's config. Raises CascadeError where config.json is another model's."""
+    if not (folder / "config.json").is_file():
+        raise CascadeError(f"{folder} has no config.json: give the folder of Janus-Pro's repository, as downloaded.")
     content = read_json(folder / "config.json")
     kind = content.get("model_type")
     if kind not in _KINDS:

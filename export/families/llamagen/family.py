@@ -117,8 +117,10 @@ def open_checkpoints(request: BuildRequest) -> tuple[Parts, SamplingDefaults]:
         settings = read_json(request.config)
         check_names(settings, _ENTRIES, request.config)
     settings |= request.overrides
-    if request.checkpoint is None or request.vq is None:
-        raise CascadeError("give the checkpoint and the VQ tokenizer: --checkpoint F --vq F.")
+    if request.checkpoint is None:
+        raise CascadeError("give LlamaGen's checkpoint: --checkpoint FILE.")
+    if request.vq is None:
+        raise CascadeError("give the VQ tokenizer, which is a file of its own (as vq_ds16_t2i.pt): --vq FILE.")
     source, config = open_llamagen(request.checkpoint, settings)
     target = target_model(source, config, f"{config.condition[0]}2i {config.n_layer}x{config.dim}")
     vq_source, vq_config = open_vq(request.vq, settings)
