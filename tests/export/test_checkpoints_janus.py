@@ -247,7 +247,7 @@ def test_other_folders(tmp_path: Path) -> None:
     refused(JANUS / WEIGHTS, "is not a folder")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(empty, "there is no file .*config.json")
+    refused(empty, "has no config.json: give the folder of Janus-Pro")
     refused(FIXTURE.parent / "anole-tiny", "is a 'chameleon' by its config.json")
     named = copy(tmp_path / "Janus-1.3B")
     refused(named, "is Janus or JanusFlow, not Janus-Pro, by its name")
