@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..runtime.errors import CascadeError
 from ..runtime.plans import this_platform
 from .tensorrt.header import plan_problem, rtx_version
 from .tensorrt.profiles import engine_profiles
-from .tensorrt.target import Target, parse_target
+from .tensorrt.target import Target, architectures_in, parse_target
 
 _LAYOUT = 1  # raised when plans of an older cascade-trt must not be used again
 _HASHED_ALWAYS = 256 << 20  # bytes; larger plans are hashed when they are younger than the manifest
@@ -47,11 +46,12 @@ def reusable(folder: Path, manifest: Manifest, engine: str, target: Target, key:
     return None
 
 
-def still_valid(manifest: Manifest, plan: PlanInfo, plans: Sequence[PlanInfo]) -> bool:
-    """Whether `plan`, one of `plans`, is what its graph in `manifest` would be compiled into again."""
+def still_valid(manifest: Manifest, plan: PlanInfo) -> bool:
+    """Whether `plan` is what its graph in `manifest` would be compiled into again."""
     if plan.engine not in manifest.engines:
         return False
-    capabilities = [other.compute_capability for other in plans if other.file == plan.file]  # one plan, several GPUs
+    # One plan may have been compiled for several GPUs, of which some have others by now: its folder names them all.
+    capabilities = architectures_in(plan.file.rpartition("/")[0]) or [plan.compute_capability]
     try:
         target = parse_target(plan.target)
     except CascadeError:  # of a cascade-trt that knows more GPUs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,6 +154,10 @@ def _files(carried: Carried, stage: Path, out: Path, old: Manifest | None) -> No
     for path in sorted(files_below(out)):
         name = path.relative_to(out)
         ours = path.name in _NAMED or path.name.endswith(_WRITTEN) if own is None else str(name) in own
-        if not ours and not (stage / name).exists():
-            link(path, stage / name)
-            carried.kept.append(str(name))
+        if ours:
+            continue
+        if os.path.lexists(stage / name):
+            carried.dropped.append(f"{name} (the new bundle has a file of that name)")
+            continue
+        link(path, stage / name)
+        carried.kept.append(str(name))

@@ -20,7 +20,7 @@ from ..runtime.engine_info import PLAN_SUFFIX, REPORT_SUFFIX
 from ..runtime.errors import CascadeError
 from .cache import plan_key, reusable, this_platform
 from .gpu import find_gpu
-from .publish import linked_copy, staged_bundle, write_new
+from .publish import linked_copy, make_folder, staged_bundle, write_new
 from .script import SCRIPT, build_script
 from .tensorrt.attention import AttentionForm, attention_form
 from .tensorrt.build import builder_options
@@ -93,9 +93,9 @@ def _compile(stage: Path, manifest: Manifest, work: list[list[Work]], progress: 
         built += len(batch)
     replaced = {(plan.target, plan.engine) for plan in made}
     old = [p for p in manifest.plans if (p.target, p.engine) not in replaced and p.engine in manifest.engines]
-    manifest = replace(manifest, plans=[*old, *made])
-    _drop_unused(stage, manifest)
-    return manifest
+    after = replace(manifest, plans=[*old, *made])
+    _drop_unused(stage, manifest, after)
+    return after
 
 
 def head_dims(manifest: Manifest) -> tuple[int, ...]:
@@ -202,14 +202,12 @@ def _carry(bundle: Path, target: Target) -> str:
     return f" Or carry the bundle to the machine that will run it and start {script} there."
 
 
-def _drop_unused(stage: Path, manifest: Manifest) -> None:
-    """Removes plans and reports that no entry of the manifest names any more."""
-    named = {stage / file for plan in manifest.plans for file in (plan.file, plan.report)}
-    for suffix in (PLAN_SUFFIX, REPORT_SUFFIX):
-        for path in stage.rglob(f"*{suffix}"):
-            if path not in named:
-                path.unlink()
-    for folder in sorted(stage.glob("tensorrt*/*")):
+def _drop_unused(stage: Path, before: Manifest, after: Manifest) -> None:
+    """Removes plans and reports that the manifest named before and names no more. Others are the user's."""
+    named, unused = ({file for plan in one.plans for file in (plan.file, plan.report)} for one in (after, before))
+    for file in unused - named:
+        (stage / file).unlink(missing_ok=True)
+    for folder in {(stage / file).parent for file in unused - named}:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -220,7 +218,7 @@ def _build(
     """Compiles a batch in one process; `before` plans were compiled earlier."""
     targets = batch[0].targets
     folder, name = stage / plan_folder(targets), joint_name(targets)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(stage, plan_folder(targets))
     jobs = []
     for work in batch:
         paths = {"plan": plan_path(folder, work.engine), "report": report_path(folder, work.engine)}

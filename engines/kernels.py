@@ -16,6 +16,7 @@ from ..runtime.backends.kernels.info import ARCHITECTURES, OPTIONS, SUFFIX, Kern
 from ..runtime.digests import whole_digest
 from ..runtime.errors import CascadeError
 from ..runtime.staging import write_file
+from .publish import make_folder
 
 FOLDER = "kernels"
 _INSTALL = (
@@ -47,6 +48,7 @@ def compile_kernels(
     """
     by, nvrtc, source, found = compiler(architectures), _import_nvrtc(), kernel_source(), []
     key = hashlib.sha256(f"{source} {by}".encode()).hexdigest()[:16]
+    make_folder(out, FOLDER)
     for architecture in architectures:
         progress(architecture)
         file = f"{FOLDER}/round-{key}.{architecture}{SUFFIX}"

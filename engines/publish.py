@@ -188,6 +188,14 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
 
 
+def make_folder(bundle: Path, name: str) -> None:
+    """The folder `name` of a bundle, where it is not there yet. Raises CascadeError where a file is in the way."""
+    try:
+        (bundle / name).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CascadeError(f"the bundle has a file in the place of its folder {name}: move it away.") from None
+
+
 def write_new(path: Path, text: str) -> None:
     """Writes a file anew: never through a hard link that the published bundle shares."""
     part = path.with_name(f"{path.name}.part")

@@ -14,6 +14,8 @@ from .cache import plan_damage, still_valid
 from .publish import link
 from .tensorrt.profiles import engine_profiles, steady_pairs
 
+_NEEDLESS = "no tree of the new bundle needs them"
+
 
 def take_over(stage: Path, manifest: Manifest, old: Path, before: Manifest) -> Manifest:
     """The manifest of the bundle in `stage` with the engines of `old`, whose manifest is `before`, that would come out
@@ -38,10 +40,12 @@ def dropped(manifest: Manifest, old: Path, before: Manifest) -> list[str]:
         if (plan.target, plan.engine) not in held:
             reason = _reason(manifest, before, plan, old) or "they were compiled by another version of cascade-trt"
             gone.setdefault((plan.target, reason), []).append(plan.engine)
+    wanted = {target: reason for target, reason in gone if reason != _NEEDLESS}  # the last of each has the command
     lines = []
     for (target, reason), engines in gone.items():
         whole = all((target, engine) in held for engine in manifest.engines)
-        more = "" if whole else f": {Plans.of(old, manifest).again(target).rstrip('.')}"
+        told = whole or reason != wanted.get(target)
+        more = "" if told else f": {Plans.of(old, manifest).again(target).rstrip('.')}"
         lines.append(f"the TensorRT engines for {target} of {', '.join(engines)} ({reason}{more})")
     architectures = {info.architecture for info in manifest.kernels}
     return lines + kernels_gone(old, [info for info in before.kernels if info.architecture not in architectures])
@@ -51,7 +55,7 @@ def _reason(manifest: Manifest, before: Manifest, plan: PlanInfo, old: Path) -> 
     """What keeps a plan of the bundle `old` from serving the new one; None where nothing does."""
     info = manifest.engines.get(plan.engine)
     if info is None:
-        return "no tree of the new bundle needs them"
+        return _NEEDLESS
     was = before.engines.get(plan.engine)
     read = [info.file, *info.weights]
     if was is None or [was.file, *was.weights] != read or any(before.files[f] != manifest.files[f] for f in read):
@@ -64,7 +68,7 @@ def _reason(manifest: Manifest, before: Manifest, plan: PlanInfo, old: Path) -> 
         return f"they were compiled on {plan.platform}"
     if (damage := plan_damage(old, plan)) is not None:
         return f"a file {damage}"
-    return None if still_valid(manifest, plan, before.plans) else "they were compiled by another version of cascade-trt"
+    return None if still_valid(manifest, plan) else "they were compiled by another version of cascade-trt"
 
 
 def _fixed(manifest: Manifest, plan: PlanInfo) -> dict[str, int | None]:

@@ -53,6 +53,13 @@ def plan_folder(targets: Sequence[Target]) -> str:
     return f"{targets[0].backend}/{'-'.join(names)}"
 
 
+def architectures_in(folder: str) -> list[str]:
+    """Of a folder that `plan_folder` has named: ["8.6", "8.9"] for "tensorrt-rtx/sm86-sm89"; none for "local"."""
+    names = folder.rpartition("/")[2].split("-")
+    served = [Target("tensorrt-rtx", name).compute_capability for name in names if name in RTX_ARCHITECTURES]
+    return [f"{major}.{minor}" for major, minor in filter(None, served)]
+
+
 def sharing(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     """The targets in groups that one plan can serve, the oldest GPU of each first.
 

@@ -287,3 +287,15 @@ def test_the_worker_records_time_and_memory(compiled_bundle: Path) -> None:
         assert plan.backend_version.count(".") == 3 and plan.compute_capability in ("8.6", "8.9", "12.0")
         assert (compiled_bundle / plan.file).stat().st_size == plan.bytes
     assert (compiled_bundle / MANIFEST).is_file()
+
+
+def test_a_worker_that_is_killed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does when memory has run out."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(compile.sys, "executable", str(python))
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(CascadeError, match=r"^the build for rtx:sm89 was killed, most likely because memory ran out"):
+        add_plans(bundle, [SM89], quiet)
+    assert (bundle / "manifest.json").read_bytes() == before

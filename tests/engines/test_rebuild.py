@@ -78,9 +78,9 @@ def test_other_trees_drop_only_what_they_are_called_with(tmp_path: Path, fake_wo
     assert f"for rtx:sm89 of target, embed, draft.small_9, draft.chain_1 {shapes}" in said and said.count(again) == 1
     build("--tree", "small_9", "--target", "rtx:sm89")
     said = build("--tree", "jacobi_8")
-    assert held() == {"condition", "decode"} and said.count(again) == 2
+    assert held() == {"condition", "decode"} and said.count(again) == 1
     assert f"of target, embed {shapes}" in said
-    assert "of draft.small_9 (no tree of the new bundle needs them: run `" in said
+    assert "of draft.small_9 (no tree of the new bundle needs them)" in said
 
 
 def test_a_build_without_targets_keeps_what_was_compiled(tmp_path: Path, fake_worker: list[str]) -> None:
@@ -148,3 +148,42 @@ def test_a_failure_while_compiling_leaves_the_old_bundle(
     monkeypatch.setattr(compile, "installed_version", lambda _: None)
     result = CliRunner().invoke(cli, [*command, "--precision", "fp16"])
     assert result.exit_code == 2 and "tensorrt-rtx is not installed" in result.stderr
+
+
+def test_files_of_the_user_stay_whatever_they_are_called(tmp_path: Path, fake_worker: list[str]) -> None:
+    """Also where engines are compiled; one whose name the new bundle needs is told."""
+    checkpoints, out = save_checkpoints(tmp_path / "c"), tmp_path / "b"
+    command = ["build", *map(str, checkpoints), "--out", str(out)]
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    run(*command, "--tree", "small_9", "--target", "rtx:sm89")
+    own = {"house.plan", "notes.layers.json", "below/tensorrt-rtx/sm89/x.plan"}
+    for name in own:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    (out / "draft.small_6.onnx").write_text("mine")
+    said = run(*command, "--tree", "small_9", "--tree", "small_6", "--target", "rtx:sm89")
+    assert all(name in said.partition("kept of the bundle before: ")[2] for name in own)
+    assert "dropped of the bundle before: draft.small_6.onnx (the new bundle has a file of that name)" in said
+    run("compile", str(out), "--target", "rtx:sm120")
+    assert all((out / name).read_text() == "mine" for name in own) and len(fake_worker) > 10
+    (out / "tensorrt").write_text("mine")
+    (out / "tensorrt-rtx").rename(tmp_path / "away")
+    (out / "tensorrt-rtx").write_text("mine")
+    result = CliRunner().invoke(cli, ["compile", str(out), "--target", "rtx:sm89"])
+    assert result.exit_code == 2 and "has a file in the place of its folder tensorrt-rtx/sm89" in result.output
+
+
+def test_one_plan_of_several_gpus_stays_for_those_that_have_no_other(tmp_path: Path, fake_worker: list[str]) -> None:
+    checkpoints, out = save_checkpoints(tmp_path / "c"), tmp_path / "b"
+    command = ["build", *map(str, checkpoints), "--tree", "small_9", "--out", str(out)]
+    both = ("--target", "rtx:sm89", "--target", "rtx:sm120", "--one-plan")
+    for options in (both, ("--target", "rtx:sm89"), ()):
+        result = CliRunner().invoke(cli, [*command, *options], catch_exceptions=False)
+        assert result.exit_code == 0 and "dropped" not in result.output, result.output
+    assert sorted(plan.target for plan in read_manifest(out).plans) == ["rtx:sm120"] * 5 + ["rtx:sm89"] * 5
+    assert len(fake_worker) == 10
