@@ -205,10 +205,12 @@ def looks_like(source: TensorSource) -> str:
     return f"unknown (it starts with the tensors {', '.join(map(spelt, source.names()[:3]))}): check the path"
 
 
-def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -> None:
+def check_shapes(
+    source: TensorSource, shapes: Mapping[str, Shape], what: str, check: str = "--config, --grid and --n-head"
+) -> None:
     """Compares the tensors that a part needs with what the source holds, before anything is read.
 
-    Raises CascadeError naming the first missing or misshapen tensor.
+    `check` is where the sizes come from. Raises CascadeError naming the first missing or misshapen tensor.
     """
     for name, expected in shapes.items():
         if name not in source:
@@ -218,7 +220,7 @@ def check_shapes(source: TensorSource, shapes: Mapping[str, Shape], what: str) -
         if source.shape(name) != tuple(expected):
             raise CascadeError(
                 f"tensor {name} of the {what} {source.path} has the shape {list(source.shape(name))}, "
-                f"not {list(expected)}: check --config, --grid and --n-head, or the file."
+                f"not {list(expected)}: check {check}, or the file."
             )
 
 

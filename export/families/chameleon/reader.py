@@ -90,7 +90,7 @@ def open_chameleon(folder: Path, title: str, is_lumina: bool) -> tuple[TensorSou
             f"{config.n_layer}: download the whole repository."
         )
     shapes = chameleon_shapes(config)
-    check_shapes(source, shapes, "checkpoint")
+    check_shapes(source, shapes, "checkpoint", "its config.json")
     check_all_read(source, shapes, "checkpoint")
     return source, config
 
@@ -239,7 +239,7 @@ def open_drafter(
             f"with {target.vocab_size}: give the drafter that was trained for this target."
         )
     shapes = drafter_shapes(config, "fc.bias" in source)
-    check_shapes(source, shapes, "drafter")
+    check_shapes(source, shapes, "drafter", "its config.json")
     check_all_read(source, shapes, "drafter")
     if config.n_head > 1 and per_head != (config.norm_rows[0] > 1):
         other = "for all heads together, as those of Lumina-mGPT" if per_head else "for each head, as those of Anole"

@@ -93,7 +93,7 @@ def open_janus(folder: Path, grid: int | None) -> tuple[TensorSource, JanusConfi
     own = RenamedSource(folder, renamed(source, {n: n for n in kept if not n.startswith(VQ)}), source.notes)
     vq_config = vq_config_of(vq)
     config = _infer(own, settings, _grid(folder, vq_config.factor, grid))
-    check_shapes(own, janus_shapes(config), "checkpoint")
+    check_shapes(own, janus_shapes(config), "checkpoint", "its config.json")
     check_all_read(own, janus_shapes(config), "checkpoint")
     return own, config, vq, vq_config
 
@@ -251,7 +251,7 @@ def open_drafter(path: Path, target: JanusConfig) -> tuple[TensorSource, LayerCo
     ffn, _ = matrix(source, "layers.0.mlp.gate_proj.weight")
     config = LayerConfig(dim, heads, few, head_dim, ffn, positive(settings, "rms_norm_eps", target.norm_eps, most=0.1))
     shapes = drafter_shapes(config, codes, "fc.bias" in source)
-    check_shapes(source, shapes, "drafter")
+    check_shapes(source, shapes, "drafter", "its config.json")
     check_all_read(source, shapes, "drafter")
     return source, config, positive(settings, "rope_theta", target.rope_base, least=1)
 
