@@ -219,10 +219,12 @@ def _build(
     targets = batch[0].targets
     folder, name = stage / plan_folder(targets), joint_name(targets)
     make_folder(stage, plan_folder(targets))
-    jobs = []
+    jobs, own = [], {stage / file for plan in manifest.plans for file in (plan.file, plan.report)}
     for work in batch:
         paths = {"plan": plan_path(folder, work.engine), "report": report_path(folder, work.engine)}
         for path in paths.values():
+            if path.is_file() and path not in own:
+                raise CascadeError(f"the bundle's {path.relative_to(stage)} was not written by it: move it away.")
             path.unlink(missing_ok=True)  # a link to the published file
         info = manifest.engines[work.engine]
         jobs.append(
