@@ -154,12 +154,9 @@ def _files(carried: Carried, stage: Path, out: Path, old: Manifest | None) -> No
     for path in sorted(files_below(out)):
         name = path.relative_to(out)
         ours = path.name in _NAMED or path.name.endswith(_WRITTEN) if own is None else str(name) in own
-        there = os.path.lexists(stage / name)
         if ours:
-            if own is None and not there:
-                carried.dropped.append(f"{name} (the manifest that may have named it cannot be read)")
             continue
-        if there:
+        if os.path.lexists(stage / name):
             carried.dropped.append(f"{name} (the new bundle has a file of that name)")
             continue
         link(path, stage / name)
