@@ -18,7 +18,7 @@ from ..runtime.backends import Backend, BoundCall, Engine
 from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Pipeline
 from ..runtime.tree import NO_TREE
-from .gpu_results import BACKEND, BUNDLE, DEVICE, HOST, ROUNDS, HostRounds, show, store
+from .gpu_results import BACKEND, BUNDLE, HOST, ROUNDS, HostRounds, show, store
 from .timing import served
 
 TREES = "jacobi_32", "mixed_32", "chain_7"
@@ -62,11 +62,16 @@ class Timed:
         kernels = self._backend.kernels(*bundle)
         return None if kernels is None else TimedKernels(self, kernels)
 
+    @property
+    def clock(self) -> str:
+        """What the marks are made by."""
+        return "the host's clock" if self._device is None else "CUDA events"
+
     def mark(self) -> Mark:
         """Behind all that is queued so far."""
         if self._device is None:
             return HostMark()
-        event = self._device.event()
+        event = self._device.event(timed=True)
         event.record()
         return event
 
@@ -126,8 +131,7 @@ def stages(bundle: Path, backend: str, rounds: str, sizes: tuple[int, ...], tree
             for tree in (NO_TREE, *served(pipe, trees)):
                 rows.append({"tree": tree, "slots": slots, **steady(pipe, timed, slots, tree)})
                 show(rows[-1])
-    clock = "CUDA events" if rounds == DEVICE and timed.mark().__class__ is not HostMark else "the host's clock"
-    store("stages", bundle.name, backend, {"rounds": rounds, "clock": clock, "rows": rows})
+    store("stages", bundle.name, backend, {"rounds": rounds, "clock": timed.clock, "rows": rows})
 
 
 def steady(pipe: Pipeline, timed: Timed, slots: int, tree: str) -> dict[str, Any]:

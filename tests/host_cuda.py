@@ -46,8 +46,8 @@ class Mark:
 class Event:
     """`mark` is the newest; an event that was never recorded has passed."""
 
-    def __init__(self) -> None:
-        self.mark = Mark(STREAM, passed=True)
+    def __init__(self, timed: bool) -> None:
+        self.mark, self.timed = Mark(STREAM, passed=True), timed
 
 
 class HostDriver:
@@ -276,8 +276,8 @@ class HostDriver:
         return (OK,)
 
     # events -------------------------------------------------------------------------------------------------
-    def cuEventCreate(self, _: int) -> tuple:
-        return OK, Event()
+    def cuEventCreate(self, flags: int) -> tuple:
+        return OK, Event(timed=not flags & 2)  # CU_EVENT_DISABLE_TIMING
 
     def cuEventDestroy(self, _: Event) -> tuple:
         return (OK,)
@@ -300,6 +300,7 @@ class HostDriver:
         return (OK,)
 
     def cuEventElapsedTime(self, first: Event, last: Event) -> tuple:
+        assert first.timed and last.timed  # CUDA calls others an invalid handle
         return OK, 1e3 * (last.mark.seconds - first.mark.seconds)
 
 

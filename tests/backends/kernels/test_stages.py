@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from host_cuda import host_device
 from kernels.backend import KernelsBackend
 
 from cascade_trt.benchmarks.gpu_results import HostRounds
@@ -27,6 +30,16 @@ def test_stages_of_a_round(
     assert set(row["ms_by_stage"]) == HOST | OF_EXACT | more
     assert row["rounds"] > 1 and 0 < row["gap"] < 1
     assert sum(row["ms_by_stage"].values()) == pytest.approx(row["ms_a_round"] * (1 - row["gap"]))
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, HostRounds])
+def test_marks_on_a_device_tell_the_time(wrap: Any) -> None:
+    device, _ = host_device()
+    timed = Timed(wrap(SimpleNamespace(device=device)))
+    assert timed.clock == "CUDA events"
+    one, two = timed.mark(), timed.mark()
+    timed.wait()
+    assert two.since(one) >= 0
 
 
 def test_rounds_of_the_host_have_no_kernels(library: ctypes.CDLL, small_vocabulary: Pipeline) -> None:
