@@ -16,21 +16,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from ..calibration.subjects import request
 from ..runtime.batch import Batch
 from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 from . import RESULTS
 from .machine import describe_machine
-from .timing import served
+from .timing import served, through
 
 FILE = RESULTS / "rounding.json"
 TREES = "chain_7", "mixed_8", "jacobi_16", "mixed_32", "mixed_59"
@@ -75,11 +73,7 @@ def compared(pipe: Pipeline, images: int, trees: Sequence[str] = TREES) -> dict[
 def drawn(pipe: Pipeline, batch: Batch, rule: str, images: int) -> list[np.ndarray]:
     """Codes of images 0 ... images - 1 of a rule. In a batch that has a tree, all calls of `ar` have the tree's nodes,
     too; it takes the root's token alone."""
-    options = DrawOptions(rule=rule)
-    jobs = [batch.submit(replace(request(pipe.manifest, (), n, n), options=options)) for n in range(images)]
-    while not batch.idle:
-        batch.step()
-    return [job.result().codes for job in jobs]
+    return through(pipe, batch, range(images), DrawOptions(rule=rule))[1]
 
 
 def agreement(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from ..calibration.subjects import request
 from ..evaluation.paired import interval
 from ..runtime.batch import Batch
 from ..runtime.errors import CascadeError
+from ..runtime.options import DrawOptions
 from ..runtime.pipeline import Pipeline
 from ..runtime.rules.registry import PLAIN
 
 
-def through(pipe: Pipeline, batch: Batch, numbers: range) -> tuple[float, list[np.ndarray]]:
-    """Seconds that images `numbers` take through a batch, each with its number as its seed, and their codes."""
-    started = time.perf_counter()
-    jobs = [batch.submit(request(pipe.manifest, (), number, number)) for number in numbers]
+def through(
+    pipe: Pipeline, batch: Batch, numbers: range, options: DrawOptions | None = None
+) -> tuple[float, list[np.ndarray]]:
+    """Seconds that images `numbers` take through a batch, each with its number as its seed and with `options` (None:
+    the batch's own), and their codes."""
+    started, own = time.perf_counter(), options or DrawOptions()
+    jobs = [batch.submit(replace(request(pipe.manifest, (), number, number), options=own)) for number in numbers]
     while not batch.idle:
         batch.step()
     return time.perf_counter() - started, [job.result().codes for job in jobs]
