@@ -183,9 +183,8 @@ def _engines(console: Console, manifest: Manifest) -> None:
     table = Rows(("engine", "precision", "graphs", "weights", "off PyTorch", "activations"))
     for name, engine in manifest.engines.items():
         size = sum(manifest.files[file].bytes for file in engine.weights)
-        graphs = [engine.file, *([engine.fused] if engine.fused else [])]  # in both forms
         table.add(
-            name, engine.precision, human(sum(manifest.files[file].bytes for file in graphs)),
+            name, engine.precision, human(sum(manifest.files[file].bytes for file in engine.graphs)),
             f"{', '.join(engine.weights)} ({human(size)})",
             _parity(manifest.parity.get(name)), _reach(manifest.parity.get(name)),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from ..runtime.bundle import MANIFEST, Manifest, read_manifest
 from ..runtime.errors import CascadeError
 from .kernels import FOLDER, compile_kernels, compiler
 from .publish import linked_copy, staged_bundle, write_new
-from .taken import kernels_gone
+from .taken import kernels_gone, told
 from .tensorrt.target import NAMES, Target, parse_target
 
 KERNELS = "cuda"  # the target that stands for the kernels, for all of `ARCHITECTURES`; cuda:sm90 is one of them
@@ -106,6 +106,4 @@ def _compile(
         if info.file not in named:
             (stage / info.file).unlink(missing_ok=True)
     gone = kernels_gone(bundle, [info for info in old if info not in stay])
-    return AddedKernels(
-        replace(manifest, kernels=kernels), made, kept, [f"dropped of the bundle before: {what}" for what in gone]
-    )
+    return AddedKernels(replace(manifest, kernels=kernels), made, kept, told(gone))

@@ -47,9 +47,7 @@ def reusable(folder: Path, manifest: Manifest, engine: str, target: Target, key:
 
 
 def still_valid(manifest: Manifest, plan: PlanInfo) -> bool:
-    """Whether `plan` is what its graph in `manifest` would be compiled into again."""
-    if plan.engine not in manifest.engines:
-        return False
+    """Whether `plan` is what its graph, which `manifest` has, would be compiled into again."""
     # One plan may have been compiled for several GPUs, of which some have others by now: its folder names them all.
     capabilities = architectures_in(plan.file.rpartition("/")[0]) or [plan.compute_capability]
     try:

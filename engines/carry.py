@@ -16,7 +16,7 @@ from ..runtime.files import describe_file
 from ..runtime.rulebook import Rulebook
 from .origin import BROUGHT, NEIGHBOURS, STATES, origin, point_images, same_part, same_target, with_point
 from .publish import files_below, link
-from .taken import dropped, take_over
+from .taken import dropped, take_over, told
 
 _WRITTEN = (".onnx", ".data", ".npy", ".npz", PLAN_SUFFIX, REPORT_SUFFIX, SUFFIX)  # by builds, beside the names below
 _NAMED = (MANIFEST, "tokenizer.json")
@@ -34,14 +34,14 @@ class Carried:
     def sentences(self) -> Iterator[str]:
         if self.kept:
             yield f"kept of the bundle before: {', '.join(self.kept)}"
-        yield from (f"dropped of the bundle before: {what}" for what in self.dropped)
+        yield from told(self.dropped)
 
     def engines_dropped(self, manifest: Manifest, out: Path) -> list[str]:
         """Sentences on engines and kernels of the old bundle, which is still in `out`, that the new one has not: what
         was not taken over may have been compiled anew by then."""
         if self.before is None:
             return []
-        return [f"dropped of the bundle before: {what}" for what in dropped(manifest, out, self.before)]
+        return told(dropped(manifest, out, self.before))
 
 
 def carry_over(stage: Path, manifest: Manifest, out: Path) -> Carried:
@@ -150,7 +150,7 @@ def _files(carried: Carried, stage: Path, out: Path, old: Manifest | None) -> No
     own: set[str] | None = None
     if old is not None:
         own = {*_NAMED, *old.files, *(info.file for info in old.kernels)}
-        own |= {file for plan in old.plans for file in (plan.file, plan.report)}
+        own |= {file for plan in old.plans for file in plan.files}
     for path in sorted(files_below(out)):
         name = path.relative_to(out)
         ours = path.name in _NAMED or path.name.endswith(_WRITTEN) if own is None else str(name) in own

@@ -204,7 +204,7 @@ def _carry(bundle: Path, target: Target) -> str:
 
 def _drop_unused(stage: Path, before: Manifest, after: Manifest) -> None:
     """Removes plans and reports that the manifest named before and names no more. Others are the user's."""
-    named, unused = ({file for plan in one.plans for file in (plan.file, plan.report)} for one in (after, before))
+    named, unused = ({file for plan in one.plans for file in plan.files} for one in (after, before))
     for file in unused - named:
         (stage / file).unlink(missing_ok=True)
     for folder in {(stage / file).parent for file in unused - named}:
@@ -219,7 +219,7 @@ def _build(
     targets = batch[0].targets
     folder, name = stage / plan_folder(targets), joint_name(targets)
     make_folder(stage, plan_folder(targets))
-    jobs, own = [], {stage / file for plan in manifest.plans for file in (plan.file, plan.report)}
+    jobs, own = [], {stage / file for plan in manifest.plans for file in plan.files}
     for work in batch:
         paths = {"plan": plan_path(folder, work.engine), "report": report_path(folder, work.engine)}
         for path in paths.values():

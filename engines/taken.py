@@ -3,6 +3,7 @@ others are told by name, with the reason."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,18 @@ from .tensorrt.profiles import engine_profiles, steady_pairs
 _NEEDLESS = "no tree of the new bundle needs them"
 
 
+def told(lines: Iterable[str]) -> list[str]:
+    """Sentences on what a bundle has no more."""
+    return [f"dropped of the bundle before: {what}" for what in lines]
+
+
 def take_over(stage: Path, manifest: Manifest, old: Path, before: Manifest) -> Manifest:
     """The manifest of the bundle in `stage` with the engines of `old`, whose manifest is `before`, that would come out
     the same, whatever their target, and with its kernels that are whole and of this version."""
     plans = [plan for plan in before.plans if _reason(manifest, before, plan, old) is None]
     source = kernel_source() if before.kernels else ""
     kernels = [info for info in before.kernels if kernel_problem(old, info, source) is None]
-    files = [file for plan in plans for file in (plan.file, plan.report)] + [info.file for info in kernels]
+    files = [file for plan in plans for file in plan.files] + [info.file for info in kernels]
     for file in dict.fromkeys(files):
         link(old / file, stage / file)
     return replace(manifest, plans=plans, kernels=kernels)
@@ -44,8 +50,8 @@ def dropped(manifest: Manifest, old: Path, before: Manifest) -> list[str]:
     lines = []
     for (target, reason), engines in gone.items():
         whole = all((target, engine) in held for engine in manifest.engines)
-        told = whole or reason != wanted.get(target)
-        more = "" if told else f": {Plans.of(old, manifest).again(target).rstrip('.')}"
+        needless = whole or reason != wanted.get(target)
+        more = "" if needless else f": {Plans.of(old, manifest).again(target).rstrip('.')}"
         lines.append(f"the TensorRT engines for {target} of {', '.join(engines)} ({reason}{more})")
     architectures = {info.architecture for info in manifest.kernels}
     return lines + kernels_gone(old, [info for info in before.kernels if info.architecture not in architectures])

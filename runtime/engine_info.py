@@ -26,7 +26,12 @@ class EngineInfo:
     @property
     def read_by_ort(self) -> str:
         """The file of the two that ONNX Runtime reads."""
-        return self.fused or self.file
+        return self.file if self.fused is None else self.fused
+
+    @property
+    def graphs(self) -> list[str]:
+        """The files of the graph, in both forms."""
+        return list(dict.fromkeys((self.file, self.read_by_ort)))
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class PlanInfo:
     sha256: str
     seconds: Annotated[float, Within(0, 1e9)]
     peak_memory: Count
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The engine's own, and the report on its layers."""
+        return self.file, self.report
 
     @property
     def fixed_nodes(self) -> int | None:

@@ -41,7 +41,7 @@ def check_files(folder: Path, manifest: Manifest, thorough: bool = False) -> Non
     Raises CascadeError at the first that differs, is missing or lies outside of the bundle. Files over 256 MiB are
     compared by size and 32 samples of 64 KiB unless `thorough`.
     """
-    compiled = [file for plan in manifest.plans for file in (plan.file, plan.report)]
+    compiled = [file for plan in manifest.plans for file in plan.files]
     for name in (MANIFEST, *manifest.files, *compiled, *(info.file for info in manifest.kernels)):
         if not _is_inside(folder, name):
             raise CascadeError(f"the file {name} of bundle {folder} is a link that leaves it: build it again.")

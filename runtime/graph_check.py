@@ -25,7 +25,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     """Raises CascadeError for the first graph that is not the one that the manifest describes."""
     expected = {name: _tensors(manifest, name) for name in manifest.engines}
     for name, info in manifest.engines.items():
-        for file in dict.fromkeys((info.file, info.read_by_ort)):
+        for file in info.graphs:
             _check(folder, manifest, replace(info, file=file), *expected[name])
     if manifest.merged is not None:
         names = manifest.merged.engines

@@ -118,12 +118,12 @@ def _engines(m: Manifest) -> Iterator[str]:
 
 
 def _files(m: Manifest) -> Iterator[str]:
-    plans = [file for plan in m.plans for file in (plan.file, plan.report)]
+    plans = [file for plan in m.plans for file in plan.files]
     for name in (*m.files, *plans, *(info.file for info in m.kernels)):
         path = Path(name)
         if path.is_absolute() or path.drive or not path.parts or ".." in path.parts or str(path) != name:
             yield f"bundle {m.name} names the file {name!r}, which may lie outside of it"
-    graphs = [(name, file) for name, info in m.engines.items() for file in (info.file, info.fused, *info.weights)]
+    graphs = [(name, file) for name, info in m.engines.items() for file in (*info.graphs, *info.weights)]
     tables = [("prompts", None if m.text is None else m.text.tokenizer), ("lantern", m.neighbours),
               ("swap", m.states)]  # fmt: skip
     for what, file in [*graphs, *tables]:
@@ -202,7 +202,7 @@ def _plans(m: Manifest) -> Iterator[str]:
     for plan in m.plans:
         what = f"the plan {plan.file} of bundle {m.name}"
         if not (plan.file.endswith(PLAN_SUFFIX) and plan.report.endswith(REPORT_SUFFIX)) or (
-            {plan.file, plan.report} & m.files.keys()
+            m.files.keys() & plan.files
         ):
             yield f"{what} and its report {plan.report} are no {PLAN_SUFFIX} and {REPORT_SUFFIX} files of their own"
         if plan.engine not in m.engines:
@@ -242,7 +242,7 @@ def _compiled_for(plan: PlanInfo) -> str | None:
 
 def _kernels(m: Manifest) -> Iterator[str]:
     """One file for each architecture, which is nothing else: it goes when it is compiled again."""
-    known, seen = {*m.files, *(file for plan in m.plans for file in (plan.file, plan.report))}, set[str]()
+    known, seen = {*m.files, *(file for plan in m.plans for file in plan.files)}, set[str]()
     for info in m.kernels:
         if not SPELT.fullmatch(info.architecture):
             yield f"bundle {m.name} has kernels for {info.architecture!r}, which is no architecture (as sm90 is)"

@@ -188,7 +188,7 @@ class Backend(Protocol):
 
     def sizes(self, slots: int) -> tuple[int, ...]:
         """For how many slots a call is bound, rising, `slots` the last: all of 1 ... slots where a shape costs
-        nothing, else 1, 2, 4, ... Raises CascadeError where engines were compiled for fewer."""
+        nothing, else 1, 2, 4, ..."""
         ...
 
     def kernels(self, bundle: Path, compiled: Sequence[KernelInfo]) -> Kernels | None:
